@@ -1,0 +1,2 @@
+//! The tasks of this repository. `cargo xtask --help` lists them.
+fn main() {}

@@ -1,0 +1,1 @@
+//! KVM, devices and threads joined into a machine.
