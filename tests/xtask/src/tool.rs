@@ -1,5 +1,6 @@
 //! Running other programs: their noise is kept and shown only when they fail.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -15,6 +16,26 @@ pub fn capture(command: &mut Command) -> Result<String> {
         bail!("{}", failure(command, &output));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs `command` with `input` as its standard input and returns its output.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn filter(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| missing(command))?;
+    let pipe = child.stdin.take();
+    let output = std::thread::scope(|scope| {
+        // A program that stops reading says why by its exit code.
+        scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(input)));
+        child.wait_with_output()
+    });
+    let output = output.with_context(|| format!("waiting for {}", command.get_program().display()))?;
+    if !output.status.success() {
+        bail!("{}", failure(command, &output));
+    }
+    Ok(output.stdout)
 }
 
 /// The program of this name on PATH or in the directories for system tools.

@@ -29,17 +29,19 @@ pub fn ensure() -> Result<Image> {
     let kernel = Kernel::ensure(Release::Bookworm, Flavour::Generic)?;
     let version = kernel.version()?;
     let modules = BOX_MODULES.join(" ");
-    let name = format!(
-        "initramfs-{}",
-        key(&[LAYOUT.as_bytes(), INIT.as_bytes(), version.as_bytes(), modules.as_bytes()])
-    );
     let dir = paths::target()?.join("kvmbox");
-    let initramfs = dir.join(name);
-    if !initramfs.exists() {
+    let parts = [LAYOUT.as_bytes(), INIT.as_bytes(), version.as_bytes(), modules.as_bytes()];
+    let initramfs = dir.join(format!("initramfs-{}", key(&parts)));
+    let vmlinux = dir.join(format!("vmlinux-{}", key(&[version.as_bytes()])));
+    if !initramfs.exists() || !vmlinux.exists() {
         paths::make_dir(&dir)?;
         paths::write_whole(&initramfs, &build(&kernel)?)?;
+        match kernel.unpacked()? {
+            Some(bytes) => paths::write_whole(&vmlinux, &bytes)?,
+            None => return Ok(Image { kernel: kernel.image(), initramfs }),
+        }
     }
-    Ok(Image { kernel: kernel.image(), initramfs })
+    Ok(Image { kernel: vmlinux, initramfs })
 }
 
 fn build(kernel: &Kernel) -> Result<Vec<u8>> {
