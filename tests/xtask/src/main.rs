@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 mod debian;
 mod initramfs;
 mod kvmbox;
+mod linux_guest;
 mod lock;
 mod paths;
 mod progress;
@@ -33,6 +34,8 @@ enum Task {
     Setup,
     /// Run a command in a machine in software emulation that has a real /dev/kvm
     Kvmbox(KvmboxArguments),
+    /// Fetch the stock kernels that the tests boot, and list them
+    Kernels,
     /// The box's own end of kvmbox
     #[command(hide = true)]
     KvmboxAgent,
@@ -74,6 +77,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Kvmbox(arguments) => run_kvmbox(&arguments),
+        Task::Kernels => setup::run().and_then(|()| linux_guest::list()).map(|()| ExitCode::SUCCESS),
         Task::KvmboxAgent => kvmbox::run_agent().map(|()| ExitCode::SUCCESS),
     }
 }
