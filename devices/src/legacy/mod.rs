@@ -1,0 +1,2 @@
+//! The devices of a PC that predate PCI, each at its fixed ports.
+pub mod power;
