@@ -5,8 +5,10 @@
 //! re-exported from here under one name, so that nothing below holds a `cfg`.
 //!
 //! In the order a machine is built: [`layout`] says where RAM goes, [`boot::Kernel::parse`] reads a kernel,
-//! [`boot::load`] puts it into RAM, and [`cpuid`], [`msr`] and [`regs`] give every vCPU its first state.
+//! [`boot::load`] puts it into RAM, [`acpi::write`] describes the devices, and [`cpuid`], [`msr`] and
+//! [`regs`] give every vCPU its first state.
 
+pub mod acpi;
 pub mod boot;
 pub mod memory;
 

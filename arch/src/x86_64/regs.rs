@@ -2,7 +2,9 @@
 //!
 //! Only the first vCPU gets these. The others stay as KVM creates them, waiting for INIT and SIPI.
 
-use kvm_bindings::{kvm_fpu, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, kvm_fpu, kvm_irqchip, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{Entry, Protocol};
@@ -166,6 +168,17 @@ pub fn wire_lapic(lapic: &mut kvm_lapic_state) {
         if let Some(byte) = lapic.regs.get_mut(at + 2) {
             *byte &= !1;
         }
+    }
+}
+
+/// Mask every line of a PIC, as firmware leaves it; for the irqchips KVM_IRQCHIP_PIC_MASTER and `_SLAVE`.
+///
+/// KVM raises an interrupt line at the PIC and at the I/O APIC. A guest of hardware-reduced ACPI believes that
+/// there is no PIC and so never masks it: without this, the serial port's first interrupt would come as vector 4.
+/// A guest that does use the PIC unmasks it while it sets it up.
+pub fn mask_pic(irqchip: &mut kvm_irqchip) {
+    if irqchip.chip_id != KVM_IRQCHIP_IOAPIC {
+        irqchip.chip.pic.imr = 0xff;
     }
 }
 
