@@ -17,10 +17,10 @@ first() {
     read -r word _ <"$1" && echo "$word"
 }
 
-# Loads a driver and what it needs, once. A kernel may lack it or have it built in.
+# Loads a driver and what it needs, once. Fails if there is no such module: the kernel may have it built in.
 loaded=" "
 load() {
-    [ -e "/modules/$1.order" ] || return
+    [ -e "/modules/$1.order" ] || return 1
     while read -r module; do
         case "$loaded" in *" $module "*) continue ;; esac
         loaded="$loaded$module "
@@ -44,9 +44,8 @@ load_drivers() {
         0x0004) load virtio_rng ;;
         esac
     done
-    load pvpanic
-    load pvpanic_mmio
-    load pvpanic_pci
+    # Linux 5.11 split the driver in two; the older one does all by itself.
+    if [ -e /sys/bus/acpi/devices/QEMU0001:00 ]; then load pvpanic_mmio || load pvpanic; fi
 }
 
 # Waits for a file of the kernel's: devices come up behind their drivers' back.
