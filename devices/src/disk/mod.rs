@@ -11,7 +11,7 @@ mod error;
 mod lock;
 mod probe;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -12,18 +12,18 @@ fn target_dir() -> PathBuf {
 }
 
 /// A disk file of `len` bytes with content. In the target directory: `/tmp` may have no direct I/O.
-pub(super) fn file(len: usize) -> NamedTempFile {
+pub(crate) fn file(len: usize) -> NamedTempFile {
     let file = tempfile::Builder::new().prefix("disk").tempfile_in(target_dir()).unwrap();
     file.as_file().write_all_at(&pattern(0, len), 0).unwrap();
     file
 }
 
 /// Bytes that differ from sector to sector.
-pub(super) fn pattern(seed: usize, len: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: usize, len: usize) -> Vec<u8> {
     (0..len).map(|i| ((i / 512 * 31 + i + seed * 7) % 251) as u8 + 1).collect()
 }
 
-pub(super) fn options(file: &NamedTempFile) -> DiskOptions {
+pub(crate) fn options(file: &NamedTempFile) -> DiskOptions {
     DiskOptions { path: file.path().to_owned(), readonly: false, direct: false }
 }
 
