@@ -161,6 +161,17 @@ fn each_queue(attack: impl Fn(&Found, u16) -> Result<(), String>) -> Outcome {
     Ok(())
 }
 
+/// Run `attack` with memory that is given back.
+fn alone(attack: impl FnOnce() -> Outcome) -> Outcome {
+    let (before, _) = rt::memory::free();
+    let outcome = attack();
+    if outcome.is_ok() {
+        // SAFETY: nothing but the outcome, which holds no memory, comes out; devices were reset.
+        unsafe { rt::memory::release(before) };
+    }
+    outcome
+}
+
 /// Malformed chains.
 pub fn queues() -> Outcome {
     each_queue(|found, queue| {
@@ -173,7 +184,7 @@ pub fn queues() -> Outcome {
                 expect_reset(found, &device, queue)?;
                 recovers(found)
             };
-            run().map_err(|why: String| format!("{}: {why}", attack.name))?;
+            alone(run).map_err(|why| format!("{}: {why}", attack.name))?;
         }
         Ok(())
     })
@@ -183,35 +194,46 @@ pub fn queues() -> Outcome {
 pub fn rings() -> Outcome {
     each_queue(|found, queue| {
         for part in 0..6 {
-            let mut device = Device::prepare(found, F_EVENT_IDX, 64);
-            for index in 0..device.rings.len() as u16 {
-                device.set_queue(index);
-            }
-            let ring = &device.rings[usize::from(queue)];
-            let mut at = [ring.table(), ring.driver(), ring.device()];
-            at[part % 3] = if part < 3 { HOLE } else { u64::MAX - 4095 };
-            let size = u32::from(ring.size);
-            device.transport.queue_set(queue, size, at[0], at[1], at[2]);
-            device.go();
-            let page = pages(1) as u64;
-            many(&mut device, queue, &[(page, 16, NEXT, 1), (page, 512, WRITE, 0)]);
-            device.rings[usize::from(queue)].publish(0);
-            device.transport.notify(queue);
-            // A device may also have refused the queue, and then it never looks.
-            clock::until(20, || device.needs_reset());
-            recovers(found).map_err(|why| format!("ring part {part}: {why}"))?;
+            let bad = if part < 3 { HOLE } else { u64::MAX - 4095 };
+            alone(|| misplaced(found, queue, part % 3, bad))
+                .map_err(|why| format!("ring part {part}: {why}"))?;
         }
         for ahead in [64, 65, 0x7fff, 0xfffe] {
-            let mut device = Device::start(found, 0, 64);
-            let page = pages(1) as u64;
-            many(&mut device, queue, &[(page, 16, 0, 0)]);
-            device.rings[usize::from(queue)].publish(ahead);
-            device.transport.notify(queue);
-            expect_reset(found, &device, queue).map_err(|why| format!("index {ahead} ahead: {why}"))?;
-            recovers(found).map_err(|why| format!("index {ahead} ahead: {why}"))?;
+            alone(|| run_ahead(found, queue, ahead)).map_err(|why| format!("index {ahead} ahead: {why}"))?;
         }
         Ok(())
     })
+}
+
+/// A queue one of whose parts (table, available ring, used ring) is at `bad`.
+fn misplaced(found: &Found, queue: u16, part: usize, bad: u64) -> Outcome {
+    let mut device = Device::prepare(found, F_EVENT_IDX, 64);
+    for index in (0..device.rings.len() as u16).filter(|&index| index != queue) {
+        device.set_queue(index);
+    }
+    let ring = &device.rings[usize::from(queue)];
+    let mut at = [ring.table(), ring.driver(), ring.device()];
+    at[part] = bad;
+    device.transport.queue_set(queue, ring.size.into(), at[0], at[1], at[2]);
+    device.go();
+    let page = pages(1) as u64;
+    many(&mut device, queue, &[(page, 16, NEXT, 1), (page, 512, WRITE, 0)]);
+    device.rings[usize::from(queue)].publish(0);
+    device.transport.notify(queue);
+    // A device may also have refused the queue, and then it never looks.
+    clock::until(10, || device.needs_reset());
+    recovers(found)
+}
+
+/// An available index that is `ahead` of what there is.
+fn run_ahead(found: &Found, queue: u16, ahead: u16) -> Outcome {
+    let mut device = Device::start(found, 0, 64);
+    let page = pages(1) as u64;
+    many(&mut device, queue, &[(page, 16, 0, 0)]);
+    device.rings[usize::from(queue)].publish(ahead);
+    device.transport.notify(queue);
+    expect_reset(found, &device, queue)?;
+    recovers(found)
 }
 
 /// Good requests, and a reset while they are under way.
@@ -219,29 +241,35 @@ pub fn reset_in_flight() -> Outcome {
     each_queue(|found, queue| {
         let mut random = Random(u64::from(queue));
         for _ in 0..30 {
-            let mut device = Device::start(found, F_EVENT_IDX, 64);
-            let data = pages(32) as u64;
-            for slot in 0..16 {
-                let buffers = request(found, queue, data, slot);
-                let ring = &mut device.rings[usize::from(queue)];
-                let head = ring.chain(&buffers);
-                ring.offer(head);
-                if slot % 5 == 0 {
-                    ring.publish(0);
-                    device.transport.notify(queue);
-                }
-            }
-            device.rings[usize::from(queue)].publish(0);
-            device.transport.notify(queue);
-            for _ in 0..random.next_u64() % 2000 {
-                core::hint::spin_loop();
-            }
-            device.transport.set_status(DeviceStatus::empty());
-            let reset = clock::until(1000, || device.transport.get_status().is_empty());
-            check!(reset, "the device does not reset: {:?}", device.transport.get_status());
+            alone(|| interrupted(found, queue, random.next_u64() % 2000))?;
         }
         recovers(found)
     })
+}
+
+/// Sixteen requests, and `patience` rounds later a reset.
+fn interrupted(found: &Found, queue: u16, patience: u64) -> Outcome {
+    let mut device = Device::start(found, F_EVENT_IDX, 64);
+    let data = pages(32) as u64;
+    for slot in 0..16 {
+        let buffers = request(found, queue, data, slot);
+        let ring = &mut device.rings[usize::from(queue)];
+        let head = ring.chain(&buffers);
+        ring.offer(head);
+        if slot % 5 == 0 {
+            ring.publish(0);
+            device.transport.notify(queue);
+        }
+    }
+    device.rings[usize::from(queue)].publish(0);
+    device.transport.notify(queue);
+    for _ in 0..patience {
+        core::hint::spin_loop();
+    }
+    device.transport.set_status(DeviceStatus::empty());
+    let reset = clock::until(1000, || device.transport.get_status().is_empty());
+    check!(reset, "the device does not reset: {:?}", device.transport.get_status());
+    Ok(())
 }
 
 /// A well-formed request for slot `slot`.

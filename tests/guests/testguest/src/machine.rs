@@ -43,7 +43,7 @@ pub fn memory() -> Outcome {
 /// The tables add up and say what the machine has.
 pub fn acpi() -> Outcome {
     check!(acpi::root_is_sound(), "no sound root pointer and root table");
-    for table in acpi::tables().iter().chain(acpi::dsdt().iter()) {
+    for table in acpi::tables().chain(acpi::dsdt()) {
         let name = core::str::from_utf8(&table.signature).unwrap_or("?");
         println!("table {name} {}", table.len);
         check!(table.checksum() == 0, "{name} does not add up");
