@@ -95,6 +95,22 @@ fn a_kernel_must_lie_in_ram_above_1_mib_and_in_one_piece() {
 }
 
 #[test]
+fn pages_of_zeroes_are_left_out_and_nothing_else() {
+    let ram = ram();
+    let data: Vec<u8> =
+        (0..30_000usize).map(|i| if (9000..25_000).contains(&i) { 0 } else { i as u8 | 1 }).collect();
+    for addr in [0x20_0000, 0x30_0123] {
+        write_nonzero(&ram, addr, &data).unwrap();
+        assert!(read(&ram, addr, data.len()) == data);
+    }
+    // What was there shows which pages were not written: those from 9000 to 25000 alone.
+    ram.write_slice(&[7; 30_000], GuestAddress(0x20_0000)).unwrap();
+    write_nonzero(&ram, 0x20_0000, &data).unwrap();
+    let kept = read(&ram, 0x20_0000, data.len());
+    assert_eq!(kept.iter().filter(|&&byte| byte == 0).count(), 12_288 - 9000 + 25_000 - 24_576);
+}
+
+#[test]
 fn an_initrd_ends_below_the_kernels_limit_and_never_reaches_into_the_kernel() {
     let ram = ram();
     let kernel_end = ADDR + 0x20_0000;
