@@ -5,5 +5,7 @@
 
 pub mod bus;
 pub mod irq;
+pub mod legacy;
+pub mod pci;
 pub mod virtio;
 pub mod worker;

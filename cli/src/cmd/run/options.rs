@@ -102,7 +102,7 @@ const DISK: Flag<Asked> = Flag {
   direct=on           bypass the host's page cache (O_DIRECT)
   serial=TEXT         the serial number the guest sees, at most 20 bytes
   queues=N            request queues, 1 to 16; by default one per vCPU, up to 4
-  io=auto|uring|plain how requests reach the host's kernel; auto takes io_uring where it may
+  io=auto|uring|plain io_uring, plain calls, or whichever the host allows
 A disk that another VM writes is refused. Disks of the file come first, then those of the flags.",
     example: Example {
         args: &[
