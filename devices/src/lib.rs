@@ -7,5 +7,6 @@ pub mod bus;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod ratelog;
 pub mod virtio;
 pub mod worker;

@@ -6,3 +6,4 @@
 pub mod chain;
 pub mod device;
 pub mod queue;
+pub mod transport;
