@@ -4,6 +4,9 @@
 //! that is common (status, features, queue registers, interrupts) belongs to the transport.
 
 pub mod chain;
+pub mod console;
 pub mod device;
+pub mod events;
 pub mod queue;
+pub mod rng;
 pub mod transport;
