@@ -9,4 +9,6 @@ pub mod device;
 pub mod events;
 pub mod queue;
 pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
