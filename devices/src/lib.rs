@@ -8,5 +8,6 @@ pub mod disk;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod ratelog;
 pub mod virtio;
 pub mod worker;
