@@ -22,23 +22,9 @@ pub enum Effect {
     Reset,
     /// The guest's kernel says that it panicked (pvpanic).
     Panicked,
-    /// The guest moved, enabled or disabled a BAR; the ranges named must move with it.
-    MoveBar(BarMove),
-}
-
-/// One PCI BAR's change of place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BarMove {
-    /// The device's number on bus 0.
-    pub slot: u8,
-    /// Which BAR (0 to 5).
-    pub bar: u8,
-    /// Where it answered until now; `None` if it was disabled.
-    pub from: Option<u64>,
-    /// Where it answers from now on; `None` if it is disabled.
-    pub to: Option<u64>,
-    /// Its length in bytes.
-    pub len: u64,
+    /// The guest moved, enabled or disabled PCI BARs: `pci::PciHost::settle_bars` puts their ranges where
+    /// configuration space says, before the vCPU runs on.
+    MoveBars,
 }
 
 /// A device that answers a range of a bus. Offsets are relative to the start of its range.

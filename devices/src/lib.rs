@@ -6,5 +6,8 @@
 pub mod bus;
 pub mod disk;
 pub mod irq;
+pub mod legacy;
+pub mod pci;
+pub mod ratelog;
 pub mod virtio;
 pub mod worker;

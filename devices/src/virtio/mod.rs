@@ -5,5 +5,11 @@
 
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod device;
+pub mod events;
 pub mod queue;
+pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod transport;

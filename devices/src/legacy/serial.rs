@@ -1,0 +1,263 @@
+//! The serial port: vm-superio's 16550A with an interrupt line, an output and a way to feed it input.
+//!
+//! vCPU threads run the registers; the thread that reads the host's side of the port calls
+//! [`SerialPort::enqueue`]. Both go through the bus's lock of the device, which is held for one register
+//! access at a time.
+
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_superio::serial::SerialEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::{BusDevice, Effect};
+use crate::irq::IrqLine;
+
+/// Where the first port's registers begin (COM1).
+pub const SERIAL_PORTS: u64 = 0x3f8;
+/// How many registers there are.
+pub const SERIAL_PORTS_LEN: u64 = 8;
+
+/// A serial port.
+pub struct SerialPort {
+    uart: Serial<Line, Room, Output>,
+}
+
+impl SerialPort {
+    /// A port that interrupts through `line` and transmits to `out`.
+    ///
+    /// `out` is given every byte in a `write` of its own, from a vCPU thread: it buffers, and must not block
+    /// for long. It is never flushed. `room` becomes readable when there is room again for input that
+    /// [`SerialPort::enqueue`] did not take.
+    #[must_use]
+    pub fn new(line: IrqLine, out: Box<dyn Write + Send>, room: EventFd) -> Self {
+        let room = Room { event: room, wanted: AtomicBool::new(false) };
+        Self { uart: Serial::with_events(Line(line), room, Output(out)) }
+    }
+
+    /// The line receives `bytes`. Returns how many were taken; the rest is for when `room` is readable.
+    pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        // In loopback mode the line is disconnected: nothing is taken, and nothing would say when to retry,
+        // so the bytes are lost as they are on the wire.
+        if self.uart.read(MODEM_CONTROL) & LOOPBACK != 0 {
+            return bytes.len();
+        }
+        // The only errors are a full FIFO, which takes nothing, and a line that cannot be raised, which ours can.
+        let taken = self.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
+        if taken < bytes.len() {
+            self.uart.events().wanted.store(true, Ordering::Relaxed);
+        }
+        taken
+    }
+}
+
+/// The modem control register, and its loopback bit.
+const MODEM_CONTROL: u8 = 4;
+const LOOPBACK: u8 = 1 << 4;
+
+impl BusDevice for SerialPort {
+    /// The registers are bytes; a wider access is one to each register that it covers, as on an ISA bus.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (i, byte) in (0..).zip(data) {
+            *byte = register(offset, i).map_or(0xff, |register| self.uart.read(register));
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+        for (i, byte) in (0..).zip(data) {
+            let Some(register) = register(offset, i) else { break };
+            // The output failing is not the guest's concern; the byte is lost as if nothing were plugged in.
+            if let Err(error) = self.uart.write(register, *byte) {
+                log::debug!("serial output: {error}");
+            }
+        }
+        Effect::None
+    }
+}
+
+/// The register `i` bytes after `offset`.
+fn register(offset: u64, i: u64) -> Option<u8> {
+    let register = offset.checked_add(i).filter(|r| *r < SERIAL_PORTS_LEN)?;
+    u8::try_from(register).ok()
+}
+
+struct Line(IrqLine);
+
+impl Trigger for Line {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.raise();
+        Ok(())
+    }
+}
+
+/// The output without its flush, which vm-superio does after every byte.
+struct Output(Box<dyn Write + Send>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Tells the input side when the FIFO has been emptied, if it wants to know.
+struct Room {
+    event: EventFd,
+    wanted: AtomicBool,
+}
+
+impl SerialEvents for Room {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {
+        if self.wanted.swap(false, Ordering::Relaxed) {
+            // A counter at its maximum is readable just the same.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    const DATA: u64 = 0;
+    const INTERRUPT_ENABLE: u64 = 1;
+    const LINE_STATUS: u64 = 5;
+    const DATA_READY: u8 = 1;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            panic!("flushed")
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Bench {
+        port: SerialPort,
+        sink: Sink,
+        interrupt: EventFd,
+        room: EventFd,
+    }
+
+    fn bench() -> Bench {
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let (sink, interrupt, room) = (Sink::default(), event(), event());
+        let line = IrqLine::new(interrupt.try_clone().unwrap());
+        let port = SerialPort::new(line, Box::new(sink.clone()), room.try_clone().unwrap());
+        Bench { port, sink, interrupt, room }
+    }
+
+    impl Bench {
+        fn read(&mut self, register: u64) -> u8 {
+            let mut data = [0; 1];
+            self.port.read(register, &mut data);
+            data[0]
+        }
+        fn write(&mut self, register: u64, value: u8) {
+            assert_eq!(self.port.write(register, &[value]), Effect::None);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_transmits_comes_out_unflushed() {
+        let mut bench = bench();
+        for byte in b"hello" {
+            bench.write(DATA, *byte);
+        }
+        assert_eq!(*bench.sink.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn input_interrupts_and_is_read_in_order() {
+        let mut bench = bench();
+        bench.write(INTERRUPT_ENABLE, 1);
+        assert_eq!(bench.port.enqueue(b"ok"), 2);
+        assert!(bench.interrupt.read().is_ok());
+        assert_eq!(bench.read(LINE_STATUS) & DATA_READY, DATA_READY);
+        assert_eq!((bench.read(DATA), bench.read(DATA)), (b'o', b'k'));
+        assert_eq!(bench.read(LINE_STATUS) & DATA_READY, 0);
+    }
+
+    #[test]
+    fn input_that_finds_no_room_is_called_for_when_there_is() {
+        let mut bench = bench();
+        let input = [7; 100];
+        let taken = bench.port.enqueue(&input);
+        assert!(taken > 0 && taken < input.len());
+        assert_eq!(bench.port.enqueue(&input[taken..]), 0);
+        for _ in 1..taken {
+            assert_eq!(bench.read(DATA), 7);
+            assert!(bench.room.read().is_err());
+        }
+        bench.read(DATA);
+        assert_eq!(bench.room.read().unwrap(), 1);
+        assert_eq!(bench.port.enqueue(&input[taken..]), input.len() - taken);
+        bench.read(DATA);
+        assert!(bench.room.read().is_err(), "nobody waits");
+    }
+
+    #[test]
+    fn loopback_disconnects_the_line() {
+        let mut bench = bench();
+        bench.write(u64::from(MODEM_CONTROL), LOOPBACK);
+        assert_eq!(bench.port.enqueue(b"lost"), 4);
+        assert_eq!(bench.read(LINE_STATUS) & DATA_READY, 0);
+        bench.write(DATA, b'x');
+        assert_eq!(bench.read(DATA), b'x');
+        assert!(bench.sink.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_broken_output_does_not_stop_the_guest() {
+        let line = IrqLine::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let mut port = SerialPort::new(line, Box::new(Broken), EventFd::new(EFD_NONBLOCK).unwrap());
+        assert_eq!(port.write(DATA, b"x"), Effect::None);
+        let mut status = [0; 1];
+        port.read(LINE_STATUS, &mut status);
+        assert_eq!(status[0] & 0x60, 0x60, "transmitter empty");
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        let mut bench = bench();
+        for offset in (0..10).chain([u64::MAX]) {
+            for len in 0..=8 {
+                let mut data = [0xa5; 8];
+                assert_eq!(bench.port.write(offset, &data[..len]), Effect::None);
+                bench.port.read(offset, &mut data[..len]);
+            }
+        }
+        let mut data = [0; 2];
+        bench.port.read(7, &mut data);
+        assert_eq!(data[1], 0xff);
+    }
+}

@@ -1,0 +1,112 @@
+//! What can be asked of a running VM, and how it can end.
+//!
+//! Everything goes through one channel to the `vmm` thread, which serves one event at a time. A [`Vm`] is the
+//! owner's end of it; a [`Controller`] is a clonable one for other threads.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use crate::console::Console;
+use crate::error::VmError;
+use crate::event::Message;
+
+/// What can be asked of a running VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmAction {
+    /// Press the ACPI power button.
+    PressPowerButton,
+    /// Tell the guest that its virtio console is this large.
+    ResizeConsole {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// End the VM at once, as pulling the plug would.
+    Kill,
+}
+
+/// The answer to a [`VmAction`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmReply {
+    /// Done.
+    Done,
+    /// The VM has ended already.
+    Ended,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PoweredOff,
+    /// The guest's kernel panicked; these are the last lines it printed, oldest first.
+    Panicked {
+        /// The last lines of the guest's consoles.
+        last_lines: Vec<String>,
+    },
+    /// It was killed.
+    Killed,
+}
+
+/// An action on its way to the `vmm` thread.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) action: VmAction,
+    pub(crate) reply: Sender<VmReply>,
+}
+
+/// A way to a running VM for any thread.
+#[derive(Clone)]
+pub struct Controller {
+    messages: Sender<Message>,
+    console: Arc<Console>,
+}
+
+impl Controller {
+    /// Ask for something and wait until it is done.
+    #[must_use]
+    pub fn act(&self, action: VmAction) -> VmReply {
+        let (reply, answer) = mpsc::channel();
+        match self.messages.send(Message::Request(Request { action, reply })) {
+            Ok(()) => answer.recv().unwrap_or(VmReply::Ended),
+            Err(_) => VmReply::Ended,
+        }
+    }
+
+    /// Type `bytes` on the console that leads to standard input. Blocks until the guest has taken
+    /// them or the VM has ended.
+    pub fn input(&self, bytes: &[u8]) {
+        self.console.input(bytes);
+    }
+}
+
+/// A running VM. Dropping it leaves it running without an owner; [`Vm::wait`] is its end.
+pub struct Vm {
+    controller: Controller,
+    outcome: Receiver<Result<Outcome, VmError>>,
+}
+
+impl Vm {
+    pub(crate) fn new(
+        messages: Sender<Message>,
+        console: Arc<Console>,
+        outcome: Receiver<Result<Outcome, VmError>>,
+    ) -> Self {
+        Self { controller: Controller { messages, console }, outcome }
+    }
+
+    /// A way to this VM for another thread.
+    #[must_use]
+    pub fn controller(&self) -> Controller {
+        self.controller.clone()
+    }
+
+    /// Wait until the VM has ended.
+    ///
+    /// # Errors
+    /// If it ended by a failure of the host or a guest that this host cannot run.
+    pub fn wait(self) -> Result<Outcome, VmError> {
+        self.outcome.recv().unwrap_or(Err(VmError::Vanished))
+    }
+}
