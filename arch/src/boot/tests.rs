@@ -44,6 +44,7 @@ fn a_bzimage_of_every_format_is_unpacked_and_entered_in_64_bits() {
         let (addr, len) = (u32_at(&page, 0x218).unwrap(), u32_at(&page, 0x21c).unwrap());
         assert_eq!((u64::from(addr), len), (MEMORY - 0x1000, 16));
         assert_eq!(read(&ram, addr.into(), 16), b"initial ram disk");
+        assert_eq!(read(&ram, layout::RESET_VECTOR, 9), b"\xba\x02\x06\xb0\x01\xee\xf4\xeb\xfd");
     }
 }
 
@@ -92,6 +93,22 @@ fn a_kernel_must_lie_in_ram_above_1_mib_and_in_one_piece() {
     file[64 + 40..64 + 48].copy_from_slice(&8u64.to_le_bytes());
     let kernel = Kernel::parse(file).unwrap();
     assert!(matches!(load(&kernel, &ram, "", no_initrd()), Err(LoadError::Overlap(0x10_0004))));
+}
+
+#[test]
+fn pages_of_zeroes_are_left_out_and_nothing_else() {
+    let ram = ram();
+    let data: Vec<u8> =
+        (0..30_000usize).map(|i| if (9000..25_000).contains(&i) { 0 } else { i as u8 | 1 }).collect();
+    for addr in [0x20_0000, 0x30_0123] {
+        write_nonzero(&ram, addr, &data).unwrap();
+        assert!(read(&ram, addr, data.len()) == data);
+    }
+    // What was there shows which pages were not written: those from 9000 to 25000 alone.
+    ram.write_slice(&[7; 30_000], GuestAddress(0x20_0000)).unwrap();
+    write_nonzero(&ram, 0x20_0000, &data).unwrap();
+    let kept = read(&ram, 0x20_0000, data.len());
+    assert_eq!(kept.iter().filter(|&&byte| byte == 0).count(), 12_288 - 9000 + 25_000 - 24_576);
 }
 
 #[test]

@@ -55,23 +55,23 @@ fn sum(at: u64, len: u64) -> u8 {
     (at..at + len).fold(0, |sum: u8, at| sum.wrapping_add(read(at)))
 }
 
-/// The tables that the root table lists; none if there is no root pointer, or a wrong one.
-pub fn tables() -> Vec<Table> {
+/// The tables that the root table lists; none if there is no root pointer, or a wrong one. Needs no heap: the way to
+/// switch off goes through here.
+pub fn tables() -> impl Iterator<Item = Table> {
     let rsdp = crate::pvh::rsdp();
-    if rsdp == 0 || read::<[u8; 8]>(rsdp) != *b"RSD PTR " {
-        return Vec::new();
-    }
-    let revision: u8 = read(rsdp + 15);
-    // QEMU's firmwareless machines have the old kind, with 32-bit addresses.
-    let (at, width) =
-        if revision >= 2 { (read::<u64>(rsdp + 24), 8) } else { (read::<u32>(rsdp + 16).into(), 4) };
-    let root = Table::new(at);
-    let entries = (u64::from(root.len) - 36) / width;
-    let entry = |index| match width {
-        8 => root.field::<u64>(36 + 8 * index),
-        _ => root.field::<u32>(36 + 4 * index).into(),
+    let is_there = rsdp != 0 && read::<[u8; 8]>(rsdp) == *b"RSD PTR ";
+    // QEMU's machines for bare kernels may have the old kind, with 32-bit addresses.
+    let is_wide = is_there && read::<u8>(rsdp + 15) >= 2;
+    let (at, width) = match (is_there, is_wide) {
+        (false, _) => (0, 8),
+        (true, true) => (read::<u64>(rsdp + 24), 8),
+        (true, false) => (read::<u32>(rsdp + 16).into(), 4),
     };
-    (0..entries).map(|index| Table::new(entry(index))).collect()
+    let count = if at == 0 { 0 } else { (u64::from(Table::new(at).len) - 36) / width };
+    (0..count).map(move |index| {
+        let entry = at + 36 + width * index;
+        Table::new(if is_wide { read(entry) } else { read::<u32>(entry).into() })
+    })
 }
 
 /// Whether the root pointer and the root table add up.
@@ -82,7 +82,7 @@ pub fn root_is_sound() -> bool {
 
 /// The table with this signature.
 pub fn table(signature: &[u8; 4]) -> Option<Table> {
-    tables().into_iter().find(|table| table.signature == *signature)
+    tables().find(|table| table.signature == *signature)
 }
 
 /// The fixed description table.

@@ -1,6 +1,7 @@
 //! The heap, pages for devices, and memory above 4 GiB.
 //!
-//! Nothing is ever freed: a test is short and RAM is at least 64 MiB.
+//! Nothing is freed piece by piece: a test is short and RAM is at least 64 MiB. One that needs much, again and again,
+//! gives all back at once ([`release`]).
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;
@@ -45,6 +46,14 @@ fn take(len: u64, align: u64) -> u64 {
 /// The first byte that nothing has taken yet, and the end of that RAM.
 pub fn free() -> (u64, u64) {
     (NEXT.load(Ordering::SeqCst).next_multiple_of(PAGE), END.load(Ordering::SeqCst))
+}
+
+/// Give back everything that was taken since [`free`] returned `to` as its first value.
+///
+/// # Safety
+/// No device and no value may still use it.
+pub unsafe fn release(to: u64) {
+    NEXT.store(to, Ordering::SeqCst);
 }
 
 /// `count` pages of zeroes. Their guest-physical address is the pointer's.

@@ -99,6 +99,20 @@ pub fn set_bar<C: ConfigurationAccess>(
     }
 }
 
+/// The address of the virtio common configuration structure (virtio 1.2, 4.1.4.3) of a function.
+pub fn common_config(function: DeviceFunction) -> Option<u64> {
+    const VENDOR: u8 = 0x09;
+    const COMMON: u16 = 1;
+    let mut root = root();
+    let is_common = |private: u16| private >> 8 == COMMON;
+    let capability =
+        root.capabilities(function).find(|cap| cap.id == VENDOR && is_common(cap.private_header))?;
+    let bar = memory().read_word(function, capability.offset + 4) as u8;
+    let offset = memory().read_word(function, capability.offset + 8);
+    let (base, _) = root.bar_info(function, bar).ok()??.memory_address_size()?;
+    Some(base + u64::from(offset))
+}
+
 /// The MSI-X capability of a function: its place in configuration space and its table.
 pub struct MsiX {
     function: DeviceFunction,

@@ -38,15 +38,17 @@ static mut INFO: Info = Info {
 };
 
 fn info() -> &'static Info {
+    let info = &raw const INFO;
     // SAFETY: written once by `init`, before anything else runs.
-    unsafe { &*&raw const INFO }
+    unsafe { &*info }
 }
 
 /// Copy the start info at `at`.
 pub(crate) fn init(at: u64) {
+    let info = &raw mut INFO;
     // SAFETY: the loader's structure, below 4 GiB and so mapped; nothing else runs.
     unsafe {
-        let info = &mut *&raw mut INFO;
+        let info = &mut *info;
         if read_unaligned(at as *const u32) != MAGIC {
             crate::println!("FAIL pvh: no start info at {at:#x}");
             crate::power::off();
