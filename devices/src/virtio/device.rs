@@ -11,9 +11,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
 use arch::memory::SharedRam;
 
 use super::queue::Queue;
+use crate::ratelog;
 
 /// The device's type: its virtio device ID (virtio 1.2, 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,12 @@ pub enum DeviceKind {
     /// virtio-rng.
     Rng = 4,
 }
+
+/// The vendor that transports name: "skif", little-endian.
+pub(super) const VENDOR: u32 = u32::from_le_bytes(*b"skif");
+
+/// The features of every device that works through [`Queue`].
+pub const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// `DEVICE_NEEDS_RESET` of the status register (virtio 1.2, 2.1).
 pub const STATUS_NEEDS_RESET: u8 = 64;
@@ -62,10 +71,11 @@ impl Interrupt {
         self.signal.config();
     }
 
-    /// The guest broke the rules: mark the device so, once, and leave its queues alone from here on.
+    /// The guest broke the rules (2.1.2): mark the device so, once. Whoever calls this leaves the device's
+    /// queues alone from here on.
     pub fn needs_reset(&self, device: &str, reason: &dyn fmt::Display) {
         if self.status.fetch_or(STATUS_NEEDS_RESET, Ordering::SeqCst) & STATUS_NEEDS_RESET == 0 {
-            log::warn!("{device}: the guest broke the rules, the device needs a reset: {reason}");
+            ratelog::warn(format_args!("{device} needs a reset: {reason}"));
             self.signal.config();
         }
     }
@@ -111,7 +121,7 @@ pub trait VirtioDevice: Send {
     /// A short name for threads and logs, such as `disk0`.
     fn id(&self) -> &str;
 
-    /// The device-specific features that it offers, and the ring features it can do. The transport adds
+    /// The device-specific features that it offers, and the ring features it can do ([`RING_FEATURES`]). The transport adds
     /// `VIRTIO_F_VERSION_1` and what belongs to itself.
     fn features(&self) -> u64;
 

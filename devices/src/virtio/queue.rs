@@ -76,6 +76,11 @@ impl Queue {
         Ok(Some(chain))
     }
 
+    /// Put the request popped last back: the next [`Queue::pop`] returns it again.
+    pub fn unpop(&mut self) {
+        self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(1));
+    }
+
     /// Give the request with this head back, `len` bytes of its writable part written.
     ///
     /// # Errors

@@ -1,8 +1,5 @@
 //! The tasks of this repository. `cargo xtask --help` lists them.
 
-// Some of what is here waits for the tasks that come next.
-#![allow(dead_code)]
-
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,12 +8,17 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod debian;
+mod demo;
+mod guests;
 mod initramfs;
 mod kvmbox;
+mod linux_guest;
 mod lock;
 mod paths;
+mod place;
 mod progress;
 mod setup;
+mod test;
 mod tool;
 
 /// The tasks of this repository.
@@ -31,11 +33,24 @@ struct Arguments {
 enum Task {
     /// Install the Debian packages that the other tasks need (as root; otherwise say which)
     Setup,
+    /// Boot a stock Debian kernel with skiff and show it working
+    Demo,
+    /// Run all checks and tests
+    Test(TestArguments),
     /// Run a command in a machine in software emulation that has a real /dev/kvm
     Kvmbox(KvmboxArguments),
+    /// Fetch the stock kernels that the tests boot, and list them
+    Kernels,
     /// The box's own end of kvmbox
     #[command(hide = true)]
     KvmboxAgent,
+}
+
+/// Format, clippy, unit tests, bare-metal guests, whole Linux guests. The last line is `N passed, N failed`.
+#[derive(clap::Args)]
+struct TestArguments {
+    /// Run only the tests with this in their name, and neither format nor clippy
+    filter: Option<String>,
 }
 
 /// The command finds this machine's files, its own working directory and environment. /run and /dev/shm are the
@@ -73,7 +88,10 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Task::Demo => demo::run(),
+        Task::Test(arguments) => test::run(arguments.filter.as_deref()),
         Task::Kvmbox(arguments) => run_kvmbox(&arguments),
+        Task::Kernels => setup::run().and_then(|()| linux_guest::list()).map(|()| ExitCode::SUCCESS),
         Task::KvmboxAgent => kvmbox::run_agent().map(|()| ExitCode::SUCCESS),
     }
 }
@@ -86,6 +104,6 @@ fn run_kvmbox(arguments: &KvmboxArguments) -> Result<ExitCode> {
         icount: arguments.icount,
         timeout: Duration::from_secs(arguments.timeout),
     };
-    let io = kvmbox::Io { input: true, capture: false };
+    let io = kvmbox::Io { input: true, show: true, keep: false };
     Ok(ExitCode::from(kvmbox::run(&options, io, &arguments.command)?.code))
 }

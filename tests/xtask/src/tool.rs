@@ -1,10 +1,12 @@
 //! Running other programs: their noise is kept and shown only when they fail.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+use crate::paths;
 
 /// Runs `command` to its end without a terminal and returns what it printed.
 ///
@@ -36,6 +38,49 @@ pub fn filter(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
         bail!("{}", failure(command, &output));
     }
     Ok(output.stdout)
+}
+
+/// Runs `command` to its end, shows its output as it comes, and returns it with whether it succeeded.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn tee(command: &mut Command) -> Result<(bool, String)> {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| missing(command))?;
+    let mut kept = String::new();
+    if let Some(pipe) = child.stdout.take() {
+        for line in BufReader::new(pipe).split(b'\n') {
+            let line = line.with_context(|| format!("reading from {}", command.get_program().display()))?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            kept.push_str(&line);
+            kept.push('\n');
+        }
+    }
+    let status = child.wait().with_context(|| format!("waiting for {}", command.get_program().display()))?;
+    Ok((status.success(), kept))
+}
+
+/// Runs `command` on our own input and output.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn show(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| missing(command))?;
+    if !status.success() {
+        bail!("{} failed ({status})", describe(command));
+    }
+    Ok(())
+}
+
+/// A cargo command on this checkout, building where we were built.
+///
+/// # Errors
+/// When the target directory cannot be told.
+pub fn cargo(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(paths::root()).env("CARGO_TARGET_DIR", paths::target()?);
+    Ok(command)
 }
 
 /// The program of this name on PATH or in the directories for system tools.

@@ -12,7 +12,7 @@ use super::{
 pub enum SpecError {
     /// No vCPU, or too many.
     #[error("cpus cannot be {0}: a VM has 1 to {MAX_CPUS}")]
-    Cpus(u8),
+    Cpus(u64),
     /// Too little memory.
     #[error("memory cannot be {0}: a VM has at least {least}", least = Memory(MIN_MEMORY))]
     MemoryTooSmall(Memory),
@@ -74,7 +74,7 @@ impl VmSpec {
         }
         self.check_cmdline()?;
         if !(1..=MAX_CPUS).contains(&self.cpus) {
-            return Err(SpecError::Cpus(self.cpus));
+            return Err(SpecError::Cpus(self.cpus.into()));
         }
         if self.memory.0 < MIN_MEMORY {
             return Err(SpecError::MemoryTooSmall(self.memory));

@@ -43,16 +43,8 @@ impl Flavour {
 }
 
 /// The drivers that guests load, in this order. A kernel may lack some or have them built in.
-pub const GUEST_MODULES: &[&str] = &[
-    "virtio_pci",
-    "virtio_mmio",
-    "virtio_blk",
-    "virtio_console",
-    "virtio_rng",
-    "pvpanic",
-    "pvpanic_mmio",
-    "pvpanic_pci",
-];
+pub const GUEST_MODULES: &[&str] =
+    &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "pvpanic_mmio", "pvpanic"];
 
 /// The drivers that kvmbox loads, in this order.
 pub const BOX_MODULES: &[&str] = &[
@@ -169,20 +161,26 @@ impl Kernel {
         name.with_context(|| format!("{} is no bzImage with a known compression", file.display()))
     }
 
-    /// The kernel unpacked from its bzImage, which spares an emulated processor the work; only xz is
-    /// known here, others give nothing.
+    /// The file of the kernel unpacked from its bzImage (`vmlinux`), made on first use. Only xz is known
+    /// here; otherwise it is the bzImage itself.
     ///
     /// # Errors
     /// When the image cannot be read or unpacked.
-    pub fn unpacked(&self) -> Result<Option<Vec<u8>>> {
+    pub fn unpacked(&self) -> Result<PathBuf> {
+        let vmlinux = self.dir.join("vmlinux");
+        if vmlinux.exists() {
+            return Ok(vmlinux);
+        }
         let file = self.image();
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         match payload(&bytes) {
             // Behind the xz stream comes a word with the unpacked size.
             Some(payload) if compression(payload) == Some("xz") => {
-                tool::filter(Command::new("xz").args(["-dc", "--single-stream"]), payload).map(Some)
+                let bytes = tool::filter(Command::new("xz").args(["-dc", "--single-stream"]), payload)?;
+                paths::write_whole(&vmlinux, &bytes)?;
+                Ok(vmlinux)
             }
-            _ => Ok(None),
+            _ => Ok(file),
         }
     }
 }

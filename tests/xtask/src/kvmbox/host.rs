@@ -40,8 +40,10 @@ pub struct Session<'a> {
     from_box: Vec<u8>,
     to_box: Vec<u8>,
     input_open: bool,
+    /// What is to be shown yet.
     output: Vec<u8>,
     error: Vec<u8>,
+    kept: Vec<u8>,
     interrupts: Interrupts,
 }
 
@@ -64,6 +66,7 @@ impl<'a> Session<'a> {
             input_open: io.input,
             output: Vec::new(),
             error: Vec::new(),
+            kept: Vec::new(),
             interrupts: Interrupts::default(),
         }
     }
@@ -90,24 +93,20 @@ impl<'a> Session<'a> {
             }
         };
         self.qemu.kill();
-        if !self.io.capture {
-            // A reader that has gone away is none of our failures.
-            let _ = io::stdout().write_all(&self.output).and_then(|()| io::stdout().flush());
-            let _ = io::stderr().write_all(&self.error);
-        }
-        Ok(Outcome { code, output: std::mem::take(&mut self.output), error: std::mem::take(&mut self.error) })
+        // A reader that has gone away is none of our failures.
+        let _ = io::stdout().write_all(&self.output).and_then(|()| io::stdout().flush());
+        let _ = io::stderr().write_all(&self.error);
+        Ok(Outcome { code, output: self.kept })
     }
 
     fn turn(&mut self, deadline: Instant) -> Result<Done> {
         let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
-        let room = self.io.capture || (self.output.len() < PENDING && self.error.len() < PENDING);
+        let room = self.output.len() < PENDING && self.error.len() < PENDING;
         let mut port_flags = PollFlags::empty();
         port_flags.set(PollFlags::IN, room);
         port_flags.set(PollFlags::OUT, !self.to_box.is_empty());
         let wants_input = self.input_open && self.job.is_none() && self.to_box.len() < PENDING;
-        let shown = |bytes: &[u8]| {
-            if self.io.capture || bytes.is_empty() { PollFlags::empty() } else { PollFlags::OUT }
-        };
+        let shown = |bytes: &[u8]| if bytes.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         let [signal, ended, port, input_ready, output_ready, error_ready] = wait::ready(
             [
                 (Some(self.signals.as_fd()), PollFlags::IN),
@@ -159,13 +158,22 @@ impl<'a> Session<'a> {
         while let Some(frame) = Frame::take(&mut self.from_box).context("the box's port is out of step")? {
             match frame {
                 Frame::Hello => self.start_command()?,
-                Frame::Output(bytes) => self.output.extend(bytes),
+                Frame::Output(bytes) => self.take_output(&bytes),
                 Frame::Error(bytes) => self.error.extend(bytes),
                 Frame::Exit(code) => return Ok(Some(code)),
                 _ => {}
             }
         }
         Ok(None)
+    }
+
+    fn take_output(&mut self, bytes: &[u8]) {
+        if self.io.show {
+            self.output.extend_from_slice(bytes);
+        }
+        if self.io.keep {
+            self.kept.extend_from_slice(bytes);
+        }
     }
 
     fn start_command(&mut self) -> Result<()> {
@@ -240,5 +248,5 @@ fn write_some(to: BorrowedFd<'_>, bytes: &mut Vec<u8>) {
 
 /// Whether the user's terminal goes to the command, and its error output too.
 pub fn terminal_wanted(io: Io) -> bool {
-    io.input && !io.capture && io::stdin().is_terminal() && io::stdout().is_terminal()
+    io.input && io.show && io::stdin().is_terminal() && io::stdout().is_terminal()
 }

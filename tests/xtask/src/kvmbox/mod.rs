@@ -48,13 +48,15 @@ impl Default for Options {
     }
 }
 
-/// Where a command's input comes from and its output goes.
+/// Where a command's input comes from and its output goes. What it writes to standard error goes to ours.
 #[derive(Clone, Copy, Debug)]
 pub struct Io {
     /// Pass on our standard input; otherwise there is none.
     pub input: bool,
-    /// Keep the output for the caller; otherwise it goes to ours.
-    pub capture: bool,
+    /// Show the output: it goes to ours.
+    pub show: bool,
+    /// Keep the output for the caller.
+    pub keep: bool,
 }
 
 /// How a command in a box ended.
@@ -62,10 +64,8 @@ pub struct Io {
 pub struct Outcome {
     /// Its exit code, 128 plus a signal's number, [`TIMED_OUT`] or [`INTERRUPTED`].
     pub code: u8,
-    /// What it wrote, when captured.
+    /// What it wrote, when kept.
     pub output: Vec<u8>,
-    /// What it wrote to standard error, when captured.
-    pub error: Vec<u8>,
 }
 
 /// Boots a box and runs `command` (program and arguments) in it, in our working directory and environment.
