@@ -292,11 +292,22 @@ impl Core {
         self.queues.get_mut(usize::from(self.queue_select)).filter(|queue| !queue.ready)
     }
 
-    /// The driver enables the selected queue, or takes that back before DRIVER_OK.
+    /// The driver enables the selected queue, or takes it back.
+    ///
+    /// Once a queue that was taken back reads as such, nothing may use it any more (4.2.2.2), and drivers wait for
+    /// that. They do so when they give the device up: from DRIVER_OK on, it rests as a whole until it is reset.
     pub(crate) fn enable_queue(&mut self, enable: bool) {
         let frozen = self.frozen();
-        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)).filter(|_| !frozen) {
-            queue.ready = enable;
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
+        if frozen && (enable || !queue.ready) {
+            return;
+        }
+        queue.ready = enable;
+        if frozen {
+            if self.phase == Phase::Active {
+                drop(self.device.stop());
+            }
+            self.phase = Phase::Idle;
         }
     }
 
