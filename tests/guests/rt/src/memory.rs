@@ -6,7 +6,7 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
@@ -17,6 +17,16 @@ unsafe extern "C" {
     static image_end: u8;
     static mut page_directories: [u64; 512];
 }
+
+/// How many gigabytes above 4 GiB can be mapped.
+const DIRECTORIES: usize = 16;
+
+/// Not of the heap, which is given back while the tables stay.
+#[repr(align(4096))]
+struct Directories(#[expect(dead_code, reason = "the processor reads it")] [[u64; 512]; DIRECTORIES]);
+
+static mut SPARE: Directories = Directories([[0; 512]; DIRECTORIES]);
+static USED_DIRECTORIES: AtomicUsize = AtomicUsize::new(0);
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
@@ -76,7 +86,9 @@ pub fn map(address: u64) {
     unsafe {
         let entry = (&raw mut page_directories).cast::<u64>().add(gib);
         if entry.read_volatile() == 0 {
-            let directory = pages(1).cast::<u64>();
+            let next = USED_DIRECTORIES.fetch_add(1, Ordering::SeqCst);
+            assert!(next < DIRECTORIES, "no page directory left for {address:#x}");
+            let directory = (&raw mut SPARE).cast::<u64>().add(512 * next);
             for index in 0..512_u64 {
                 directory.add(index as usize).write_volatile(gib as u64 * GIB + (index << 21) + 0x87);
             }
