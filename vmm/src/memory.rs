@@ -7,7 +7,7 @@ use arch::layout;
 use arch::memory::{GuestRam, SharedRam};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::spec::Memory;
 
@@ -31,6 +31,9 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
+    /// The regions do not fit together: a defect of skiff.
+    #[error("the guest's memory regions overlap")]
+    Layout(#[source] vm_memory::region::GuestRegionCollectionError),
     /// KVM does not take it.
     #[error("KVM does not take the guest's memory")]
     Register(#[source] io::Error),
@@ -67,9 +70,69 @@ pub fn reserve(memory: Memory) -> Result<SharedRam, MemoryError> {
         // skiff is for 64-bit hosts alone: a length fits a usize.
         ranges.push((GuestAddress(start), len as usize));
     }
-    GuestRam::from_ranges(&ranges)
-        .map(Arc::new)
-        .map_err(|source| MemoryError::Reserve { asked: memory, source })
+    let mut regions = Vec::new();
+    for (start, len) in ranges {
+        let region = with_aligned_place(len, || GuestRegionMmap::from_range(start, len, None));
+        let region = region.map_err(|source| MemoryError::Reserve { asked: memory, source })?;
+        prefer_huge_pages(&region);
+        regions.push(region);
+    }
+    let ram = GuestRam::from_regions(regions).map_err(MemoryError::Layout)?;
+    Ok(Arc::new(ram))
+}
+
+/// What a page table's second level maps at once.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Run `map`, which maps `len` bytes anywhere, so that they are likely to start at a multiple of [`HUGE_PAGE`].
+///
+/// Linux before 6.7 does not align anonymous memory, and KVM maps huge pages only where host and guest addresses agree
+/// below 2 MiB. A mapping goes right below the lowest one, so one of the right length is put in its way
+/// for as long as it takes. If it goes elsewhere, memory is slower and nothing else.
+fn with_aligned_place<T>(len: usize, map: impl FnOnce() -> T) -> T {
+    // Larger than any hole that libraries leave between them, and of a length that Linux since 6.7 does not align.
+    let spacer = 2 * HUGE_PAGE + 4096;
+    let lowest = Reserved::new(spacer).map_or(0, |reserved| reserved.start());
+    let surplus = lowest.wrapping_sub(len) % HUGE_PAGE;
+    let held = Reserved::new(spacer + surplus);
+    let mapped = map();
+    drop(held);
+    mapped
+}
+
+/// Address space that nothing is in.
+struct Reserved {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl Reserved {
+    fn new(len: usize) -> Option<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        (start != libc::MAP_FAILED).then_some(Self { start, len })
+    }
+
+    fn start(&self) -> usize {
+        self.start as usize
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is our own, of that length, and nothing points into it.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+/// Fewer, larger pages: a guest touches most of its memory soon, and every first touch leaves the guest.
+fn prefer_huge_pages(region: &GuestRegionMmap<()>) {
+    // SAFETY: the range is the region's own mapping; the advice changes how it is backed, not what it holds.
+    let refused = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) } != 0;
+    if refused {
+        log::debug!("no transparent huge pages: {}", io::Error::last_os_error());
+    }
 }
 
 /// Show all of `ram` to KVM, one slot a region.
@@ -109,5 +172,17 @@ mod tests {
         let ram = reserve(Memory(6 << 30)).unwrap();
         let regions: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
         assert_eq!(regions, [(0, 3 << 30), (4 << 30, 3 << 30)]);
+    }
+
+    /// Other tests map and unmap memory meanwhile, which may spoil a try; not all of them.
+    #[test]
+    fn huge_pages_fit_whatever_the_length() {
+        for mib in [64, 65, 255, 4097] {
+            let aligned = (0..20).any(|_| {
+                let ram = reserve(Memory(mib << 20)).unwrap();
+                ram.iter().all(|region| region.as_ptr() as usize % HUGE_PAGE == 0)
+            });
+            assert!(aligned, "{mib} MiB");
+        }
     }
 }
