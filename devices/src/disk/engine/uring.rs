@@ -331,7 +331,9 @@ impl<T> Engine<T> for Uring<T> {
             return;
         }
         log::error!("{}: giving up {} requests", self.disk.path().display(), self.in_flight());
-        // The host may still write to what they point at: it must never be used for anything else.
+        // The host may still write to what they point at, which must never be used for anything else, and to the
+        // disk, which must stay locked.
+        std::mem::forget(Arc::clone(&self.disk));
         for slot in self.slots.drain(..).flatten() {
             std::mem::forget(slot.transfer);
         }
@@ -342,5 +344,7 @@ impl<T> Engine<T> for Uring<T> {
 impl<T> Drop for Uring<T> {
     fn drop(&mut self) {
         self.drain(&mut Vec::new());
+        // The ring goes away some time after it is closed; the disk is free now.
+        let _ = self.ring.submitter().unregister_files();
     }
 }

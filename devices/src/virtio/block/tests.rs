@@ -301,6 +301,18 @@ fn stop_hands_back_the_queues_where_they_stand() {
 }
 
 #[test]
+fn the_disk_is_free_once_its_devices_are_gone() {
+    everywhere(|mut machine| {
+        for _ in 0..20 {
+            assert_eq!(machine.run(0, 0, Some((DATA, 512, WRITE))), (0, 513));
+            let Machine { file, block, .. } = machine;
+            drop(block);
+            machine = Machine::new(options(&file), file, BlockOptions::default());
+        }
+    });
+}
+
+#[test]
 fn stop_waits_for_what_is_in_flight() {
     everywhere(|mut machine| {
         for slot in 0..16 {
