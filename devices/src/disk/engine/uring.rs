@@ -119,6 +119,13 @@ impl<T> Uring<T> {
         })
     }
 
+    /// As on a kernel without multishot polls.
+    #[cfg(test)]
+    pub(super) fn without_multishot(mut self) -> Self {
+        self.multishot = false;
+        self
+    }
+
     /// Take the next step of a slot's transfer: queue an entry for it, or end it.
     fn proceed(&mut self, index: usize, last: Option<io::Result<usize>>, done: &mut Vec<Done<T>>) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { return };

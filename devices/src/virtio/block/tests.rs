@@ -46,6 +46,7 @@ struct Driver {
 impl Driver {
     fn new(ram: &SharedRam, index: u16) -> (Self, Queue) {
         let base = 0x1000 + u64::from(index) * 0x4000;
+        ram.write_slice(&[0; 0x4000], GuestAddress(base)).unwrap();
         let mut ring = Ring::new(QUEUE).unwrap();
         ring.set_desc_table_address(Some(base as u32), Some(0));
         ring.set_avail_ring_address(Some(base as u32 + 0x1000), Some(0));
