@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use devices::virtio::testing::{Source, features, status};
+use devices::virtio::testing::{Kind, Source, features, status};
 
 use super::{EVERYTHING, PLAIN, everywhere};
 
@@ -308,5 +308,35 @@ fn queue_registers_are_frozen_while_the_device_is_active() {
             bench.guest.transport().resume();
             bench.work_on(queue, false);
         }
+    });
+}
+
+/// Over PCI a queue cannot be taken back without a reset (4.1.4.3.2); the guest's write changes nothing.
+#[test]
+fn a_queue_that_is_taken_back_is_left_alone() {
+    everywhere(|bench| {
+        for index in 0..bench.factory.queues {
+            let mut queues = bench.guest.start(EVERYTHING);
+            for queue in &mut queues {
+                bench.work_on(queue, false);
+            }
+            bench.guest.registers.disable_queue(index);
+            let gone = !bench.guest.registers.queue_enabled(index);
+            assert_eq!(gone, bench.kind == Kind::Mmio);
+            let queue = &mut queues[usize::from(index)];
+            if gone {
+                // All that it has can be used for something else now.
+                let before = queue.used_index();
+                queue.set_avail(0x4000);
+                bench.guest.registers.notify(index);
+                bench.guest.registers.notify_slowly(index);
+                std::thread::sleep(Duration::from_millis(1));
+                assert_eq!(queue.used_index(), before);
+            } else {
+                bench.work_on(queue, false);
+            }
+            assert!(!bench.guest.broken());
+        }
+        bench.works();
     });
 }

@@ -1,15 +1,17 @@
 //! What is particular to one transport.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
 
 use arch::memory::{GuestRam, SharedRam};
 use devices::virtio::rng::Rng;
-use devices::virtio::testing::{FakeBus, FakeDoorbells, PciRegisters, Registers, status};
+use devices::virtio::testing::{FakeBus, FakeDoorbells, PciRegisters, QueueLayout, Registers, status};
+use devices::virtio::transport::Transport;
 
 struct Pci {
     registers: PciRegisters,
+    transport: Arc<Mutex<dyn Transport>>,
     doorbells: Arc<FakeDoorbells>,
 }
 
@@ -17,8 +19,8 @@ fn pci() -> Pci {
     let ram: SharedRam = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
     let doorbells = Arc::<FakeDoorbells>::default();
     let bus = FakeBus::new(Arc::clone(&doorbells));
-    let (_, registers) = PciRegisters::make(Box::new(Rng::new("rng0")), &ram, bus);
-    Pci { registers, doorbells }
+    let (transport, registers) = PciRegisters::make(Box::new(Rng::new("rng0")), &ram, bus);
+    Pci { registers, transport, doorbells }
 }
 
 impl Pci {
@@ -27,8 +29,7 @@ impl Pci {
         registers.write_status(status::ACKNOWLEDGE | status::DRIVER);
         registers.write_driver_features(registers.device_features());
         registers.write_status(registers.status() | status::FEATURES_OK);
-        let layout =
-            devices::virtio::testing::QueueLayout { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000 };
+        let layout = QueueLayout { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000 };
         registers.set_queue(0, &layout);
         registers.enable_queue(0);
         registers.write_status(registers.status() | status::DRIVER_OK);
@@ -91,4 +92,17 @@ fn vectors_that_do_not_exist_read_back_as_none() {
         assert_eq!(bus(offset, 0xffff), 0xffff);
     }
     assert_eq!(pci.registers.vectors(), 0, "nothing is taken that is not used");
+}
+
+#[test]
+fn a_reset_of_the_machine_turns_the_function_off() {
+    let pci = pci();
+    pci.start();
+    pci.transport.lock().unwrap().reset();
+    assert_eq!(pci.registers.read_pci(4), [0, 0]);
+    assert!(pci.doorbells.registered().is_empty());
+    // The vmm settles the BARs, as this does on the way.
+    pci.registers.write_pci(4, &[6, 0]);
+    assert_eq!(pci.registers.status(), 0);
+    pci.start();
 }
