@@ -1,2 +1,54 @@
-//! The `skiff` program.
-fn main() {}
+//! The `skiff` program: flags and files to a spec, the spec to a running VM, and the terminal in between.
+//!
+//! [`cmd`] has one module a verb; each lists its flags as [`flags::Flag`] records. Errors are `anyhow` here and
+//! are said once, by [`exit::report`].
+
+mod cmd;
+mod escape;
+mod exit;
+mod flags;
+mod input;
+mod logging;
+mod signals;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Command;
+
+/// What the program answers to.
+fn command() -> Command {
+    Command::new("skiff")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Runs virtual machines the way people run containers")
+        .after_help(exit::HELP)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(cmd::VERBS.iter().map(|verb| (verb.command)()))
+}
+
+fn main() -> ExitCode {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return exit::report_clap(&error),
+    };
+    let verb = matches.subcommand().and_then(|(name, matches)| {
+        cmd::VERBS.iter().find(|verb| verb.name == name).map(|verb| (verb, matches))
+    });
+    match verb {
+        Some((verb, matches)) => match (verb.run)(matches) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => exit::report(&error),
+        },
+        // Clap lets nothing through that is not in the list.
+        None => ExitCode::from(exit::USAGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::command().debug_assert();
+    }
+}

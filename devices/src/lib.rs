@@ -4,6 +4,7 @@
 //! it asks for through the traits of [`irq`] and [`bus`], which the vmm implements.
 
 pub mod bus;
+pub mod disk;
 pub mod irq;
 pub mod legacy;
 pub mod pci;

@@ -1,16 +1,34 @@
 //! [`VmSpec`]: what a user asked for, with every default filled in. Host side only: paths and choices.
 //! What the guest can see of the machine never stands here.
+//!
+//! The text forms (`512M`, `path=disk.img,readonly=on`) are read and written in `spec/text.rs`; what can be
+//! said about a spec without asking the host is checked by [`VmSpec::validate`], in `spec/check.rs`.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+mod check;
+mod text;
+
+pub use check::SpecError;
+pub use text::ParseError;
 
 /// The most vCPUs that a VM can have.
 pub const MAX_CPUS: u8 = 64;
 /// The least memory that a VM can have, in bytes.
 pub const MIN_MEMORY: u64 = 64 << 20;
+/// Memory is given in multiples of this, in bytes.
+pub const MEMORY_STEP: u64 = 1 << 20;
+/// The longest kernel command line in bytes, its final NUL not counted: what Linux keeps on x86
+/// (COMMAND_LINE_SIZE).
+pub const MAX_CMDLINE: usize = 2047;
+/// The longest serial number of a disk in bytes (VIRTIO_BLK_ID_BYTES, virtio 1.2 §5.2.6).
+pub const MAX_DISK_SERIAL: usize = 20;
+/// The most request queues of one disk.
+pub const MAX_DISK_QUEUES: u16 = 16;
+/// The fields of a [`DiskSpec`], by the names that text and files give them.
+pub const DISK_KEYS: &[&str] = &["path", "readonly", "direct", "serial", "queues", "io"];
 
 /// One VM, as asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,11 +39,11 @@ pub struct VmSpec {
     /// The initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
+    /// The kernel's command line, at most [`MAX_CMDLINE`] bytes.
     pub cmdline: String,
     /// How many vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
-    /// How much memory.
+    /// How much memory, at least [`MIN_MEMORY`] and a multiple of [`MEMORY_STEP`].
     pub memory: Memory,
     /// How virtio devices are reached.
     pub transport: Transport,
@@ -50,15 +68,31 @@ pub struct DiskSpec {
     /// Bypass the host's page cache (O_DIRECT).
     #[serde(default)]
     pub direct: bool,
-    /// The serial number the guest sees, at most 20 bytes. By default one is derived from the disk's position.
+    /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII. By default one is
+    /// derived from the disk's position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// How many request queues; by default one per vCPU, up to 4.
+    /// How many request queues, 1 to [`MAX_DISK_QUEUES`]; by default one per vCPU, up to 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
     /// How requests reach the host's kernel.
     #[serde(default)]
     pub io: DiskIo,
+}
+
+impl DiskSpec {
+    /// The disk at `path`, writable, with every default.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            readonly: false,
+            direct: false,
+            serial: None,
+            queues: None,
+            io: DiskIo::Auto,
+        }
+    }
 }
 
 /// How a disk's requests reach the host's kernel.
@@ -101,132 +135,3 @@ pub enum Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Memory(pub u64);
-
-/// A value that was given could not be understood.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ParseError {
-    /// Not an amount of memory.
-    #[error("'{0}' is not an amount of memory: write a number with K, M or G, such as 512M")]
-    Memory(String),
-    /// Not a stream.
-    #[error("'{0}' is not one of stdio, file=PATH and null")]
-    Stream(String),
-}
-
-impl FromStr for Memory {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        let bad = || ParseError::Memory(text.to_owned());
-        let lower = text.trim().to_ascii_lowercase();
-        let lower = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
-        let unit = |name: char, shift: u32| lower.strip_suffix(name).map(|digits| (digits, shift));
-        let (digits, shift) = unit('k', 10)
-            .or_else(|| unit('m', 20))
-            .or_else(|| unit('g', 30))
-            .or_else(|| unit('t', 40))
-            .unwrap_or((lower, 0));
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(bad());
-        }
-        let number: u64 = digits.parse().map_err(|_| bad())?;
-        number.checked_mul(1_u64 << shift).map(Self).ok_or_else(bad)
-    }
-}
-
-impl fmt::Display for Memory {
-    /// The largest unit that divides it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] {
-            if self.0 != 0 && self.0.is_multiple_of(1_u64 << shift) {
-                return write!(f, "{}{unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{}", self.0)
-    }
-}
-
-impl From<Memory> for String {
-    fn from(memory: Memory) -> Self {
-        memory.to_string()
-    }
-}
-
-impl TryFrom<String> for Memory {
-    type Error = ParseError;
-
-    fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
-    }
-}
-
-impl FromStr for Stream {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        match text.split_once('=') {
-            None if text == "stdio" => Ok(Self::Stdio),
-            None if text == "null" => Ok(Self::Null),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            _ => Err(ParseError::Stream(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Stdio => f.write_str("stdio"),
-            Self::File(path) => write!(f, "file={}", path.display()),
-            Self::Null => f.write_str("null"),
-        }
-    }
-}
-
-impl From<Stream> for String {
-    fn from(stream: Stream) -> Self {
-        stream.to_string()
-    }
-}
-
-impl TryFrom<String> for Stream {
-    type Error = ParseError;
-
-    fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_read_with_units_and_written_with_the_largest_that_fits() {
-        for (text, bytes, shown) in [
-            ("512M", 512 << 20, "512M"),
-            ("512MiB", 512 << 20, "512M"),
-            ("4g", 4 << 30, "4G"),
-            ("1048576", 1 << 20, "1M"),
-            ("1536m", 1536 << 20, "1536M"),
-            ("100", 100, "100"),
-        ] {
-            let memory: Memory = text.parse().unwrap();
-            assert_eq!(memory, Memory(bytes), "{text}");
-            assert_eq!(memory.to_string(), shown);
-        }
-        for text in ["", "M", "-1M", "1.5G", "12X", "99999999999G", "1MM"] {
-            assert!(text.parse::<Memory>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn streams_are_read_as_they_are_written() {
-        for text in ["stdio", "null", "file=/tmp/a=b"] {
-            assert_eq!(text.parse::<Stream>().unwrap().to_string(), text);
-        }
-        for text in ["", "file=", "tty", "null=x", "stdio "] {
-            assert!(text.parse::<Stream>().is_err(), "{text}");
-        }
-    }
-}

@@ -360,3 +360,7 @@ impl ConfigSpace {
 fn bar_register(bar: u8) -> usize {
     BAR0 + usize::from(bar) * 4
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

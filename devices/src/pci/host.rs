@@ -273,3 +273,7 @@ impl BusDevice for ConfigPorts {
         Effect::None
     }
 }
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use crate::bus::Effect;
 
 pub use bar::{BarAllocator, BarError, BarKind, Windows};
 pub use config::{ConfigError, ConfigSpace, Identity, MsixLayout, Written};
-pub use host::{ConfigPorts, Ecam, PciHost};
+pub use host::{ConfigPorts, Ecam, PciError, PciHost};
 pub use msix::Msix;
 
 /// One BAR's change of place, as told to its function.

@@ -305,3 +305,7 @@ impl Gate {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "msix_tests.rs"]
+mod tests;

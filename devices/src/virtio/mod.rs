@@ -3,6 +3,7 @@
 //! A device ([`device::VirtioDevice`]) knows its configuration space and what to do with its queues. Everything
 //! that is common (status, features, queue registers, interrupts) belongs to the transport.
 
+pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;

@@ -1,0 +1,209 @@
+//! [`Asked`]: what was asked for, by flags or by a file, before defaults are filled in.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use toml::de::{DeTable, DeValue};
+use vmm::spec::{DISK_KEYS, DiskSpec, Memory, SpecError, Stream, Transport, VmSpec};
+
+use super::options::FLAGS;
+use crate::exit::Usage;
+use crate::flags::closest;
+
+/// The memory of a VM that nobody chose.
+const DEFAULT_MEMORY: Memory = Memory(512 << 20);
+
+/// What was asked for. Every path in it is absolute.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Asked {
+    /// See [`VmSpec::kernel`]; so are all up to `disk`.
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
+    pub cmdline: Option<String>,
+    /// Wider than the spec's, so that `cpus = 300` is answered by the spec's own message.
+    pub cpus: Option<u64>,
+    pub memory: Option<Memory>,
+    pub transport: Option<Transport>,
+    pub serial: Option<Stream>,
+    pub console: Option<Stream>,
+    #[serde(default)]
+    pub disk: Vec<DiskEntry>,
+    /// The file to take the rest from. A file cannot name another.
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Print the spec and end.
+    pub dry_run: Option<bool>,
+    /// How many `-v`.
+    pub verbose: Option<u8>,
+    /// Where log lines go.
+    pub log_file: Option<PathBuf>,
+}
+
+/// A disk in a file: the flag's text, or a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DiskEntry(pub DiskSpec);
+
+impl<'de> Deserialize<'de> for DiskEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = DiskSpec;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table or a text such as \"path=disk.img,readonly=on\"")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<DiskSpec, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<DiskSpec, A::Error> {
+                DiskSpec::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(Either).map(Self)
+    }
+}
+
+impl Asked {
+    /// What the file at `path` asks for. Relative paths in it start at its directory.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text_error = |(line, message): (usize, String)| {
+            anyhow::Error::new(Usage(format!("{}:{line}: {message}", path.display())))
+        };
+        let mut asked = Self::from_toml(&text).map_err(text_error)?;
+        asked.start_paths_at(path.parent().unwrap_or(Path::new("/")));
+        Ok(asked)
+    }
+
+    /// Read TOML. An error has the number of its line.
+    pub fn from_toml(text: &str) -> Result<Self, (usize, String)> {
+        let at = |span: Option<Range<usize>>, message: String| {
+            let before = text.as_bytes().get(..span.map_or(0, |span| span.start)).unwrap_or_default();
+            (before.iter().filter(|byte| **byte == b'\n').count() + 1, message)
+        };
+        let of_toml =
+            |error: toml::de::Error| at(error.span(), error.message().trim_end().replace('\n', ", "));
+        let table = DeTable::parse(text).map_err(of_toml)?;
+        if let Some((span, message)) = unknown_key(table.get_ref()) {
+            return Err(at(Some(span), message));
+        }
+        toml::from_str(text).map_err(of_toml)
+    }
+
+    fn start_paths_at(&mut self, dir: &Path) {
+        let paths = [&mut self.kernel, &mut self.initrd, &mut self.log_file].into_iter().flatten();
+        let disks = self.disk.iter_mut().map(|disk| &mut disk.0.path);
+        let streams = [&mut self.serial, &mut self.console].into_iter().filter_map(|stream| match stream {
+            Some(Stream::File(path)) => Some(path),
+            _ => None,
+        });
+        for path in paths.chain(disks).chain(streams).filter(|path| !path.as_os_str().is_empty()) {
+            *path = dir.join(&*path);
+        }
+    }
+
+    /// `self` where it says something, else `file`. Disks add up, the file's first.
+    pub fn over(self, file: Self) -> Self {
+        Self {
+            kernel: self.kernel.or(file.kernel),
+            initrd: self.initrd.or(file.initrd),
+            cmdline: self.cmdline.or(file.cmdline),
+            cpus: self.cpus.or(file.cpus),
+            memory: self.memory.or(file.memory),
+            transport: self.transport.or(file.transport),
+            serial: self.serial.or(file.serial),
+            console: self.console.or(file.console),
+            disk: file.disk.into_iter().chain(self.disk).collect(),
+            config: self.config.or(file.config),
+            dry_run: self.dry_run.or(file.dry_run),
+            verbose: self.verbose.or(file.verbose),
+            log_file: self.log_file.or(file.log_file),
+        }
+    }
+
+    /// Fill in the defaults, and check the whole.
+    pub fn resolve(self) -> Result<VmSpec> {
+        let usage = |message: String| anyhow::Error::new(Usage(message));
+        let Some(kernel) = self.kernel else {
+            return Err(usage(NO_KERNEL.to_owned()));
+        };
+        let (serial, console) = match (self.serial, self.console) {
+            (None, Some(Stream::Stdio)) => (Stream::Null, Stream::Stdio),
+            (serial, console) => (serial.unwrap_or(Stream::Stdio), console.unwrap_or(Stream::Null)),
+        };
+        let cpus = self.cpus.unwrap_or(1);
+        let spec = VmSpec {
+            kernel,
+            initrd: self.initrd,
+            cmdline: self.cmdline.unwrap_or_else(|| default_cmdline(&serial, &console).to_owned()),
+            cpus: u8::try_from(cpus).map_err(|_| usage(SpecError::Cpus(cpus).to_string()))?,
+            memory: self.memory.unwrap_or(DEFAULT_MEMORY),
+            transport: self.transport.unwrap_or_default(),
+            serial,
+            console,
+            disks: self.disk.into_iter().map(|disk| disk.0).collect(),
+        };
+        spec.validate().map_err(|error| usage(error.to_string()))?;
+        Ok(spec)
+    }
+}
+
+/// What to do about a missing kernel.
+const NO_KERNEL: &str = "no kernel: give --kernel FILE, such as --kernel /boot/vmlinuz-$(uname -r), or a --config FILE \
+                         with a line kernel = \"FILE\"";
+
+/// The kernel speaks where its words can be seen.
+fn default_cmdline(serial: &Stream, console: &Stream) -> &'static str {
+    match (serial, console) {
+        (_, Stream::Stdio) | (Stream::Null, Stream::File(_)) => "console=hvc0",
+        _ => "console=ttyS0",
+    }
+}
+
+/// The first key that means nothing, and what was most likely meant.
+fn unknown_key(table: &DeTable<'_>) -> Option<(Range<usize>, String)> {
+    let known: Vec<&str> =
+        FLAGS.iter().filter(|flag| !flag.example.toml.is_empty()).map(|flag| flag.name).collect();
+    let unknown = stranger(table, &known, "there is no key");
+    let disks = table.get("disk").map(toml::Spanned::get_ref);
+    let of_disk = |value: &DeValue<'_>| {
+        value.as_table().and_then(|disk| stranger(disk, DISK_KEYS, "a disk has no key"))
+    };
+    unknown.or_else(|| match disks {
+        Some(DeValue::Array(disks)) => disks.iter().find_map(|disk| of_disk(disk.get_ref())),
+        _ => None,
+    })
+}
+
+fn stranger(table: &DeTable<'_>, known: &[&str], what: &str) -> Option<(Range<usize>, String)> {
+    let key = table.keys().find(|key| !known.contains(&key.get_ref().as_ref()))?;
+    let name = key.get_ref().as_ref();
+    let fix = match closest(name, known.iter().copied()) {
+        Some(close) => format!("did you mean '{close}'?"),
+        None => format!("there are {}", known.join(", ")),
+    };
+    Some((key.span(), format!("{what} '{name}': {fix}")))
+}
+
+/// A flag's path, from the current directory.
+pub fn absolute(path: &OsStr) -> Result<PathBuf> {
+    if path.is_empty() {
+        anyhow::bail!("the path is empty: name a file");
+    }
+    std::path::absolute(path).context("cannot tell the current directory")
+}
+
+/// A flag's stream, its path from the current directory.
+pub fn absolute_stream(stream: Stream) -> Result<Stream> {
+    match stream {
+        Stream::File(path) => Ok(Stream::File(absolute(path.as_os_str())?)),
+        other => Ok(other),
+    }
+}

@@ -1,0 +1,71 @@
+//! `skiff run`: boot a VM in the foreground, with the terminal as its console.
+
+use std::io::{ErrorKind, Write as _};
+
+use anyhow::{Context, Result};
+use clap::{ArgMatches, Command};
+use vmm::spec::{Stream, VmSpec};
+
+use self::asked::Asked;
+use super::Verb;
+use crate::exit::SUCCESS;
+use crate::flags;
+use crate::logging::{self, Logging};
+
+mod asked;
+mod options;
+mod session;
+#[cfg(test)]
+mod tests;
+
+pub const VERB: Verb = Verb { name: "run", command, run };
+
+const EXAMPLES: &str = "\
+Examples:
+  skiff run --kernel /boot/vmlinuz-6.1.0-28-cloud-amd64 --initrd initrd.img
+  skiff run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda1'
+  skiff run --kernel vmlinuz --initrd initrd.img --console stdio --serial file=boot.log
+  skiff run --config vm.toml --memory 2G
+  skiff run --kernel vmlinuz --cpus 4 --dry-run > vm.toml
+
+Keys, when the guest has a terminal:
+  Ctrl-] q       end the VM
+  Ctrl-] p       press its power button
+  Ctrl-] Ctrl-]  type Ctrl-]";
+
+fn command() -> Command {
+    let command = Command::new(VERB.name)
+        .about("Boot a VM and give it this terminal")
+        .long_about(
+            "Boot a VM and give it this terminal. It runs in the foreground: the guest's poweroff ends it, and so \
+             does Ctrl-] q. A guest's reboot boots it again in place.",
+        )
+        .after_help(format!("{EXAMPLES}\n\n{}", crate::exit::HELP));
+    flags::add(command, options::FLAGS)
+}
+
+fn run(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = Asked::default();
+    flags::apply(options::FLAGS, matches, &mut asked)?;
+    if let Some(path) = asked.config.clone() {
+        asked = asked.over(Asked::from_file(&path)?);
+    }
+    let dry_run = asked.dry_run == Some(true);
+    let (verbose, file) = (asked.verbose.unwrap_or(0), asked.log_file.take());
+    let spec = asked.resolve()?;
+    if dry_run {
+        return print(&spec);
+    }
+    let guest_on_stdout = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
+    logging::start(&Logging { verbose, file, guest_on_stdout })?;
+    session::run(spec)
+}
+
+fn print(spec: &VmSpec) -> Result<u8> {
+    let text = toml::to_string(spec).context("the spec cannot be written as TOML")?;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever read it has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(SUCCESS),
+        result => result.map(|()| SUCCESS).context("cannot write to standard output"),
+    }
+}

@@ -1,0 +1,224 @@
+//! The flags of `skiff run`. `--config` aside, each is also a key of the file.
+
+use std::ffi::OsStr;
+
+use anyhow::Result;
+
+use super::asked::{Asked, DiskEntry, absolute, absolute_stream};
+use crate::flags::{Example, Flag, Takes, utf8};
+
+/// Streams as every help text names them.
+const STREAM: &str = "stdio|file=PATH|null";
+
+/// All flags, in the order of the help.
+pub const FLAGS: &[Flag<Asked>] = &[
+    KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, SERIAL, CONSOLE, TRANSPORT, CONFIG, DRY_RUN, VERBOSE,
+    LOG_FILE,
+];
+
+const KERNEL: Flag<Asked> = Flag {
+    name: "kernel",
+    short: None,
+    takes: Takes::File("FILE"),
+    help: "The guest's kernel: a bzImage or an uncompressed ELF (vmlinux, PVH)",
+    long: "The kernels of Debian and other distributions (/boot/vmlinuz-*) work as they are. Required, here or in \
+           the file.",
+    example: Example {
+        args: &["--kernel", "/boot/vmlinuz-6.1.0-28-cloud-amd64"],
+        toml: "kernel = \"/boot/vmlinuz-6.1.0-28-cloud-amd64\"",
+    },
+    apply: |asked, value| {
+        asked.kernel = Some(absolute(value)?);
+        Ok(())
+    },
+};
+
+const INITRD: Flag<Asked> = Flag {
+    name: "initrd",
+    short: None,
+    takes: Takes::File("FILE"),
+    help: "The guest's initial RAM disk",
+    long: "It is handed to the kernel as it is, compressed or not.",
+    example: Example { args: &["--initrd", "/boot/initrd.img"], toml: "initrd = \"/boot/initrd.img\"" },
+    apply: |asked, value| {
+        asked.initrd = Some(absolute(value)?);
+        Ok(())
+    },
+};
+
+const CMDLINE: Flag<Asked> = Flag {
+    name: "cmdline",
+    short: None,
+    takes: Takes::Text("TEXT"),
+    help: "The kernel's command line [default: console=ttyS0, or console=hvc0 with --console stdio]",
+    long: "It replaces the default as a whole: name the kernel's console in it, or the guest says nothing that \
+           you can see. At most 2047 bytes.",
+    example: Example {
+        args: &["--cmdline", "console=ttyS0 root=/dev/vda1 ro"],
+        toml: "cmdline = \"console=ttyS0 root=/dev/vda1 ro\"",
+    },
+    apply: |asked, value| {
+        asked.cmdline = Some(utf8(value)?.to_owned());
+        Ok(())
+    },
+};
+
+const CPUS: Flag<Asked> = Flag {
+    name: "cpus",
+    short: None,
+    takes: Takes::Text("N"),
+    help: "How many vCPUs, 1 to 64 [default: 1]",
+    long: "Each is a thread of this program. More than the host has processors works, and is slow.",
+    example: Example { args: &["--cpus", "4"], toml: "cpus = 4" },
+    apply: |asked, value| {
+        let text = utf8(value)?;
+        let bad = |_| anyhow::anyhow!("'{text}' is not a number of vCPUs: write one from 1 to 64");
+        asked.cpus = Some(text.parse().map_err(bad)?);
+        Ok(())
+    },
+};
+
+const MEMORY: Flag<Asked> = Flag {
+    name: "memory",
+    short: None,
+    takes: Takes::Text("SIZE"),
+    help: "How much memory: a number with M or G, at least 64M [default: 512M]",
+    long: "Whole MiB. The host gives memory to the guest as the guest touches it.",
+    example: Example { args: &["--memory", "2G"], toml: "memory = \"2G\"" },
+    apply: |asked, value| {
+        asked.memory = Some(utf8(value)?.parse()?);
+        Ok(())
+    },
+};
+
+const DISK: Flag<Asked> = Flag {
+    name: "disk",
+    short: None,
+    takes: Takes::Texts("path=FILE[,KEY=VALUE]…"),
+    help: "A virtio disk: a raw file or a block device; repeat for more (vda, vdb, …)",
+    long: "Keys:
+  path=FILE           the file or block device; a comma in its name is doubled
+  readonly=on         the guest cannot write it, and other VMs may read it too
+  direct=on           bypass the host's page cache (O_DIRECT)
+  serial=TEXT         the serial number the guest sees, at most 20 bytes
+  queues=N            request queues, 1 to 16; by default one per vCPU, up to 4
+  io=auto|uring|plain io_uring, plain calls, or whichever the host allows
+A disk that another VM writes is refused. Disks of the file come first, then those of the flags.",
+    example: Example {
+        args: &[
+            "--disk",
+            "path=/srv/root.img",
+            "--disk",
+            "path=/srv/data.img,readonly=on,direct=on,serial=D1,queues=2,io=plain",
+        ],
+        toml: "disk = [\n  \"path=/srv/root.img\",\n  { path = \"/srv/data.img\", readonly = true, direct = true, \
+               serial = \"D1\", queues = 2, io = \"plain\" },\n]",
+    },
+    apply: |asked, value| {
+        let mut entry = DiskEntry(utf8(value)?.parse()?);
+        entry.0.path = absolute(entry.0.path.as_os_str())?;
+        asked.disk.push(entry);
+        Ok(())
+    },
+};
+
+const SERIAL: Flag<Asked> = Flag {
+    name: "serial",
+    short: None,
+    takes: Takes::Text(STREAM),
+    help: "Where the serial port (ttyS0) leads [default: stdio, or null with --console stdio]",
+    long: "stdio is this terminal, or whatever stdin and stdout are. A file is appended to. Only one of --serial \
+           and --console can be stdio.",
+    example: Example { args: &["--serial", "file=/tmp/guest.log"], toml: "serial = \"file=/tmp/guest.log\"" },
+    apply: |asked, value| {
+        asked.serial = Some(stream(value)?);
+        Ok(())
+    },
+};
+
+const CONSOLE: Flag<Asked> = Flag {
+    name: "console",
+    short: None,
+    takes: Takes::Text(STREAM),
+    help: "Where the virtio console (hvc0) leads [default: null]",
+    long: "Faster than the serial port, and it follows the size of the terminal; a guest has it only once its \
+           kernel has loaded the virtio drivers.",
+    example: Example { args: &["--console", "stdio"], toml: "console = \"stdio\"" },
+    apply: |asked, value| {
+        asked.console = Some(stream(value)?);
+        Ok(())
+    },
+};
+
+const TRANSPORT: Flag<Asked> = Flag {
+    name: "transport",
+    short: None,
+    takes: Takes::Choice("KIND", &["pci", "mmio"]),
+    help: "How virtio devices are reached [default: pci]",
+    long: "",
+    example: Example { args: &["--transport", "mmio"], toml: "transport = \"mmio\"" },
+    apply: |asked, value| {
+        asked.transport = Some(utf8(value)?.parse()?);
+        Ok(())
+    },
+};
+
+const CONFIG: Flag<Asked> = Flag {
+    name: "config",
+    short: None,
+    takes: Takes::File("FILE"),
+    help: "Take everything that is not given as a flag from this TOML file",
+    long: "Each flag can stand in it under its own name. Relative paths in it start at the file's directory; \
+           relative paths in flags start at the current one. A flag wins over the file; disks add up.",
+    example: Example { args: &["--config", "/srv/vm.toml"], toml: "" },
+    apply: |asked, value| {
+        asked.config = Some(absolute(value)?);
+        Ok(())
+    },
+};
+
+const DRY_RUN: Flag<Asked> = Flag {
+    name: "dry-run",
+    short: None,
+    takes: Takes::Nothing,
+    help: "Check everything that needs no look at the host, print the resolved spec, and end",
+    long: "What is printed is TOML that --config takes, with absolute paths and every default filled in. Neither \
+           /dev/kvm nor the files named are touched.",
+    example: Example { args: &["--dry-run"], toml: "dry-run = true" },
+    apply: |asked, _| {
+        asked.dry_run = Some(true);
+        Ok(())
+    },
+};
+
+const VERBOSE: Flag<Asked> = Flag {
+    name: "verbose",
+    short: Some('v'),
+    takes: Takes::Count,
+    help: "Say what is going on; -vv and -vvv say more",
+    long: "Log lines go to stderr, unless that is where the guest's console goes: then they go to a file in \
+           $XDG_STATE_HOME/skiff (~/.local/state/skiff), whose name is said at the start. The variable SKIFF_LOG \
+           picks levels by module, as in SKIFF_LOG=devices=trace,vmm=info.",
+    example: Example { args: &["-vv"], toml: "verbose = 2" },
+    apply: |asked, _| {
+        asked.verbose = Some(asked.verbose.unwrap_or(0).saturating_add(1));
+        Ok(())
+    },
+};
+
+const LOG_FILE: Flag<Asked> = Flag {
+    name: "log-file",
+    short: None,
+    takes: Takes::File("FILE"),
+    help: "Append log lines to this file; without -v or SKIFF_LOG, as if -v was given",
+    long: "",
+    example: Example { args: &["--log-file", "/tmp/skiff.log"], toml: "log-file = \"/tmp/skiff.log\"" },
+    apply: |asked, value| {
+        asked.log_file = Some(absolute(value)?);
+        Ok(())
+    },
+};
+
+fn stream(value: &OsStr) -> Result<vmm::spec::Stream> {
+    absolute_stream(utf8(value)?.parse()?)
+}

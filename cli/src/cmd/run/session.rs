@@ -1,0 +1,128 @@
+//! A VM in the foreground: starts it, joins it to the terminal and to signals, and waits for its end.
+//!
+//! The main thread waits. `signals` and `stdin` hand what they want of the VM to the `actions` thread, the one that
+//! waits for the VM's answers, so that neither is ever held up by a busy VM.
+
+use std::io::{self, IsTerminal, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use vmm::control::{Controller, Outcome, VmAction, VmReply};
+use vmm::spec::{Stream, VmSpec};
+
+use crate::escape::{self, Key};
+use crate::signals::{Ended, Signal, Signals};
+use crate::terminal::{self, Raw};
+use crate::{exit, input};
+
+/// Run `spec` to its end, and say the exit code.
+pub fn run(spec: VmSpec) -> Result<u8> {
+    terminal::restore_on_panic();
+    let signals = Signals::block().context("cannot block signals")?;
+    let has_stdin = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
+    let resizes = spec.console == Stream::Stdio;
+    let vm = vmm::machine::start(spec)?;
+    let controller = vm.controller();
+    let actions = serve_actions(controller.clone()).context("cannot start a thread")?;
+    // Lives to the end of this function: every way out gives the terminal back.
+    let raw = if has_stdin { Raw::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
+    let left = Left::default();
+    let ended = handle_signals(signals, actions.clone(), resizes).context("cannot start a thread")?;
+    if has_stdin {
+        take_input(controller, actions.clone(), left.clone(), raw.is_some())
+            .context("cannot start a thread")?;
+    }
+    if resizes {
+        request(&actions, window_size());
+    }
+    let outcome = vm.wait();
+    drop(raw);
+    conclude(outcome?, &ended, &left)
+}
+
+/// Whether the user left with the escape.
+#[derive(Clone, Default)]
+struct Left(Arc<AtomicBool>);
+
+/// Start the thread that asks things of the VM.
+fn serve_actions(controller: Controller) -> io::Result<Sender<VmAction>> {
+    let (sender, receiver) = channel();
+    thread::Builder::new().name("actions".to_owned()).spawn(move || {
+        for action in receiver {
+            if controller.act(action) == VmReply::Ended {
+                return;
+            }
+        }
+    })?;
+    Ok(sender)
+}
+
+/// Hand `action` on. When nobody takes it any more, the VM has ended and main knows.
+fn request(actions: &Sender<VmAction>, action: Option<VmAction>) {
+    if let Some(action) = action {
+        let _ = actions.send(action);
+    }
+}
+
+fn handle_signals(signals: Signals, actions: Sender<VmAction>, resizes: bool) -> io::Result<Ended> {
+    signals.handle(move |signal| match signal {
+        Signal::End(_) => request(&actions, Some(VmAction::Kill)),
+        Signal::Resized if resizes => request(&actions, window_size()),
+        Signal::Resized => {}
+    })
+}
+
+fn take_input(controller: Controller, actions: Sender<VmAction>, left: Left, keys: bool) -> io::Result<()> {
+    let guest = move |bytes: &[u8]| controller.input(bytes);
+    if !keys {
+        return input::pipe(io::stdin(), guest);
+    }
+    terminal::note(&format!("skiff: {}", escape::HELP));
+    input::keys(io::stdin(), guest, move |key| match key {
+        Key::Leave => {
+            left.0.store(true, Ordering::SeqCst);
+            request(&actions, Some(VmAction::Kill));
+        }
+        Key::PressPower => request(&actions, Some(VmAction::PressPowerButton)),
+        Key::Help | Key::Guest(_) => terminal::note(&format!("\r\nskiff: {}", escape::HELP)),
+    })
+}
+
+/// The size of the terminal that shows the console.
+fn window_size() -> Option<VmAction> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(stdout).ok()?;
+    Some(VmAction::ResizeConsole { columns: size.ws_col, rows: size.ws_row })
+}
+
+/// What the VM's end means for whoever started the program.
+fn conclude(outcome: Outcome, ended: &Ended, left: &Left) -> Result<u8> {
+    match outcome {
+        Outcome::PoweredOff => Ok(exit::SUCCESS),
+        Outcome::Panicked { last_lines } => {
+            tell_panic(&last_lines);
+            Ok(exit::GUEST_PANIC)
+        }
+        Outcome::Killed => match ended.by() {
+            Some(signal) => Ok(exit::SIGNAL.saturating_add(signal)),
+            None if left.0.load(Ordering::SeqCst) => Ok(exit::SUCCESS),
+            None => bail!("the VM was killed, and not by this program"),
+        },
+    }
+}
+
+fn tell_panic(last_lines: &[String]) {
+    let mut text = String::from("skiff: the guest's kernel panicked; its last lines:\n");
+    for line in last_lines {
+        // The guest wrote them: they may move no cursor and set no title.
+        text.extend(line.chars().filter(|c| *c == '\t' || !c.is_control()));
+        text.push('\n');
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+}

@@ -1,0 +1,238 @@
+//! Tests of the flags, the file and the resolved spec.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use anyhow::Result;
+use vmm::spec::{DiskSpec, Memory, Stream, Transport, VmSpec};
+
+use super::asked::Asked;
+use super::options::FLAGS;
+use crate::exit::Usage;
+use crate::flags::{self, Takes};
+
+/// What `args` ask for.
+fn asked(args: &[&str]) -> Result<Asked> {
+    let matches = super::command().try_get_matches_from([&["run"], args].concat())?;
+    let mut asked = Asked::default();
+    flags::apply(FLAGS, &matches, &mut asked)?;
+    Ok(asked)
+}
+
+fn spec(args: &[&str]) -> VmSpec {
+    asked(&[&["--kernel", "/k"], args].concat()).unwrap().resolve().unwrap()
+}
+
+/// A wrong command line's message, which must be the user's mistake.
+fn refused(args: &[&str]) -> String {
+    let error = asked(args).and_then(Asked::resolve).unwrap_err();
+    assert!(error.is::<Usage>() || error.is::<clap::Error>(), "{error:#}");
+    format!("{error:#}")
+}
+
+fn wrong_file(text: &str) -> (usize, String) {
+    Asked::from_toml(text).unwrap_err()
+}
+
+#[test]
+fn every_flag_does_what_its_example_says_and_the_same_in_a_file() {
+    for flag in FLAGS {
+        let mut by_flag = asked(flag.example.args).unwrap_or_else(|error| panic!("--{}: {error}", flag.name));
+        assert_ne!(by_flag, Asked::default(), "--{} does nothing", flag.name);
+        if flag.name == "config" {
+            assert_eq!(by_flag.config.take().as_deref(), Some(Path::new("/srv/vm.toml")));
+            assert_eq!(flag.example.toml, "", "a file cannot name a file");
+        } else {
+            let by_file = Asked::from_toml(flag.example.toml).unwrap();
+            assert_eq!(by_flag, by_file, "--{}", flag.name);
+        }
+    }
+}
+
+#[test]
+fn every_flag_has_help_and_a_name_of_its_own() {
+    let help = super::command().render_long_help().to_string();
+    for (at, flag) in FLAGS.iter().enumerate() {
+        assert!(!flag.help.is_empty() && !flag.help.ends_with('.'), "--{}", flag.name);
+        assert!(FLAGS.iter().take(at).all(|other| other.name != flag.name), "--{} twice", flag.name);
+        assert!(help.contains(&format!("--{}", flag.name)), "--{}", flag.name);
+    }
+    assert!(help.contains("In a file:  memory = \"2G\""), "{help}");
+}
+
+#[test]
+fn every_flag_with_a_value_refuses_what_it_cannot_use() {
+    let wrong = [
+        ("kernel", "", "--kernel: the path is empty: name a file"),
+        ("initrd", "", "--initrd: the path is empty: name a file"),
+        ("cmdline", "a\u{7}", "the kernel command line has a control character at byte 1: take it out"),
+        ("cpus", "two", "--cpus: 'two' is not a number of vCPUs: write one from 1 to 64"),
+        ("cpus", "0", "cpus cannot be 0: a VM has 1 to 64"),
+        ("cpus", "300", "cpus cannot be 300: a VM has 1 to 64"),
+        (
+            "memory",
+            "lots",
+            "--memory: 'lots' is not an amount of memory: write a number with K, M or G, such as 512M",
+        ),
+        ("memory", "512", "memory cannot be 512: a VM has at least 64M"),
+        (
+            "disk",
+            "root.img",
+            "--disk: 'root.img' names no file: write path=FILE, as in path=disk.img,readonly=on",
+        ),
+        ("serial", "tty", "--serial: 'tty' is not one of stdio, file=PATH and null"),
+        ("console", "file", "--console: 'file' is not one of stdio, file=PATH and null"),
+        ("transport", "isa", "[possible values: pci, mmio]"),
+        ("config", "", "--config: the path is empty: name a file"),
+        ("log-file", "", "--log-file: the path is empty: name a file"),
+    ];
+    for (name, value, message) in wrong {
+        let argument = format!("--{name}={value}");
+        let base: &[&str] = if name == "kernel" { &[] } else { &["--kernel", "/k"] };
+        let text = refused(&[base, &[&argument]].concat());
+        assert!(text.contains(message), "{argument}: {text}");
+    }
+    for flag in FLAGS.iter().filter(|flag| !matches!(flag.takes, Takes::Nothing | Takes::Count)) {
+        assert!(wrong.iter().any(|(name, ..)| *name == flag.name), "--{} is not here", flag.name);
+    }
+}
+
+#[test]
+fn a_missing_kernel_is_told_what_to_give() {
+    let text = refused(&["--cpus", "2"]);
+    assert!(text.starts_with("no kernel: give --kernel FILE"), "{text}");
+    assert!(text.contains("kernel = \"FILE\""), "{text}");
+}
+
+#[test]
+fn text_that_is_not_utf8_is_refused_where_text_is_wanted_and_taken_for_a_path() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = OsStr::from_bytes(b"/a\xff");
+    let mut asked = Asked::default();
+    for flag in FLAGS {
+        let result = (flag.apply)(&mut asked, bytes);
+        let takes_any = matches!(flag.takes, Takes::File(_) | Takes::Nothing | Takes::Count);
+        assert_eq!(result.is_ok(), takes_any, "--{}", flag.name);
+    }
+}
+
+#[test]
+fn the_defaults_are_a_small_machine_on_the_serial_port() {
+    let wanted = VmSpec {
+        kernel: "/k".into(),
+        initrd: None,
+        cmdline: "console=ttyS0".to_owned(),
+        cpus: 1,
+        memory: Memory(512 << 20),
+        transport: Transport::Pci,
+        serial: Stream::Stdio,
+        console: Stream::Null,
+        disks: Vec::new(),
+    };
+    assert_eq!(spec(&[]), wanted);
+}
+
+#[test]
+fn one_stream_has_the_terminal_and_the_kernel_speaks_there() {
+    let file = |name: &str| Stream::File(name.into());
+    for (args, serial, console, cmdline) in [
+        (&["--console", "stdio"][..], Stream::Null, Stream::Stdio, "console=hvc0"),
+        (&["--console", "stdio", "--serial", "file=/s"], file("/s"), Stream::Stdio, "console=hvc0"),
+        (&["--console", "file=/c"], Stream::Stdio, file("/c"), "console=ttyS0"),
+        (&["--console", "file=/c", "--serial", "null"], Stream::Null, file("/c"), "console=hvc0"),
+        (&["--serial", "null"], Stream::Null, Stream::Null, "console=ttyS0"),
+    ] {
+        let spec = spec(args);
+        assert_eq!(
+            (spec.serial, spec.console, spec.cmdline.as_str()),
+            (serial, console, cmdline),
+            "{args:?}"
+        );
+    }
+    let text = refused(&["--kernel", "/k", "--console", "stdio", "--serial", "stdio"]);
+    assert_eq!(text, "serial and console cannot both be stdio: give one of them file=PATH or null");
+}
+
+#[test]
+fn a_command_line_replaces_the_default() {
+    assert_eq!(spec(&["--cmdline", "quiet"]).cmdline, "quiet");
+    assert_eq!(spec(&["--cmdline", ""]).cmdline, "");
+}
+
+#[test]
+fn flags_win_over_the_file_and_disks_add_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    let text = "kernel = \"boot/k\"\ncpus = 2\nmemory = \"1G\"\nserial = \"file=log\"\nlog-file = \"skiff.log\"\n\
+                disk = [\"path=a.img\", { path = \"/b.img\", readonly = true }]\n";
+    std::fs::write(&path, text).unwrap();
+    let flags = asked(&["--cpus", "3", "--disk", "path=/c.img"]).unwrap();
+    let all = flags.over(Asked::from_file(&path).unwrap());
+    assert_eq!(all.log_file, Some(dir.path().join("skiff.log")));
+    let spec = all.resolve().unwrap();
+    assert_eq!(spec.kernel, dir.path().join("boot/k"));
+    assert_eq!((spec.cpus, spec.memory), (3, Memory(1 << 30)));
+    assert_eq!(spec.serial, Stream::File(dir.path().join("log")));
+    let wanted = [
+        DiskSpec::new(dir.path().join("a.img")),
+        DiskSpec { readonly: true, ..DiskSpec::new("/b.img") },
+        DiskSpec::new("/c.img"),
+    ];
+    assert_eq!(spec.disks, wanted);
+}
+
+#[test]
+fn relative_paths_of_flags_start_at_the_current_directory() {
+    let here = std::env::current_dir().unwrap();
+    let spec =
+        asked(&["--kernel", "k", "--disk", "path=d", "--serial", "file=s"]).unwrap().resolve().unwrap();
+    assert_eq!(spec.kernel, here.join("k"));
+    assert_eq!(spec.disks, [DiskSpec::new(here.join("d"))]);
+    assert_eq!(spec.serial, Stream::File(here.join("s")));
+}
+
+#[test]
+fn a_wrong_file_is_told_its_line_and_the_closest_key() {
+    for (text, line, message) in [
+        ("kernel = \"k\"\n\nmemry = \"1G\"\n", 3, "there is no key 'memry': did you mean 'memory'?"),
+        (
+            "[[disk]]\npath = \"a\"\n[[disk]]\npath = \"b\"\nread-only = true",
+            5,
+            "a disk has no key 'read-only': did you mean 'readonly'?",
+        ),
+        (
+            "kernel = \"k\"\ndisk = [\"path=a\",\n\"b\"]",
+            3,
+            "'b' names no file: write path=FILE, as in path=disk.img,readonly=on",
+        ),
+        (
+            "memory = \"big\"",
+            1,
+            "'big' is not an amount of memory: write a number with K, M or G, such as 512M",
+        ),
+        ("kernel = 'k'\ntransport = 'isa'", 2, "unknown variant `isa`, expected `pci` or `mmio`"),
+        ("cpus = \"2\"", 1, "invalid type: string \"2\", expected u64"),
+        ("[[disk]]\nreadonly = true", 1, "missing field `path`"),
+    ] {
+        assert_eq!(wrong_file(text), (line, message.to_owned()), "{text}");
+    }
+    let (line, message) = wrong_file("zzz = 1");
+    assert_eq!(line, 1);
+    assert!(message.starts_with("there is no key 'zzz': there are kernel, initrd, "), "{message}");
+    assert_eq!(wrong_file("a = 1\nkernel = ").0, 2);
+}
+
+#[test]
+fn what_a_dry_run_prints_is_the_same_spec_again() {
+    let all: Vec<&str> = FLAGS
+        .iter()
+        .filter(|flag| !["config", "dry-run", "verbose", "log-file"].contains(&flag.name))
+        .flat_map(|flag| flag.example.args.iter().copied())
+        .collect();
+    for args in [&["--kernel", "/k"][..], &["--kernel", "/k", "--cmdline", "a \"b\" \\ 'c' é"], &all] {
+        let spec = asked(args).unwrap().resolve().unwrap();
+        let text = toml::to_string(&spec).unwrap();
+        let again = Asked::from_toml(&text).unwrap_or_else(|error| panic!("{error:?} in\n{text}"));
+        assert_eq!(again.resolve().unwrap(), spec, "{text}");
+    }
+}

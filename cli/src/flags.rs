@@ -1,0 +1,137 @@
+//! One record per flag: its name, its help, what it does, and an example that is also its test.
+//!
+//! The command line, the keys of a file, help texts, and whatever is generated from them all come from these records.
+
+use std::ffi::{OsStr, OsString};
+
+use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+
+use crate::exit::Usage;
+
+/// A flag that changes a `T`.
+pub struct Flag<T> {
+    /// The long name, without dashes. It is also the key in a file.
+    pub name: &'static str,
+    /// The short name, if there is one.
+    pub short: Option<char>,
+    /// What stands after it.
+    pub takes: Takes,
+    /// One line, for `-h`.
+    pub help: &'static str,
+    /// Further lines for `--help`. May be empty.
+    pub long: &'static str,
+    /// The flag at work and, if it has a key in files, the same thing there.
+    pub example: Example,
+    /// Applies one occurrence with its value (empty if it takes none).
+    pub apply: fn(&mut T, &OsStr) -> Result<()>,
+}
+
+/// A flag's value.
+pub enum Takes {
+    /// A file, called this in the help.
+    File(&'static str),
+    /// Text, called this in the help.
+    Text(&'static str),
+    /// Text, as often as wanted.
+    Texts(&'static str),
+    /// One of these words.
+    Choice(&'static str, &'static [&'static str]),
+    /// Nothing: it is there or not.
+    Nothing,
+    /// Nothing, and each occurrence counts.
+    Count,
+}
+
+/// The same wish on the command line and in a file.
+pub struct Example {
+    /// Arguments.
+    pub args: &'static [&'static str],
+    /// Lines of TOML; empty for a flag that cannot stand in a file.
+    pub toml: &'static str,
+}
+
+impl<T> Flag<T> {
+    fn arg(&self) -> Arg {
+        let arg =
+            Arg::new(self.name).long(self.name).short(self.short).help(self.help).long_help(self.long_help());
+        match &self.takes {
+            Takes::File(name) => text(arg, name).value_hint(ValueHint::FilePath),
+            Takes::Text(name) => text(arg, name),
+            Takes::Texts(name) => text(arg, name).action(ArgAction::Append),
+            Takes::Choice(name, words) => {
+                arg.value_name(*name).value_parser(PossibleValuesParser::new(words.iter()))
+            }
+            Takes::Nothing => arg.action(ArgAction::SetTrue),
+            Takes::Count => arg.action(ArgAction::Count),
+        }
+    }
+
+    fn long_help(&self) -> String {
+        let mut help = self.help.to_owned();
+        if !self.long.is_empty() {
+            help.push_str("\n\n");
+            help.push_str(self.long);
+        }
+        help.push_str("\n\nExample:    ");
+        help.push_str(&self.example.args.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        if !self.example.toml.is_empty() {
+            help.push_str("\nIn a file:  ");
+            help.push_str(&self.example.toml.replace('\n', "\n            "));
+        }
+        help
+    }
+
+    /// Every value that was given for this flag, in order.
+    fn given(&self, matches: &ArgMatches) -> Vec<OsString> {
+        match self.takes {
+            Takes::Nothing => vec![OsString::new(); usize::from(matches.get_flag(self.name))],
+            Takes::Count => vec![OsString::new(); usize::from(matches.get_count(self.name))],
+            Takes::Choice(..) => {
+                matches.get_many::<String>(self.name).into_iter().flatten().map(OsString::from).collect()
+            }
+            _ => matches.get_many::<OsString>(self.name).into_iter().flatten().cloned().collect(),
+        }
+    }
+}
+
+/// `word` as a shell needs it.
+fn quoted(word: &str) -> String {
+    if word.contains(' ') { format!("'{word}'") } else { word.to_owned() }
+}
+
+fn text(arg: Arg, name: &'static str) -> Arg {
+    arg.value_name(name).value_parser(clap::value_parser!(OsString))
+}
+
+/// Give `command` all of `flags`.
+pub fn add<T>(command: Command, flags: &[Flag<T>]) -> Command {
+    command.args(flags.iter().map(Flag::arg))
+}
+
+/// Let every flag that was given change `target`.
+pub fn apply<T>(flags: &[Flag<T>], matches: &ArgMatches, target: &mut T) -> Result<()> {
+    for flag in flags {
+        for value in flag.given(matches) {
+            (flag.apply)(target, &value)
+                .map_err(|error| anyhow::Error::new(Usage(format!("--{}: {error:#}", flag.name))))?;
+        }
+    }
+    Ok(())
+}
+
+/// `value` as UTF-8.
+pub fn utf8(value: &OsStr) -> Result<&str> {
+    value.to_str().with_context(|| format!("'{}' is not UTF-8", value.display()))
+}
+
+/// The one of `known` that `wrong` was most likely meant to be.
+pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(wrong, name), name))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}

@@ -1,0 +1,96 @@
+//! Signals from outside, taken by a thread of their own.
+//!
+//! [`Signals::block`] keeps them from every thread that is started after it, so no vCPU is interrupted and no
+//! default action ends the program with the terminal raw. Then [`Signals::handle`] starts the `signals` thread.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// What end the program unless something better is done about them.
+const DEADLY: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
+const OTHERS: [libc::c_int; 3] = [libc::SIGTSTP, libc::SIGCONT, libc::SIGWINCH];
+
+/// A signal that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// End.
+    End(i32),
+    /// The terminal has another size.
+    Resized,
+}
+
+/// The signals that are blocked.
+pub struct Signals(libc::sigset_t);
+
+/// The first signal that asked the program to end.
+#[derive(Clone, Default)]
+pub struct Ended(Arc<AtomicI32>);
+
+impl Ended {
+    /// Its number.
+    pub fn by(&self) -> Option<u8> {
+        u8::try_from(self.0.load(Ordering::SeqCst)).ok().filter(|number| *number != 0)
+    }
+}
+
+impl Signals {
+    /// Block the signals for this thread and those it starts.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: an all-zero sigset_t is a valid object for sigemptyset to initialise.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `set` is a live sigset_t.
+        unsafe { libc::sigemptyset(&raw mut set) };
+        for signal in DEADLY.into_iter().chain(OTHERS) {
+            // SAFETY: `set` is initialised and `signal` is the number of a signal.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        // SAFETY: `set` is initialised; the old mask is not asked for.
+        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
+            0 => Ok(Self(set)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Start the thread. It stops and continues the program with the terminal in order, and tells `act` the rest,
+    /// which must not block. A second signal to end does so at once.
+    pub fn handle(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<Ended> {
+        let ended = Ended::default();
+        let seen = ended.clone();
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            loop {
+                match self.wait() {
+                    libc::SIGTSTP => stop(),
+                    libc::SIGCONT => {
+                        crate::terminal::resume();
+                        act(Signal::Resized);
+                    }
+                    libc::SIGWINCH => act(Signal::Resized),
+                    number => {
+                        let first = seen.0.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
+                        if first.is_err() {
+                            crate::terminal::restore();
+                            std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
+                        }
+                        act(Signal::End(number));
+                    }
+                }
+            }
+        })?;
+        Ok(ended)
+    }
+
+    fn wait(&self) -> libc::c_int {
+        let mut signal = 0;
+        // SAFETY: both point to live values, and the set is initialised. Sigwait fails only for invalid sets.
+        unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
+        signal
+    }
+}
+
+/// Stop the whole program as SIGTSTP would have, with the terminal as the shell left it.
+fn stop() {
+    crate::terminal::suspend();
+    // SIGTSTP itself is blocked; SIGSTOP cannot be.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+}

@@ -1,0 +1,83 @@
+//! The guest memory of one transfer, kept mapped for as long as the host may touch it.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestMemoryBackend};
+
+use arch::memory::SharedRam;
+
+use crate::virtio::chain::{self, Segment};
+
+/// What one system call takes (`IOV_MAX`).
+const MAX_IOVECS: usize = 1024;
+
+/// Segments of guest RAM. Owns a share of the RAM, so pointers made from it stay mapped while it lives.
+#[derive(Clone, Debug)]
+pub struct Buffers {
+    ram: SharedRam,
+    segments: Vec<Segment>,
+}
+
+impl Buffers {
+    /// Take segments that were checked to lie inside `ram`.
+    #[must_use]
+    pub fn new(ram: &SharedRam, segments: Vec<Segment>) -> Self {
+        Self { ram: Arc::clone(ram), segments }
+    }
+
+    /// Their length together, in bytes.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        chain::total(&self.segments)
+    }
+
+    /// Point `iovecs` at what lies `from` bytes in and after, or at as much of it as one call takes. The pointers are
+    /// good for as long as `self` is; only the kernel may follow them, for the guest uses this memory as well.
+    ///
+    /// # Errors
+    /// If a segment is outside guest RAM after all.
+    pub(super) fn point(&self, from: u64, iovecs: &mut Vec<libc::iovec>) -> io::Result<()> {
+        iovecs.clear();
+        for segment in chain::slice(&self.segments, from, u64::MAX) {
+            for piece in self.ram.get_slices(segment.addr, segment.len as usize) {
+                if iovecs.len() == MAX_IOVECS {
+                    return Ok(());
+                }
+                let piece = piece.map_err(io::Error::other)?;
+                let base = piece.ptr_guard_mut().as_ptr().cast();
+                iovecs.push(libc::iovec { iov_base: base, iov_len: piece.len() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Copy `data` into guest memory, `from` bytes in.
+    ///
+    /// # Errors
+    /// If a segment is outside guest RAM after all.
+    pub(super) fn fill(&self, from: u64, data: &[u8]) -> io::Result<()> {
+        let mut rest = data;
+        for segment in chain::slice(&self.segments, from, data.len() as u64) {
+            // `slice` yields no more than `data.len()` bytes together.
+            let (piece, after) = rest.split_at_checked(segment.len as usize).unwrap_or((rest, &[]));
+            self.ram.write_slice(piece, segment.addr).map_err(io::Error::other)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Copy guest memory from `from` bytes in to `data`.
+    ///
+    /// # Errors
+    /// If a segment is outside guest RAM after all.
+    pub(super) fn fetch(&self, from: u64, data: &mut [u8]) -> io::Result<()> {
+        let mut at = 0;
+        for segment in chain::slice(&self.segments, from, data.len() as u64) {
+            let Some(piece) = data.get_mut(at..at + segment.len as usize) else { break };
+            at += piece.len();
+            self.ram.read_slice(piece, segment.addr).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}

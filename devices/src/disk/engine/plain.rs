@@ -1,0 +1,106 @@
+//! The engine that needs nothing of the host but `preadv2` and `pwritev2`: each request is done when it is started.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use super::transfer::{Step, Transfer};
+use super::{Disk, Done, Engine, Events, Io, Wake};
+
+/// How many requests are done before the caller is made to look at their results.
+const BATCH: usize = 32;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Plain<T> {
+    disk: Arc<Disk>,
+    events: Events,
+    ended: Vec<Done<T>>,
+}
+
+impl<T> Plain<T> {
+    pub(super) fn new(disk: Arc<Disk>, events: Events) -> Self {
+        Self { disk, events, ended: Vec::new() }
+    }
+}
+
+impl<T> Engine<T> for Plain<T> {
+    fn start(&mut self, token: T, io: Io) {
+        let result = run(&self.disk, Transfer::new(io));
+        self.ended.push(Done { token, result });
+    }
+
+    fn is_full(&self) -> bool {
+        self.ended.len() >= BATCH
+    }
+
+    fn in_flight(&self) -> usize {
+        self.ended.len()
+    }
+
+    fn turn(&mut self, wait: bool, done: &mut Vec<Done<T>>) -> io::Result<Wake> {
+        let wait = wait && self.ended.is_empty();
+        done.append(&mut self.ended);
+        poll(&self.events, wait)
+    }
+
+    fn drain(&mut self, done: &mut Vec<Done<T>>) {
+        done.append(&mut self.ended);
+    }
+}
+
+fn run(disk: &Disk, mut transfer: Transfer) -> io::Result<()> {
+    let mut last = None;
+    loop {
+        let result = match transfer.next(disk, last.take()) {
+            Step::Finished(result) => return result,
+            Step::Read { offset } => read(disk, &transfer, offset),
+            Step::Write { offset, durable } => write(disk, &transfer, offset, durable),
+            Step::Sync => disk.file().sync_data().map(|()| 0),
+            Step::Fallocate { extent, .. } => disk.erase(extent).map(|()| 0),
+        };
+        last = Some(result);
+    }
+}
+
+fn read(disk: &Disk, transfer: &Transfer, offset: u64) -> io::Result<usize> {
+    let (iovecs, count, offset) = arguments(transfer, offset)?;
+    // SAFETY: `transfer` keeps what its iovecs point at mapped and outlives the call, and nothing in this
+    // process holds a reference to that memory.
+    cvt(unsafe { libc::preadv(disk.file().as_raw_fd(), iovecs, count, offset) })
+}
+
+fn write(disk: &Disk, transfer: &Transfer, offset: u64, durable: bool) -> io::Result<usize> {
+    let (iovecs, count, offset) = arguments(transfer, offset)?;
+    let flags = if durable { libc::RWF_DSYNC } else { 0 };
+    // SAFETY: as for `read`; the kernel only reads from the iovecs.
+    cvt(unsafe { libc::pwritev2(disk.file().as_raw_fd(), iovecs, count, offset, flags) })
+}
+
+fn arguments(transfer: &Transfer, offset: u64) -> io::Result<(*const libc::iovec, libc::c_int, libc::off_t)> {
+    let iovecs = transfer.iovecs();
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // At most IOV_MAX.
+    Ok((iovecs.as_ptr(), iovecs.len() as libc::c_int, offset))
+}
+
+fn cvt(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn poll(events: &Events, wait: bool) -> io::Result<Wake> {
+    let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut fds = [entry(events.kick.as_raw_fd()), entry(events.kill.as_raw_fd())];
+    let timeout = if wait { -1 } else { 0 };
+    // SAFETY: `fds` holds two entries and outlives the call.
+    if unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) } < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(Wake::default()) } else { Err(error) };
+    }
+    let [kick, kill] = fds.map(|entry| entry.revents != 0);
+    if kick {
+        // Down to zero, so that the next ring is seen. It was readable, and nobody else reads it.
+        let _ = events.kick.read();
+    }
+    Ok(Wake { kick, kill })
+}

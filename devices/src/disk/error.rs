@@ -1,0 +1,128 @@
+//! Why a disk cannot be used. Each message names the file and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::SECTOR;
+
+/// A disk could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Nothing is there.
+    #[error(
+        "the disk {} does not exist: check the path, or make an empty disk with `truncate -s 10G {}`",
+        path.display(), path.display()
+    )]
+    Missing {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The host forbids it.
+    #[error("no permission to {need} the disk {}: change its owner or mode, or use readonly=on", path.display())]
+    Permission {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for.
+        need: &'static str,
+    },
+    /// It lies on a file system that cannot be written.
+    #[error("the disk {} is on a read-only file system: use readonly=on, or copy it elsewhere", path.display())]
+    ReadOnlyFileSystem {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A directory.
+    #[error("the disk {} is a directory: give a raw image file or a block device", path.display())]
+    Directory {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A pipe, socket or character device.
+    #[error("the disk {} is neither a file nor a block device: give a raw image file or a block device", path.display())]
+    NotADisk {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// It is in another format than raw.
+    #[error(
+        "the disk {} is a {format} image, which is not supported yet: convert it with \
+         `qemu-img convert -O raw {} disk.raw`",
+        path.display(), path.display()
+    )]
+    Format {
+        /// The disk.
+        path: PathBuf,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// Nothing is in it.
+    #[error("the disk {} is empty: give it a size with `truncate -s 10G {}`", path.display(), path.display())]
+    Empty {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Its last sector is cut off.
+    #[error(
+        "the disk {} is {size} bytes long, not a multiple of {SECTOR}: if it is a disk image, fill up its last \
+         sector with `truncate -s %{SECTOR} {}`",
+        path.display(), path.display()
+    )]
+    Size {
+        /// The disk.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Locked by another VM, or another program that locks disks.
+    #[error(
+        "the disk {} is in use by another VM or program: stop that one first, use a copy, or let both open it \
+         with readonly=on",
+        path.display()
+    )]
+    InUse {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A block device that is mounted or otherwise claimed.
+    #[error(
+        "the disk {} is in use by the host (mounted, or part of another device): unmount it first, or use readonly=on",
+        path.display()
+    )]
+    HostUses {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The file system knows no `O_DIRECT`.
+    #[error("the file system of the disk {} cannot do direct I/O: use direct=off", path.display())]
+    NoDirect {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Anything else that the host says on opening.
+    #[error("cannot open the disk {}", path.display())]
+    Open {
+        /// The disk.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Its size or first sector cannot be read.
+    #[error("cannot read the disk {}", path.display())]
+    Read {
+        /// The disk.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The lock could not be asked for.
+    #[error("cannot lock the disk {}", path.display())]
+    Lock {
+        /// The disk.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+}

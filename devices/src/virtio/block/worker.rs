@@ -1,0 +1,252 @@
+//! The thread of one queue: takes requests, has its engine carry them out, and gives them back.
+//!
+//! ```text
+//!           ┌────────────── something was done ──────────────┐
+//!           ▼                                                │
+//!  take requests ─► engine.turn(no wait) ─► give back ─► look again for a while ─► enable kicks ─► engine.turn(wait)
+//!     │        ▲                                                                                       │
+//!     │        └──────────────────────────────── disable kicks ◄───────────────────────────────────────┤
+//!     └─ broken guest, failed host ─► drain ─► wait for the end                                        └─ kill ─► drain
+//! ```
+
+use std::io;
+use std::num::NonZero;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use arch::memory::SharedRam;
+
+use super::request::{Kind, Limits, Malformed, Request, Status};
+use super::serial::Serial;
+use super::spin::Spin;
+use crate::disk::Disk;
+use crate::disk::engine::{self, Buffers, Done, Engine, EngineKind, Events, Io};
+use crate::ratelog::{self, Chained};
+use crate::virtio::chain::Chain;
+use crate::virtio::device::Interrupt;
+use crate::virtio::queue::{Queue, QueueError};
+
+/// What the thread owns; the queue goes back when it ends.
+pub(super) struct QueueWorker {
+    pub device: String,
+    pub queue: Queue,
+    pub ram: SharedRam,
+    pub interrupt: Interrupt,
+    pub disk: Arc<Disk>,
+    pub serial: Serial,
+    /// Each write must be on stable storage when it is answered.
+    pub durable: bool,
+    pub engine: EngineKind,
+}
+
+/// Why a queue is not served any more.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Request(#[from] Malformed),
+    #[error("the host's disk interface failed")]
+    Host(#[from] io::Error),
+}
+
+/// What is left to do for a request in flight.
+#[derive(Debug)]
+struct Answer {
+    head: u16,
+    status: GuestAddress,
+    in_len: u64,
+    what: &'static str,
+}
+
+/// The state of a serving thread beside what it owns.
+struct Service<'a> {
+    worker: &'a mut QueueWorker,
+    engine: Box<dyn Engine<Answer>>,
+    done: Vec<Done<Answer>>,
+    /// Waiting for the guest, with nothing in flight, and for the disk.
+    spins: [Spin; 2],
+    /// Something was put in the used ring and the guest was not told.
+    untold: bool,
+}
+
+impl QueueWorker {
+    /// The thread's body: serve the queue until `kill`.
+    pub(super) fn run(&mut self, kill: &EventFd) {
+        let Err(fault) = self.serve(kill) else { return };
+        match &fault {
+            Fault::Host(_) => log::error!("{}: {}", self.device, Chained(&fault)),
+            _ => self.interrupt.needs_reset(&self.device, &Chained(&fault)),
+        }
+        wait_for(kill);
+    }
+
+    fn serve(&mut self, kill: &EventFd) -> Result<(), Fault> {
+        let events = Events { kick: self.queue.kick.try_clone()?, kill: kill.try_clone()? };
+        let capacity = usize::from(self.queue.ring.size()).max(1);
+        let engine = engine::new(self.engine, Arc::clone(&self.disk), events, capacity)?;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let spins = [Spin::new(cpus), Spin::new(cpus)];
+        let mut service = Service { worker: self, engine, done: Vec::new(), spins, untold: false };
+        let served = service.turns();
+        // After a fault of the guest its queue is left alone, but nothing may stay in flight.
+        service.engine.drain(&mut service.done);
+        served?;
+        service.finish().map(drop)
+    }
+
+    /// Ask for kicks, or say that they are not needed. True if there may be more to take.
+    fn kicks(&mut self, wanted: bool) -> Result<bool, Fault> {
+        if wanted {
+            return Ok(self.queue.enable_kicks(&self.ram)?);
+        }
+        self.queue.disable_kicks(&self.ram)?;
+        Ok(true)
+    }
+}
+
+impl Service<'_> {
+    /// Serve until the worker is to end.
+    fn turns(&mut self) -> Result<(), Fault> {
+        self.worker.kicks(false)?;
+        loop {
+            let taken = self.take()?;
+            let wake = self.engine.turn(false, &mut self.done)?;
+            let finished = self.finish()?;
+            if wake.kill {
+                return Ok(());
+            }
+            if taken || finished {
+                self.spins.iter_mut().for_each(Spin::busy);
+                continue;
+            }
+            if self.spin().again(Instant::now()) {
+                std::hint::spin_loop();
+                continue;
+            }
+            // A full engine can take no more: only completions matter.
+            if !self.engine.is_full() && self.worker.kicks(true)? {
+                self.worker.kicks(false)?;
+                continue;
+            }
+            self.spin().slept();
+            let wake = self.engine.turn(true, &mut self.done)?;
+            self.finish()?;
+            if wake.kill {
+                return Ok(());
+            }
+            self.worker.kicks(false)?;
+        }
+    }
+
+    /// The habit for the wait at hand.
+    fn spin(&mut self) -> &mut Spin {
+        let [guest, disk] = &mut self.spins;
+        if self.engine.in_flight() == 0 { guest } else { disk }
+    }
+
+    /// Start what the guest has made available, at most a queue's worth. Whether there was any.
+    fn take(&mut self) -> Result<bool, Fault> {
+        let limits = Limits { size: self.worker.disk.size(), readonly: self.worker.disk.readonly() };
+        let mut taken = false;
+        // However fast the guest adds more, this ends.
+        for _ in 0..self.worker.queue.ring.size() {
+            if self.engine.is_full() {
+                break;
+            }
+            let Some(chain) = self.worker.queue.pop(&self.worker.ram)? else { break };
+            let request = Request::parse(&self.worker.ram, &chain, limits)?;
+            self.start(request, &chain)?;
+            taken = true;
+        }
+        Ok(taken)
+    }
+
+    fn start(&mut self, request: Request, chain: &Chain) -> Result<(), Fault> {
+        let Request { head, status, in_len, kind } = request;
+        let mut answer = Answer { head, status, in_len, what: "a read" };
+        let ram = &self.worker.ram;
+        let io = match kind {
+            Kind::Read { offset, data } => Io::Read { offset, buffers: Buffers::new(ram, data) },
+            Kind::Write { offset, data } => {
+                answer.what = "a write";
+                Io::Write { offset, buffers: Buffers::new(ram, data), durable: self.worker.durable }
+            }
+            // Nothing was written that would have to be flushed.
+            Kind::Flush if self.worker.disk.readonly() => return self.answer(&answer, Status::Ok, 0),
+            Kind::Flush => {
+                answer.what = "a flush";
+                Io::Flush
+            }
+            Kind::Erase(extents) => {
+                answer.what = "a discard or write-zeroes";
+                Io::Erase(extents)
+            }
+            Kind::GetId => {
+                let serial = self.worker.serial;
+                let len = usize::try_from(in_len).unwrap_or(usize::MAX).min(serial.bytes().len());
+                let written = chain.write(ram, 0, serial.bytes().get(..len).unwrap_or_default());
+                return self.answer(&answer, Status::Ok, written as u64);
+            }
+            Kind::Refused(status) => return self.answer(&answer, status, 0),
+        };
+        self.engine.start(answer, io);
+        Ok(())
+    }
+
+    /// Give back what is done, with one interrupt for all of it. Whether there was any.
+    fn finish(&mut self) -> Result<bool, Fault> {
+        let mut done = std::mem::take(&mut self.done);
+        for Done { token, result } in done.drain(..) {
+            match result {
+                Ok(()) => self.answer(&token, Status::Ok, token.in_len)?,
+                Err(error) => {
+                    let QueueWorker { device, disk, .. } = &*self.worker;
+                    let path = disk.path().display();
+                    ratelog::warn(format_args!("{device}: {} on {path} failed: {error}", token.what));
+                    self.answer(&token, Status::IoError, 0)?;
+                }
+            }
+        }
+        // Keeps its room for the next time.
+        self.done = done;
+        if !self.untold {
+            return Ok(false);
+        }
+        self.untold = false;
+        if self.worker.queue.wants_interrupt(&self.worker.ram)? {
+            self.worker.interrupt.used(self.worker.queue.index);
+        }
+        Ok(true)
+    }
+
+    /// Answer a request of whose `in_len` bytes before the status byte the first `written` were written.
+    fn answer(&mut self, answer: &Answer, status: Status, written: u64) -> Result<(), Fault> {
+        let ram = &self.worker.ram;
+        // It lies in guest RAM: that was checked, and RAM does not shrink.
+        let _ = ram.write_obj(status.byte(), answer.status);
+        // The used length counts what was written without a gap from the start (virtio 1.2, 2.7.8.2).
+        let len = if written == answer.in_len { written.saturating_add(1) } else { written };
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.worker.queue.add_used(ram, answer.head, len)?;
+        self.untold = true;
+        Ok(())
+    }
+}
+
+/// Sleep until `event` is readable, without reading it.
+fn wait_for(event: &EventFd) {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: `poll` is one entry and outlives the call.
+        let ready = unsafe { libc::poll(&mut poll, 1, -1) };
+        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
+    }
+}

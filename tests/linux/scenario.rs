@@ -1,0 +1,233 @@
+//! The tests themselves. Boots are what costs, so one boot checks all that fits into it.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::facts::Facts;
+use crate::vm::{Ended, Vm};
+
+const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
+const MIB: usize = 1 << 20;
+
+/// What is tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// CPUs, memory, disks, entropy and console; a reboot in place; power off.
+    Boot,
+    /// A kernel panic ends the VM with a code of its own.
+    Panic,
+    /// Memory on both sides of the hole below 4 GiB.
+    LargeMemory,
+    /// As little memory as skiff gives.
+    SmallMemory,
+    /// More processors than the host has.
+    ManyCpus,
+    /// The kernel as a plain ELF file.
+    Vmlinux,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Boot => "boot",
+            Kind::Panic => "panic",
+            Kind::LargeMemory => "large-memory",
+            Kind::SmallMemory => "small-memory",
+            Kind::ManyCpus => "many-cpus",
+            Kind::Vmlinux => "vmlinux",
+        }
+    }
+}
+
+/// One test: a kernel, a transport and what to do with them.
+pub struct Scenario {
+    kind: Kind,
+    /// The kernel's directory.
+    kernel: PathBuf,
+    transport: &'static str,
+}
+
+/// Every test for the kernels below `dir`.
+///
+/// # Errors
+/// When there are none.
+pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut kernels: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    kernels.retain(|kernel| kernel.join("initramfs").exists());
+    kernels.sort();
+    ensure!(!kernels.is_empty(), "no kernels in {}", dir.display());
+    let mut list = Vec::new();
+    for kernel in &kernels {
+        for transport in TRANSPORTS {
+            for kind in [Kind::Boot, Kind::Panic] {
+                list.push(Scenario { kind, kernel: kernel.clone(), transport });
+            }
+        }
+    }
+    // What does not depend on the kernel's age is done once.
+    for (kernel, transport, kind) in [
+        ("12-cloud", "pci", Kind::LargeMemory),
+        ("12-cloud", "pci", Kind::SmallMemory),
+        ("13-cloud", "mmio", Kind::ManyCpus),
+        ("12-generic", "pci", Kind::Vmlinux),
+    ] {
+        list.extend(kernels.iter().find(|path| path.ends_with(kernel)).map(|path| Scenario {
+            kind,
+            kernel: path.clone(),
+            transport,
+        }));
+    }
+    Ok(list)
+}
+
+impl Scenario {
+    /// `<kernel>/<transport>/<what>`.
+    pub fn name(&self) -> String {
+        let kernel = self.kernel.file_name().unwrap_or_default().display();
+        format!("{kernel}/{}/{}", self.transport, self.kind.word())
+    }
+
+    /// Runs it in a directory of its own below `work`.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn run(&self, skiff: &Path, work: &Path) -> Result<()> {
+        let dir = work.join(self.name().replace('/', "-"));
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let vm = Vm {
+            skiff,
+            kernel: self.kernel.join("vmlinuz"),
+            initrd: self.kernel.join("initramfs"),
+            actions: "poweroff",
+            cpus: 1,
+            memory: 256,
+            transport: self.transport,
+            disks: Vec::new(),
+            dir: &dir,
+        };
+        match self.kind {
+            Kind::Boot => boot(vm),
+            Kind::Panic => panic(Vm { actions: "panic", ..vm }),
+            Kind::LargeMemory => size(Vm { memory: 5120, ..vm }),
+            Kind::SmallMemory => size(Vm { memory: 64, ..vm }),
+            Kind::ManyCpus => size(Vm { cpus: 8, memory: 512, ..vm }),
+            Kind::Vmlinux => size(Vm { kernel: self.kernel.join("vmlinux"), ..vm }),
+        }?;
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
+    }
+}
+
+fn boot(vm: Vm<'_>) -> Result<()> {
+    let (first, second) = (vm.dir.join("a.img"), vm.dir.join("b.img"));
+    let file = File::create(&first).context("cannot make a disk")?;
+    file.set_len(16 * MIB as u64).context("cannot make a disk")?;
+    fs::write(&second, noise(2 * MIB)).context("cannot make a disk")?;
+    let before = hash(&second, 2 * MIB)?;
+    let vm = Vm {
+        actions: "console,rng,write,readonly,reboot-once,check,poweroff",
+        cpus: 2,
+        disks: vec![
+            format!("path={},serial=skiff-one", first.display()),
+            format!("path={},readonly=on", second.display()),
+        ],
+        ..vm
+    };
+    let ended = vm.run()?;
+    ended.expect_code(0)?;
+    let facts = Facts::of(&ended.serial);
+    judge_boot(&vm, &facts, &first, &second)
+        .and_then(|()| {
+            ensure!(
+                ended.console.contains("skiff-guest: hello from hvc0"),
+                "nothing came over the virtio console"
+            );
+            ensure!(hash(&second, 2 * MIB)? == before, "the read-only disk has changed");
+            Ok(())
+        })
+        .map_err(|error| error.context(ended.tails()))
+}
+
+fn judge_boot(vm: &Vm<'_>, facts: &Facts, first: &Path, second: &Path) -> Result<()> {
+    judge_size(vm, facts)?;
+    ensure!(facts.count("ready") == 2, "the guest came up {} times, not twice", facts.count("ready"));
+    facts.last("rebooted")?;
+    let written = facts.last("write")?.get("sha256")?;
+    ensure!(hash(first, 4 * MIB)? == written, "the host's file does not hold what the guest wrote");
+    facts.last("check")?.expect("sha256", written)?;
+    facts.last("check")?.expect("serial", "skiff-one")?;
+    let readonly = facts.last("readonly")?;
+    readonly.expect("flag", "1")?;
+    readonly.expect("written", "no")?;
+    readonly.expect("sha256", &hash(second, MIB)?)?;
+    let rng = facts.last("rng")?;
+    ensure!(rng.get("source")?.starts_with("virtio_rng"), "the entropy source is {}", rng.get("source")?);
+    ensure!(rng.get("bytes")?.len() == 32, "the entropy device gave {}", rng.get("bytes")?);
+    Ok(())
+}
+
+fn panic(vm: Vm<'_>) -> Result<()> {
+    let ended = vm.run()?;
+    ended.expect_code(3)?;
+    Facts::of(&ended.serial).no_problems()?;
+    // The reason is among the last console lines, which stderr repeats.
+    ensure!(ended.stderr.contains("sysrq triggered crash"), "stderr does not say why{}", ended.tails());
+    Ok(())
+}
+
+/// A boot that looks at the machine and ends.
+fn size(vm: Vm<'_>) -> Result<()> {
+    let ended: Ended = vm.run()?;
+    ended.expect_code(0)?;
+    judge_size(&vm, &Facts::of(&ended.serial)).map_err(|error| error.context(ended.tails()))
+}
+
+fn judge_size(vm: &Vm<'_>, facts: &Facts) -> Result<()> {
+    facts.no_problems()?;
+    for ready in facts.all("ready") {
+        let cpus = if vm.cpus == 1 { "0".into() } else { format!("0-{}", vm.cpus - 1) };
+        ready.expect("cpus", &cpus)?;
+        let memory: u32 = ready.get("memory")?.trim_end_matches('K').parse().context("the guest's memory")?;
+        let (memory, whole) = (memory / 1024, vm.memory);
+        // The kernel keeps some for itself: its own image and a 64th for the page structures.
+        ensure!(
+            memory <= whole && memory + 64 + whole / 32 > whole,
+            "the guest sees {memory} of {whole} MiB"
+        );
+    }
+    facts.last("ready").map(|_| ())
+}
+
+/// Bytes without a pattern, the same every time (xorshift).
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).flatten().take(length).collect()
+}
+
+/// The SHA-256 of the first `length` bytes of a file, by coreutils.
+fn hash(file: &Path, length: usize) -> Result<String> {
+    let part = file.with_extension("part");
+    let mut bytes = Vec::new();
+    let source = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    source
+        .take(length as u64)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    fs::write(&part, bytes).with_context(|| format!("cannot write {}", part.display()))?;
+    let output = Command::new("sha256sum").arg(&part).output().context("cannot run sha256sum")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.split_whitespace().next() {
+        Some(hash) if output.status.success() => Ok(hash.to_string()),
+        _ => bail!("sha256sum failed: {}", String::from_utf8_lossy(&output.stderr)),
+    }
+}

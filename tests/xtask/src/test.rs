@@ -1,0 +1,181 @@
+//! `cargo xtask test`: every check and test, in stages. A stage that fails does not keep the later ones from
+//! running, unless they need what it makes.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::kvmbox::{self, Io, Options};
+use crate::linux_guest::Guest;
+use crate::place::Place;
+use crate::{guests, paths, setup, tool};
+
+/// Memory of the box in MiB: the largest guest has 5 GiB and skiff gives no guest more than its host has. What no
+/// guest touches costs the real machine nothing.
+const BOX_MEMORY: u32 = 6144;
+/// All whole-machine tests together.
+const BOX_TIME: Duration = Duration::from_secs(20 * 60);
+
+/// Runs everything, or the tests with `filter` in their name.
+///
+/// # Errors
+/// When the machine cannot be set up. Failures of tests are counted, not returned.
+pub fn run(filter: Option<&str>) -> Result<ExitCode> {
+    let mut stages = Stages { filter: filter.unwrap_or_default().to_string(), done: Vec::new() };
+    stages.run("setup", |_| setup::run().map(|()| Count::default()));
+    if filter.is_none() {
+        stages.run("format", |_| format());
+        stages.run("clippy", |_| clippy());
+    }
+    stages.run("unit tests", unit_tests);
+    stages.run("build", |_| build());
+    stages.run("bare-metal guests", bare_metal);
+    stages.run("Linux guests", linux_guests);
+    Ok(stages.report())
+}
+
+/// Results of tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u32,
+    failed: u32,
+}
+
+impl Count {
+    const ONE: Count = Count { passed: 1, failed: 0 };
+
+    fn plus(self, other: Count) -> Count {
+        Count { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+}
+
+struct Stages {
+    filter: String,
+    done: Vec<(&'static str, Duration, Count)>,
+}
+
+impl Stages {
+    /// Runs a stage. One that cannot do its work counts as a failed test.
+    fn run(&mut self, name: &'static str, stage: impl FnOnce(&str) -> Result<Count>) {
+        println!("== {name}");
+        let start = Instant::now();
+        let count = stage(&self.filter).unwrap_or_else(|error| {
+            println!("FAILED {name}: {error:#}");
+            Count { passed: 0, failed: 1 }
+        });
+        println!("== {name}: {:.1} s", start.elapsed().as_secs_f64());
+        self.done.push((name, start.elapsed(), count));
+    }
+
+    fn report(self) -> ExitCode {
+        println!();
+        for (name, time, count) in &self.done {
+            let Count { passed, failed } = count;
+            println!("{name:<20} {:>7.1} s {passed:>5} passed {failed:>4} failed", time.as_secs_f64());
+        }
+        let total = self.done.iter().fold(Count::default(), |sum, (.., count)| sum.plus(*count));
+        println!("{} passed, {} failed", total.passed, total.failed);
+        if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+fn format() -> Result<Count> {
+    tool::show(&mut tool::cargo(&["fmt", "--all", "--check"])?)?;
+    tool::show(&mut tool::cargo(&[
+        "fmt",
+        "--all",
+        "--check",
+        "--manifest-path",
+        "tests/guests/Cargo.toml",
+    ])?)?;
+    Ok(Count::ONE)
+}
+
+fn clippy() -> Result<Count> {
+    let words = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
+    tool::show(&mut tool::cargo(&words)?)?;
+    guests::clippy(&paths::target()?)?;
+    Ok(Count::ONE)
+}
+
+fn unit_tests(filter: &str) -> Result<Count> {
+    let mut cargo = tool::cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--", filter])?;
+    let (success, output) = tool::tee(&mut cargo)?;
+    let count = count_libtest(&output);
+    if !success && count.failed == 0 {
+        bail!("cargo test did not get to run all tests");
+    }
+    Ok(count)
+}
+
+/// What the whole-machine tests use: skiff as users get it, and the programs that drive it.
+fn build() -> Result<Count> {
+    tool::show(&mut tool::cargo(&["build", "--release", "--locked", "--package", "skiff"])?)?;
+    tool::show(&mut tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bins"])?)?;
+    guests::build(&paths::target()?)?;
+    Ok(Count::default())
+}
+
+/// To be hooked up with the program that drives the guests of `tests/guests`.
+fn bare_metal(_filter: &str) -> Result<Count> {
+    Ok(Count::default())
+}
+
+fn linux_guests(filter: &str) -> Result<Count> {
+    Guest::ensure_all()?;
+    let target = paths::target()?;
+    let mut words: Vec<OsString> = vec![target.join("debug/linux-guests").into()];
+    words.extend([OsString::from("--skiff"), target.join("release/skiff").into()]);
+    words.extend([OsString::from("--kernels"), target.join("kernels").into()]);
+    words.extend(["--filter", filter].map(OsString::from));
+    let (program, rest) = words.split_first().context("there is no command")?;
+    if tool::capture(Command::new(program).args(rest).arg("--list"))?.is_empty() {
+        return Ok(Count::default());
+    }
+    let place = Place::of_machine();
+    println!("running {}", place.describe());
+    let output = match place {
+        Place::Host(_) => tool::tee(Command::new(program).args(rest))?.1,
+        Place::Kvmbox(_) => {
+            let options = Options { memory: BOX_MEMORY, timeout: BOX_TIME, ..Options::default() };
+            let outcome = kvmbox::run(&options, Io { input: false, show: true, keep: true }, &words)?;
+            String::from_utf8_lossy(&outcome.output).into_owned()
+        }
+    };
+    count_last_line(&output).context("the tests did not run to their end")
+}
+
+/// Adds up lines like `test result: ok. 3 passed; 0 failed; …`.
+fn count_libtest(output: &str) -> Count {
+    let results = output.lines().filter_map(|line| line.strip_prefix("test result: "));
+    let number = |line: &str, word: &str| {
+        let mut parts = line.split([';', '.']).map(str::trim);
+        parts.find_map(|part| part.strip_suffix(word)?.trim().parse().ok()).unwrap_or(0)
+    };
+    results.fold(Count::default(), |sum, line| {
+        sum.plus(Count { passed: number(line, "passed"), failed: number(line, "failed") })
+    })
+}
+
+/// Reads `3 passed, 0 failed` at the end of what our own test programs print.
+fn count_last_line(output: &str) -> Option<Count> {
+    let (passed, failed) = output.lines().last()?.split_once(" passed, ")?;
+    let failed = failed.strip_suffix(" failed")?;
+    Some(Count { passed: passed.trim().parse().ok()?, failed: failed.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_added_up() {
+        let output = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
+                      test result: FAILED. 10 passed; 2 failed; 0 ignored\n";
+        assert_eq!(count_libtest(output), Count { passed: 13, failed: 2 });
+        assert_eq!(count_last_line("ok x\n4 passed, 1 failed\n"), Some(Count { passed: 4, failed: 1 }));
+        assert_eq!(count_last_line("ok x\n"), None);
+    }
+}
