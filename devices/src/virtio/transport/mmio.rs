@@ -202,9 +202,4 @@ impl Transport for VirtioMmio {
     fn resume(&mut self) {
         self.core.resume();
     }
-
-    fn reset(&mut self) {
-        self.bells.clear();
-        self.core.reset();
-    }
 }

@@ -39,8 +39,6 @@ const COMMON_LEN: u32 = 0x3c;
 /// Bytes between two queues' doorbells.
 const NOTIFY_STRIDE: u64 = 4;
 
-/// The command register of configuration space.
-const COMMAND: usize = 4;
 const VENDOR_REDHAT: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
 
@@ -134,8 +132,6 @@ pub struct VirtioPci {
     config: ConfigSpace,
     /// Where the PCI configuration access capability is.
     access: usize,
-    /// Where the MSI-X message control register is.
-    msix_control: usize,
     msix: Arc<Msix>,
     vectors: Arc<Vectors>,
     /// Where the BAR answers now.
@@ -165,9 +161,9 @@ impl VirtioPci {
             msix: Arc::clone(&msix),
         };
         let core = Core::new(device, ram, notices, Arc::new(signal))?;
-        let (config, access, msix_control) = config_space(core.kind(), core.queue_count(), msix.vectors())?;
+        let (config, access) = config_space(core.kind(), core.queue_count(), msix.vectors())?;
         let bells = Bells::new(doorbells, core.kicks());
-        Ok(Self { bells, core, config, access, msix_control, msix, vectors, base: None })
+        Ok(Self { bells, core, config, access, msix, vectors, base: None })
     }
 
     /// Put the doorbells where the BAR is, if the device listens.
@@ -408,24 +404,10 @@ impl Transport for VirtioPci {
     fn resume(&mut self) {
         self.core.resume();
     }
-
-    /// The BAR stays where the guest put it, but is off, as is MSI-X: the vmm settles the BARs after this.
-    fn reset(&mut self) {
-        self.bells.clear();
-        self.core.reset();
-        self.vectors.reset();
-        let _ = self.config_write(COMMAND, &[0; 2]);
-        let _ = self.config_write(self.msix_control, &[0; 2]);
-    }
 }
 
-/// Configuration space of a function of this kind, and where its PCI configuration access capability and
-/// its MSI-X message control register are.
-fn config_space(
-    kind: DeviceKind,
-    queues: u16,
-    vectors: u16,
-) -> Result<(ConfigSpace, usize, usize), ConfigError> {
+/// Configuration space of a function of this kind, and where its PCI configuration access capability is.
+fn config_space(kind: DeviceKind, queues: u16, vectors: u16) -> Result<(ConfigSpace, usize), ConfigError> {
     let identity = Identity {
         vendor: VENDOR_REDHAT,
         device: DEVICE_BASE + kind as u16,
@@ -450,14 +432,14 @@ fn config_space(
         *byte = mask;
     }
     let access = config.add_capability(CAP_VENDOR, &capability(CAP_PCI, 0, 0, &[0; 4]), &writable)?;
-    let msix = config.add_msix(&MsixLayout {
+    config.add_msix(&MsixLayout {
         vectors,
         table_bar: BAR,
         table_offset: MSIX_TABLE as u32,
         pba_bar: BAR,
         pba_offset: MSIX_PENDING as u32,
     })?;
-    Ok((config, access, msix + 2))
+    Ok((config, access))
 }
 
 /// `struct virtio_pci_cap` (4.1.4) from `cap_len` on, with what follows it.
