@@ -31,6 +31,13 @@ fn a_reset_boots_again_in_place(transport: Transport) {
 }
 
 #[test]
+fn a_triple_fault_at_once_is_an_error() {
+    let ended = Machine::guest("triple-fault").run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), "faulting\n"), "{ended:#?}");
+    assert!(ended.stderr.contains("triple fault"), "{ended:#?}");
+}
+
+#[test]
 fn a_panic_has_its_own_exit_code_and_shows_the_last_lines() {
     let ended = Machine::guest("serial-flood,panic").run();
     assert_eq!(ended.code, Some(3), "{ended:#?}");

@@ -68,7 +68,7 @@ pub fn pages(count: u64) -> *mut u8 {
     at as *mut u8
 }
 
-/// Map the gigabyte that holds `address`, at its own address.
+/// Map the gigabyte that holds `address`, at its own address. Those below 4 GiB are mapped from the start.
 pub fn map(address: u64) {
     let gib = (address / GIB) as usize;
     assert!(gib < 512, "{address:#x} is beyond this guest's page tables");
@@ -114,9 +114,7 @@ unsafe impl Hal for Machine {
     }
 
     unsafe fn mmio_phys_to_virt(at: PhysAddr, _: usize) -> NonNull<u8> {
-        if at >= 4 * GIB {
-            map(at);
-        }
+        map(at);
         NonNull::new(at as *mut u8).unwrap_or(NonNull::dangling())
     }
 

@@ -99,6 +99,13 @@ pub fn set_bar<C: ConfigurationAccess>(
     }
 }
 
+/// The address of a memory BAR, mapped.
+fn base<C: ConfigurationAccess>(root: &mut PciRoot<C>, function: DeviceFunction, bar: u8) -> Option<u64> {
+    let (base, _) = root.bar_info(function, bar).ok()??.memory_address_size()?;
+    crate::memory::map(base);
+    Some(base)
+}
+
 /// The address of the virtio common configuration structure (virtio 1.2, 4.1.4.3) of a function.
 pub fn common_config(function: DeviceFunction) -> Option<u64> {
     const VENDOR: u8 = 0x09;
@@ -109,8 +116,7 @@ pub fn common_config(function: DeviceFunction) -> Option<u64> {
         root.capabilities(function).find(|cap| cap.id == VENDOR && is_common(cap.private_header))?;
     let bar = memory().read_word(function, capability.offset + 4) as u8;
     let offset = memory().read_word(function, capability.offset + 8);
-    let (base, _) = root.bar_info(function, bar).ok()??.memory_address_size()?;
-    Some(base + u64::from(offset))
+    Some(base(&mut root, function, bar)? + u64::from(offset))
 }
 
 /// The MSI-X capability of a function: its place in configuration space and its table.
@@ -129,12 +135,11 @@ impl MsiX {
         let mut root = root();
         let capability = root.capabilities(function).find(|capability| capability.id == ID)?;
         let word = memory().read_word(function, capability.offset + 4);
-        let bar = root.bar_info(function, (word & 7) as u8).ok()??;
-        let (base, _) = bar.memory_address_size()?;
+        let table = base(&mut root, function, (word & 7) as u8)? + u64::from(word & !7);
         Some(Self {
             function,
             offset: capability.offset,
-            table: base + u64::from(word & !7),
+            table,
             vectors: (capability.private_header & 0x7ff) + 1,
         })
     }
@@ -173,8 +178,7 @@ impl MsiX {
     pub fn is_pending(&self, index: u16) -> bool {
         let mut root = root();
         let word = memory().read_word(self.function, self.offset + 8);
-        let Ok(Some(bar)) = root.bar_info(self.function, (word & 7) as u8) else { return false };
-        let Some((base, _)) = bar.memory_address_size() else { return false };
+        let Some(base) = base(&mut root, self.function, (word & 7) as u8) else { return false };
         let at = base + u64::from(word & !7) + 8 * u64::from(index / 64);
         // SAFETY: the pending bits, in the device's BAR.
         let bits = unsafe { (at as *const u64).read_volatile() };

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
-use virtio_drivers::transport::pci::bus::DeviceFunction;
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use virtio_drivers::transport::{DeviceType, SomeTransport};
 
@@ -46,11 +46,40 @@ impl Found {
     /// If the device is not as the specification wants it.
     pub fn transport(&self) -> SomeTransport<'static> {
         match self.place {
-            Place::Pci(function) => match PciTransport::new::<Machine, _>(&mut pci::root(), function) {
-                Ok(transport) => SomeTransport::Pci(transport),
-                Err(error) => panic!("virtio-pci at {function}: {error}"),
-            },
+            Place::Pci(function) => SomeTransport::Pci(pci(function)),
             Place::Mmio { at, .. } => SomeTransport::Mmio(mmio(at)),
+        }
+    }
+}
+
+/// A PCI transport that was made, and the BARs as they were then.
+struct Made {
+    bars: [u32; 6],
+    transport: PciTransport,
+}
+
+/// The last one made for each device of bus 0.
+static mut MADE: [Option<Made>; 32] = [const { None }; 32];
+
+/// To make one sizes every BAR, and each time the host takes the doorbells away and puts them back: a hundred times
+/// what the test itself costs. So one is made for a device until its BARs move, and copies are handed out.
+fn pci(function: DeviceFunction) -> PciTransport {
+    let access = pci::memory();
+    let bars = core::array::from_fn(|index| access.read_word(function, 0x10 + 4 * index as u8));
+    let slot = (&raw mut MADE).cast::<Option<Made>>().wrapping_add(usize::from(function.device));
+    // SAFETY: devices are below 32, and the first processor alone comes here. The transport is plain addresses without
+    // a destructor; a test uses one copy at a time.
+    unsafe {
+        if (*slot).as_ref().is_none_or(|made| made.bars != bars) {
+            let transport = match PciTransport::new::<Machine, _>(&mut pci::root(), function) {
+                Ok(transport) => transport,
+                Err(error) => panic!("virtio-pci at {function}: {error}"),
+            };
+            slot.write(Some(Made { bars, transport }));
+        }
+        match &*slot {
+            Some(made) => core::ptr::read(&raw const made.transport),
+            None => unreachable!("just made"),
         }
     }
 }

@@ -31,7 +31,11 @@ pub fn reboot() -> Outcome {
     match pvh::arg("how") {
         Some("keyboard") => reset(Reset::Keyboard),
         Some("chipset") => reset(Reset::Chipset),
-        Some("triple") => cpu::shut_down(),
+        Some("triple") => {
+            // A machine that shuts down as soon as it has started is taken for a broken kernel, not for a reset.
+            rt::clock::until(1100, || false);
+            cpu::shut_down()
+        }
         _ => reset(Reset::Acpi),
     }
 }

@@ -19,9 +19,7 @@ pub fn memory() -> Outcome {
         check!(start < end, "range {index} is empty");
         // The guest's own image and what the loader left lie low; ends are free.
         for at in [start.max(free), end - 8] {
-            if at >= 1 << 32 {
-                memory::map(at);
-            }
+            memory::map(at);
             let place = at as *mut u64;
             // SAFETY: RAM that nothing uses: behind the heap's end, or the last bytes of a range.
             let seen = unsafe {
