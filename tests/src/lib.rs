@@ -1,1 +1,4 @@
 //! What the whole-machine tests share.
+
+pub mod machine;
+pub mod pattern;

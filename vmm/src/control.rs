@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use crate::console::Console;
 use crate::error::VmError;
-use crate::event::Event;
+use crate::event::Message;
 
 /// What can be asked of a running VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(crate) struct Request {
 /// A way to a running VM for any thread.
 #[derive(Clone)]
 pub struct Controller {
-    events: Sender<Event>,
+    messages: Sender<Message>,
     console: Arc<Console>,
 }
 
@@ -68,7 +68,7 @@ impl Controller {
     #[must_use]
     pub fn act(&self, action: VmAction) -> VmReply {
         let (reply, answer) = mpsc::channel();
-        match self.events.send(Event::Request(Request { action, reply })) {
+        match self.messages.send(Message::Request(Request { action, reply })) {
             Ok(()) => answer.recv().unwrap_or(VmReply::Ended),
             Err(_) => VmReply::Ended,
         }
@@ -89,11 +89,11 @@ pub struct Vm {
 
 impl Vm {
     pub(crate) fn new(
-        events: Sender<Event>,
+        messages: Sender<Message>,
         console: Arc<Console>,
         outcome: Receiver<Result<Outcome, VmError>>,
     ) -> Self {
-        Self { controller: Controller { events, console }, outcome }
+        Self { controller: Controller { messages, console }, outcome }
     }
 
     /// A way to this VM for another thread.

@@ -3,11 +3,22 @@
 //! [`machine::start`] takes a [`spec::VmSpec`] and returns a handle to a running VM. Everything that is asked of it
 //! goes through [`control::VmAction`]; how it ended is a [`control::Outcome`].
 
+mod board;
 mod console;
 pub mod control;
 mod error;
 mod event;
+mod host;
+mod interrupts;
+mod kvm;
 pub mod machine;
+mod memory;
 pub mod spec;
+mod vcpu;
 
+pub use console::StreamError;
 pub use error::VmError;
+pub use host::HostError;
+pub use kvm::KvmError;
+pub use memory::MemoryError;
+pub use vcpu::VcpuError;

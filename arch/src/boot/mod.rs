@@ -18,6 +18,7 @@ mod elf;
 mod initrd;
 mod linux;
 mod pvh;
+mod reset;
 
 use std::borrow::Cow;
 
@@ -255,6 +256,7 @@ pub fn load<R: ReadVolatile>(
 
     let protocol = kernel.protocol();
     regs::write_tables(ram, protocol)?;
+    ram.write_slice(&reset::code(), GuestAddress(layout::RESET_VECTOR))?;
     let info = match protocol {
         Protocol::Linux64 => {
             let page = linux::zero_page(kernel.setup_header(), memory, initrd);

@@ -44,6 +44,7 @@ fn a_bzimage_of_every_format_is_unpacked_and_entered_in_64_bits() {
         let (addr, len) = (u32_at(&page, 0x218).unwrap(), u32_at(&page, 0x21c).unwrap());
         assert_eq!((u64::from(addr), len), (MEMORY - 0x1000, 16));
         assert_eq!(read(&ram, addr.into(), 16), b"initial ram disk");
+        assert_eq!(read(&ram, layout::RESET_VECTOR, 9), b"\xba\x02\x06\xb0\x01\xee\xf4\xeb\xfd");
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! 0x0000_0500  GDT                       0x0000_6000  PVH start info, module list, memory map
 //! 0x0000_7000  zero page                 0x0000_9000  first page tables (6 pages)
-//! 0x0002_0000  command line              0x000e_0000  ACPI tables, up to 1 MiB
+//! 0x0002_0000  command line              0x000e_0000  ACPI tables
+//! 0x000f_fff0  reset vector
 //! 0x0010_0000  kernel, initrd, RAM up to 3 GiB
 //! 0xc000_0000  PCI memory, 32-bit        0xe000_0000  ECAM of bus 0 (room kept for 256 buses)
 //! 0xf000_0000  virtio-mmio slots         0xfec0_0000  I/O APIC
@@ -35,7 +36,9 @@ pub const EBDA: u64 = 0x9_fc00;
 /// The RSDP, and the ACPI tables behind it. Linux also searches here when nobody tells it the address.
 pub const ACPI: u64 = 0xe_0000;
 /// The end of the room for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xf_f000;
+/// Where a processor starts after a reset, f000:fff0 in real mode; 16 bytes.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The lowest address a kernel may be loaded at.
 pub const KERNEL_START: u64 = 0x10_0000;
 
@@ -189,7 +192,7 @@ pub fn memory_map(memory: u64) -> Vec<(Range, MemoryKind)> {
     let mut map = vec![
         (between(0, EBDA), MemoryKind::Ram),
         (between(EBDA, 0xa_0000), MemoryKind::Reserved),
-        (between(ACPI, ACPI_END), MemoryKind::Reserved),
+        (between(ACPI, KERNEL_START), MemoryKind::Reserved),
         (between(KERNEL_START, low_ram_end(memory)), MemoryKind::Ram),
         // Linux believes the MCFG table only when the memory map or a motherboard resource agrees.
         (ECAM, MemoryKind::Reserved),

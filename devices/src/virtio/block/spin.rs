@@ -1,56 +1,68 @@
-//! How long to look for more work before going to sleep.
+//! Whether to look for more work before going to sleep.
 //!
-//! Sleeping and waking cost more than many a request, so a worker that is kept busy looks again for a while. The
-//! time is learnt from how long the last waits were: none for a guest that is idle or a disk that is slow.
+//! Sleeping and waking cost more than many a request, so a worker that runs out of work first looks again for a
+//! while. Where that was in vain it looks less and less often, so that a slow disk or a guest with little to do costs
+//! next to nothing; one success brings it back. How long it slept tells nothing: that is mostly the time it
+//! takes to wake.
 //!
 //! ```text
-//!  none ──wait ended soon──► MAX ──waited in vain──► half ──► … ──► none
+//!  look each time ◄──── work came while looking ────┐
+//!       │ in vain                                   │
+//!       ▼                                           │
+//!  sleep 1, 3, 7 … 63 times at once ──► look again ─┘
 //! ```
 
 use std::time::{Duration, Instant};
 
-/// The longest time to look, and the longest wait that it is worth looking for.
-const MAX: Duration = Duration::from_micros(50);
-/// Shorter times are not worth it.
-const MIN: Duration = Duration::from_micros(10);
+/// The longest time to look.
+const LOOK: Duration = Duration::from_micros(50);
+/// `2^MAX_DOUBLINGS - 1` is the most times to sleep at once between two looks.
+const MAX_DOUBLINGS: u32 = 6;
 
-/// The time that one worker looks before it sleeps.
+/// One worker's habit for one kind of wait.
 #[derive(Debug)]
 pub(super) struct Spin {
-    max: Duration,
-    budget: Duration,
+    look: Duration,
+    /// When the work ran out.
     idle_since: Option<Instant>,
+    /// How often in a row looking was in vain, up to [`MAX_DOUBLINGS`].
+    vain: u32,
+    /// How many more times to sleep at once.
+    skip: u32,
 }
 
 impl Spin {
     /// On a host with one CPU nothing happens while a thread only looks.
     pub(super) fn new(cpus: usize) -> Self {
-        let max = if cpus > 1 { MAX } else { Duration::ZERO };
-        Self { max, budget: Duration::ZERO, idle_since: None }
+        let look = if cpus > 1 { LOOK } else { Duration::ZERO };
+        Self { look, idle_since: None, vain: 0, skip: 0 }
     }
 
     /// There was work.
     pub(super) fn busy(&mut self) {
-        self.idle_since = None;
-    }
-
-    /// There was no work at `now`: whether to look again instead of sleeping.
-    pub(super) fn again(&mut self, now: Instant) -> bool {
-        let since = *self.idle_since.get_or_insert(now);
-        now.saturating_duration_since(since) < self.budget
-    }
-
-    /// The worker slept, and woke at `now`.
-    pub(super) fn woke(&mut self, now: Instant) {
-        let Some(since) = self.idle_since.take() else { return };
-        if now.saturating_duration_since(since) <= self.max {
-            self.budget = self.max;
-        } else {
-            self.budget /= 2;
-            if self.budget < MIN {
-                self.budget = Duration::ZERO;
-            }
+        if self.idle_since.take().is_some() && self.skip == 0 {
+            self.vain = 0;
         }
+    }
+
+    /// There is no work at `now`: whether to look again instead of sleeping.
+    pub(super) fn again(&mut self, now: Instant) -> bool {
+        if self.skip > 0 {
+            return false;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        now.saturating_duration_since(since) < self.look
+    }
+
+    /// The worker slept.
+    pub(super) fn slept(&mut self) {
+        if self.skip > 0 {
+            self.skip -= 1;
+        } else {
+            self.vain = MAX_DOUBLINGS.min(self.vain + 1);
+            self.skip = (1 << self.vain) - 1;
+        }
+        self.idle_since = None;
     }
 }
 
@@ -58,48 +70,56 @@ impl Spin {
 mod tests {
     use super::*;
 
-    fn wait(spin: &mut Spin, micros: u64) {
+    /// A wait of so long: whether the worker had to sleep, and how long it looked.
+    fn wait(spin: &mut Spin, micros: u64) -> (bool, u64) {
         let start = Instant::now();
-        spin.again(start);
-        spin.woke(start + Duration::from_micros(micros));
-    }
-
-    /// Whether it would still look after so long without work.
-    fn looks(spin: &mut Spin, micros: u64) -> bool {
-        let start = Instant::now();
+        for at in 0..micros {
+            if !spin.again(start + Duration::from_micros(at)) {
+                spin.slept();
+                return (true, at);
+            }
+        }
         spin.busy();
-        spin.again(start);
-        let looks = spin.again(start + Duration::from_micros(micros));
-        spin.busy();
-        looks
+        (false, micros)
     }
 
     #[test]
-    fn a_quick_guest_is_looked_for_and_an_idle_one_is_not() {
+    fn a_quick_guest_is_never_slept_on() {
         let mut spin = Spin::new(2);
-        assert!(!looks(&mut spin, 0));
-        wait(&mut spin, 20);
-        assert!(looks(&mut spin, 49));
-        assert!(!looks(&mut spin, 51));
-        for _ in 0..3 {
+        for _ in 0..100 {
+            assert_eq!(wait(&mut spin, 40), (false, 40));
+        }
+    }
+
+    #[test]
+    fn a_slow_one_is_looked_for_less_and_less() {
+        let mut spin = Spin::new(2);
+        let looks = |spin: &mut Spin, waits| (0..waits).map(|_| wait(spin, 1000).1).sum::<u64>();
+        assert_eq!(looks(&mut spin, 1), 50);
+        assert_eq!(looks(&mut spin, 1), 0);
+        assert_eq!(looks(&mut spin, 125), 6 * 50, "3, 7, 15, 31 and 63 waits apart");
+        assert!(looks(&mut spin, 6400) <= 100 * 50, "at most one in 64");
+    }
+
+    #[test]
+    fn it_recovers_soon_after_the_guest_is_quick_again() {
+        let mut spin = Spin::new(2);
+        for _ in 0..1000 {
             wait(&mut spin, 1000);
         }
-        assert!(!looks(&mut spin, 0));
-    }
-
-    #[test]
-    fn one_long_pause_does_not_end_it() {
-        let mut spin = Spin::new(2);
-        wait(&mut spin, 20);
-        wait(&mut spin, 1000);
-        assert!(looks(&mut spin, 20));
+        let slept = (0..100).filter(|_| wait(&mut spin, 5).0).count();
+        assert!(slept <= 64, "{slept}");
+        assert_eq!(wait(&mut spin, 5), (false, 5));
+        assert_eq!(wait(&mut spin, 1000), (true, 50), "one long pause is nothing");
+        assert_eq!(wait(&mut spin, 5), (true, 0));
+        assert_eq!(wait(&mut spin, 5), (false, 5));
     }
 
     #[test]
     fn nothing_is_looked_for_on_one_cpu() {
         let mut spin = Spin::new(1);
-        wait(&mut spin, 0);
-        wait(&mut spin, 1);
-        assert!(!looks(&mut spin, 0));
+        for _ in 0..10 {
+            assert_eq!(wait(&mut spin, 5), (true, 0));
+        }
     }
 }

@@ -73,7 +73,8 @@ struct Service<'a> {
     worker: &'a mut QueueWorker,
     engine: Box<dyn Engine<Answer>>,
     done: Vec<Done<Answer>>,
-    spin: Spin,
+    /// Waiting for the guest, with nothing in flight, and for the disk.
+    spins: [Spin; 2],
     /// Something was put in the used ring and the guest was not told.
     untold: bool,
     log: FailureLog,
@@ -94,9 +95,10 @@ impl QueueWorker {
         let events = Events { kick: self.queue.kick.try_clone()?, kill: kill.try_clone()? };
         let capacity = usize::from(self.queue.ring.size()).max(1);
         let engine = engine::new(self.engine, Arc::clone(&self.disk), events, capacity)?;
-        let spin = Spin::new(std::thread::available_parallelism().map_or(1, NonZero::get));
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let spins = [Spin::new(cpus), Spin::new(cpus)];
         let log = FailureLog::default();
-        let mut service = Service { worker: self, engine, done: Vec::new(), spin, untold: false, log };
+        let mut service = Service { worker: self, engine, done: Vec::new(), spins, untold: false, log };
         let served = service.turns();
         // After a fault of the guest its queue is left alone, but nothing may stay in flight.
         service.engine.drain(&mut service.done);
@@ -126,10 +128,10 @@ impl Service<'_> {
                 return Ok(());
             }
             if taken || finished {
-                self.spin.busy();
+                self.spins.iter_mut().for_each(Spin::busy);
                 continue;
             }
-            if self.spin.again(Instant::now()) {
+            if self.spin().again(Instant::now()) {
                 std::hint::spin_loop();
                 continue;
             }
@@ -138,14 +140,20 @@ impl Service<'_> {
                 self.worker.kicks(false)?;
                 continue;
             }
+            self.spin().slept();
             let wake = self.engine.turn(true, &mut self.done)?;
-            self.spin.woke(Instant::now());
             self.finish()?;
             if wake.kill {
                 return Ok(());
             }
             self.worker.kicks(false)?;
         }
+    }
+
+    /// The habit for the wait at hand.
+    fn spin(&mut self) -> &mut Spin {
+        let [guest, disk] = &mut self.spins;
+        if self.engine.in_flight() == 0 { guest } else { disk }
     }
 
     /// Start what the guest has made available, at most a queue's worth. Whether there was any.

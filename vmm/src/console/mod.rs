@@ -1,0 +1,174 @@
+//! The host's side of the guest's character devices: where output goes, where input comes from, and the last lines.
+//!
+//! A [`Console`] lives as long as the VM; the devices it is wired to are made anew at each reboot of the guest.
+
+mod output;
+mod tail;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+pub(crate) use output::{Output, Pace};
+use tail::Tail;
+
+use crate::spec::Stream;
+
+/// A stream cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// A file cannot be written.
+    #[error("cannot write the guest's output to {path}: check the path and its permissions")]
+    File {
+        /// As it was given.
+        path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Standard output cannot be duplicated, or a thread or eventfd cannot be had.
+    #[error("cannot set up the guest's console")]
+    Setup(#[source] io::Error),
+}
+
+/// Where typed bytes go: a device that has input.
+pub(crate) trait InputPort: Send + Sync {
+    /// Hand over as much of `bytes` as there is room for; returns how much that was.
+    fn push(&self, bytes: &[u8]) -> usize;
+    /// Readable when there is room again for what was not taken.
+    fn room(&self) -> &EventFd;
+}
+
+/// Shared by the devices that print, the thread that types and the `vmm` thread.
+#[derive(Default)]
+pub(crate) struct Console {
+    tail: Arc<Mutex<Tail>>,
+    port: Mutex<Option<Arc<dyn InputPort>>>,
+    ended: AtomicBool,
+}
+
+impl Console {
+    /// An output to `sink` for a device that hands over its bytes as `pace` says.
+    pub(crate) fn output(&self, sink: &Sink, pace: Pace) -> Result<Output, StreamError> {
+        let file = match sink {
+            Sink::Null => None,
+            Sink::File(file) => Some(file.try_clone().map_err(StreamError::Setup)?),
+        };
+        Output::start(file, pace, Arc::clone(&self.tail)).map_err(StreamError::Setup)
+    }
+
+    /// From now on, typed bytes go to `port`.
+    pub(crate) fn connect(&self, port: Option<Arc<dyn InputPort>>) {
+        *self.port.lock().unwrap_or_else(PoisonError::into_inner) = port;
+    }
+
+    /// Type `bytes`: blocks until a device has taken them all, or the VM has ended. Where no device takes
+    /// input, they are dropped.
+    pub(crate) fn input(&self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.ended.load(Ordering::SeqCst) {
+            let port = self.port.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(port) = port else { return };
+            let taken = port.push(bytes);
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if !bytes.is_empty() {
+                wait_for_room(&*port);
+            }
+        }
+    }
+
+    /// The VM has ended: whoever types need not wait any longer.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// The last lines that the guest printed, oldest first.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).lines()
+    }
+}
+
+/// A limit on the wait, since a reboot replaces the device that would have signalled, and a VM may end.
+fn wait_for_room(port: &dyn InputPort) {
+    // SAFETY: the descriptor is the port's own, which is borrowed for longer than this.
+    let room = unsafe { BorrowedFd::borrow_raw(port.room().as_raw_fd()) };
+    let mut fds = [PollFd::new(&room, PollFlags::IN)];
+    let limit = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    let _ = poll(&mut fds, Some(&limit));
+    let _ = port.room().read();
+}
+
+/// An opened [`Stream`], kept over reboots.
+pub(crate) enum Sink {
+    Null,
+    File(File),
+}
+
+impl Sink {
+    pub(crate) fn open(stream: &Stream) -> Result<Self, StreamError> {
+        match stream {
+            Stream::Null => Ok(Self::Null),
+            Stream::Stdio => {
+                let stdout: OwnedFd =
+                    io::stdout().as_fd().try_clone_to_owned().map_err(StreamError::Setup)?;
+                Ok(Self::File(stdout.into()))
+            }
+            Stream::File(path) => {
+                let opened = OpenOptions::new().append(true).create(true).open(path);
+                opened
+                    .map(Self::File)
+                    .map_err(|source| StreamError::File { path: path.display().to_string(), source })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes two bytes at a time, and has no more to say about room than it must.
+    struct Slow(Mutex<Vec<u8>>, EventFd, usize);
+
+    impl Slow {
+        fn new(most: usize) -> Arc<Self> {
+            let room = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+            Arc::new(Self(Mutex::default(), room, most))
+        }
+    }
+
+    impl InputPort for Slow {
+        fn push(&self, bytes: &[u8]) -> usize {
+            let taken = bytes.len().min(self.2);
+            self.0.lock().unwrap().extend(&bytes[..taken]);
+            self.1.write(1).unwrap();
+            taken
+        }
+
+        fn room(&self) -> &EventFd {
+            &self.1
+        }
+    }
+
+    #[test]
+    fn input_waits_for_a_slow_device() {
+        let console = Console::default();
+        let port = Slow::new(2);
+        console.connect(Some(port.clone()));
+        console.input(b"hello");
+        assert_eq!(*port.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn input_to_no_device_or_an_ended_vm_is_dropped() {
+        let console = Console::default();
+        console.input(b"nobody");
+        console.connect(Some(Slow::new(0)));
+        console.end();
+        console.input(b"too late");
+    }
+}

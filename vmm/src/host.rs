@@ -1,0 +1,122 @@
+//! What a VM holds of its host: everything its spec names, opened once, before anything is built.
+//!
+//! It lives as long as the VM and survives reboots of the guest: a disk stays locked, a console stays connected, and a
+//! kernel file that was replaced on disk stays the one that was asked for.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::Path;
+use std::sync::Arc;
+
+use devices::disk::{Disk, DiskError, DiskOptions};
+
+use crate::console::{Console, Sink};
+use crate::error::VmError;
+use crate::kvm::Hypervisor;
+use crate::memory;
+use crate::spec::VmSpec;
+
+/// The largest kernel file that is read.
+const MAX_KERNEL: u64 = 1 << 30;
+
+/// A file of the spec cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// It cannot be opened or read.
+    #[error("cannot read the {what} {path}")]
+    Read {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// As it was given.
+        path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a directory, a device or the like.
+    #[error("the {what} {path} is not a regular file: give the path of the file itself")]
+    NotAFile {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// As it was given.
+        path: String,
+    },
+    /// It is too large to be a kernel.
+    #[error("the kernel {path} is larger than 1 GiB: is it a disk?")]
+    TooLarge {
+        /// As it was given.
+        path: String,
+    },
+}
+
+/// The host's side of one VM.
+pub(crate) struct Host {
+    pub(crate) spec: VmSpec,
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) serial: Sink,
+    pub(crate) console_sink: Sink,
+    pub(crate) console: Arc<Console>,
+    kernel: File,
+    initrd: Option<File>,
+}
+
+impl Host {
+    /// Open everything that `spec` names.
+    ///
+    /// # Errors
+    /// The first thing that cannot be used, named.
+    pub(crate) fn open(spec: VmSpec) -> Result<Self, VmError> {
+        let kernel = open("kernel", &spec.kernel)?;
+        let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+        memory::check(spec.memory)?;
+        let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let hypervisor = Hypervisor::open()?;
+        hypervisor.check_cpus(spec.cpus)?;
+        let serial = Sink::open(&spec.serial)?;
+        let console_sink = Sink::open(&spec.console)?;
+        Ok(Self { hypervisor, disks, serial, console_sink, console: Arc::default(), kernel, initrd, spec })
+    }
+
+    /// The kernel file's bytes.
+    pub(crate) fn read_kernel(&self) -> Result<Vec<u8>, HostError> {
+        let path = || self.spec.kernel.display().to_string();
+        let failed = |source| HostError::Read { what: "kernel", path: path(), source };
+        let mut file = &self.kernel;
+        let len = file.metadata().map_err(failed)?.len();
+        if len > MAX_KERNEL {
+            return Err(HostError::TooLarge { path: path() });
+        }
+        file.rewind().map_err(failed)?;
+        // One read of a file whose length is known; what grows meanwhile is left out.
+        let mut bytes = Vec::with_capacity(len as usize);
+        file.take(len).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    /// The initrd, at its start, and its length in bytes.
+    pub(crate) fn initrd(&self) -> Result<Option<(File, u64)>, HostError> {
+        let Some(file) = &self.initrd else { return Ok(None) };
+        let path = || self.spec.initrd.as_deref().unwrap_or(Path::new("")).display().to_string();
+        let failed = |source| HostError::Read { what: "initrd", path: path(), source };
+        let mut file = file.try_clone().map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        Ok(Some((file, len)))
+    }
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, HostError> {
+    let shown = || path.display().to_string();
+    let failed = |source| HostError::Read { what, path: shown(), source };
+    // A fifo would block the open itself.
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(HostError::NotAFile { what, path: shown() });
+    }
+    File::open(path).map_err(failed)
+}
+
+fn open_disk(disk: &crate::spec::DiskSpec) -> Result<Arc<Disk>, DiskError> {
+    let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
+    Disk::open(&options).map(Arc::new)
+}
