@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use arch::boot::{self, Entry, Initrd, Kernel};
 use arch::memory::{GuestRam, SharedRam};
+use arch::regs;
 use devices::bus::Effect;
 use devices::virtio::console::ConsoleSize;
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
+};
 use kvm_ioctls::VmFd;
 
 use crate::board::{Board, Parts};
@@ -85,6 +88,12 @@ fn create_chips(vm: &Arc<VmFd>) -> Result<Arc<Interrupts>, KvmError> {
         .map_err(KvmError::failed("set the identity map"))?;
     vm.set_tss_address(arch::layout::KVM_TSS as usize).map_err(KvmError::failed("set the TSS address"))?;
     vm.create_irq_chip().map_err(KvmError::failed("create the interrupt controllers"))?;
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip).map_err(KvmError::failed("read an interrupt controller"))?;
+        regs::mask_pic(&mut chip);
+        vm.set_irqchip(&chip).map_err(KvmError::failed("set an interrupt controller"))?;
+    }
     // Port 0x61 is answered too: kernels measure time with its speaker bit.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(KvmError::failed("create the timer"))?;
