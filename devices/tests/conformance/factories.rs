@@ -1,7 +1,11 @@
 //! The devices under test.
 
 use std::io;
+use std::sync::Arc;
 
+use devices::disk::engine::EngineKind;
+use devices::disk::{Disk, DiskOptions};
+use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::rng::Rng;
@@ -43,7 +47,12 @@ pub struct Factory {
 
 /// All of them.
 pub fn all_devices() -> Vec<Factory> {
-    vec![console(), rng()]
+    vec![
+        console(),
+        rng(),
+        block("block", || block_device(EngineKind::Auto)),
+        block("plain block", || block_device(EngineKind::Plain)),
+    ]
 }
 
 fn rng() -> Factory {
@@ -92,6 +101,57 @@ fn console() -> Factory {
             Request {
                 buffers: vec![Buf::readable(addr, 4), Buf::readable(addr + 4, 10)],
                 check: Box::new(|_, len| assert_eq!(len, 0)),
+            }
+        },
+    }
+}
+
+/// How long the disk is, in bytes.
+const DISK: usize = 64 * 1024;
+
+/// A disk of bytes that are 7, in a file that nobody else can find.
+fn disk() -> Arc<Disk> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), [7; DISK]).expect("a disk");
+    let options = DiskOptions { path: file.path().to_owned(), readonly: false, direct: false };
+    Arc::new(Disk::open(&options).expect("a disk"))
+}
+
+fn block_device(engine: EngineKind) -> Made {
+    let options = BlockOptions { queues: 2, queue_size: 64, serial: None, engine };
+    Made { device: Box::new(Block::new("disk0".to_owned(), disk(), options)), poke: Box::new(|| {}) }
+}
+
+/// Reads on queue 0, writes (of what is there) on queue 1.
+fn block(name: &'static str, make: fn() -> Made) -> Factory {
+    Factory {
+        name,
+        kind: DeviceKind::Block,
+        queues: 2,
+        make,
+        request: |guest, queue| {
+            let mut page = [7; 2048];
+            page[..16].fill(0);
+            // The type; the sector is 0.
+            page[0] = queue as u8;
+            page[16] = 0xee;
+            let at = guest.put(&page);
+            let [header, status, data] = [at, at + 16, at + 1024];
+            let read = queue == 0;
+            let data_buffer = |offset, len| Buf { addr: data + offset, len, writable: read };
+            Request {
+                buffers: vec![
+                    Buf::readable(header, 3),
+                    Buf::readable(header + 3, 13),
+                    data_buffer(0, 1),
+                    data_buffer(1, 511),
+                    Buf::writable(status, 1),
+                ],
+                check: Box::new(move |guest, len| {
+                    assert_eq!(guest.get(status, 1), [0]);
+                    assert_eq!(len, if read { 513 } else { 1 });
+                    assert_eq!(guest.get(data, 512), [7; 512]);
+                }),
             }
         },
     }

@@ -9,13 +9,11 @@
 //!     └─ broken guest, failed host ─► drain ─► wait for the end                                        └─ kill ─► drain
 //! ```
 
-use std::error::Error;
-use std::fmt;
 use std::io;
 use std::num::NonZero;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
@@ -28,12 +26,10 @@ use super::serial::Serial;
 use super::spin::Spin;
 use crate::disk::Disk;
 use crate::disk::engine::{self, Buffers, Done, Engine, EngineKind, Events, Io};
+use crate::ratelog::{self, Chained};
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
-
-/// How often a failing disk is written to the log.
-const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread owns; the queue goes back when it ends.
 pub(super) struct QueueWorker {
@@ -77,7 +73,6 @@ struct Service<'a> {
     spins: [Spin; 2],
     /// Something was put in the used ring and the guest was not told.
     untold: bool,
-    log: FailureLog,
 }
 
 impl QueueWorker {
@@ -97,8 +92,7 @@ impl QueueWorker {
         let engine = engine::new(self.engine, Arc::clone(&self.disk), events, capacity)?;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let spins = [Spin::new(cpus), Spin::new(cpus)];
-        let log = FailureLog::default();
-        let mut service = Service { worker: self, engine, done: Vec::new(), spins, untold: false, log };
+        let mut service = Service { worker: self, engine, done: Vec::new(), spins, untold: false };
         let served = service.turns();
         // After a fault of the guest its queue is left alone, but nothing may stay in flight.
         service.engine.drain(&mut service.done);
@@ -212,7 +206,9 @@ impl Service<'_> {
             match result {
                 Ok(()) => self.answer(&token, Status::Ok, token.in_len)?,
                 Err(error) => {
-                    self.log.failed(&self.worker.device, &self.worker.disk, token.what, &error);
+                    let QueueWorker { device, disk, .. } = &*self.worker;
+                    let path = disk.path().display();
+                    ratelog::warn(format_args!("{device}: {} on {path} failed: {error}", token.what));
                     self.answer(&token, Status::IoError, 0)?;
                 }
             }
@@ -243,25 +239,6 @@ impl Service<'_> {
     }
 }
 
-/// Says that a disk fails, but not for each of thousands of requests.
-#[derive(Debug, Default)]
-struct FailureLog {
-    last: Option<Instant>,
-    unsaid: u64,
-}
-
-impl FailureLog {
-    fn failed(&mut self, device: &str, disk: &Disk, what: &str, error: &io::Error) {
-        self.unsaid = self.unsaid.saturating_add(1);
-        if self.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
-            return;
-        }
-        self.last = Some(Instant::now());
-        let count = std::mem::take(&mut self.unsaid);
-        log::warn!("{device}: {what} on {} failed: {error} ({count} failed requests)", disk.path().display());
-    }
-}
-
 /// Sleep until `event` is readable, without reading it.
 fn wait_for(event: &EventFd) {
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -271,20 +248,5 @@ fn wait_for(event: &EventFd) {
         if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
             return;
         }
-    }
-}
-
-/// An error with its causes, in one line.
-struct Chained<'a>(&'a dyn Error);
-
-impl fmt::Display for Chained<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }

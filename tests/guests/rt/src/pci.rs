@@ -149,13 +149,22 @@ impl MsiX {
 
     /// Have entry `index` raise `vector` on this processor.
     pub fn set(&self, index: u16, vector: u8, masked: bool) {
+        let to = 0xfee0_0000 | u64::from(crate::apic::id()) << 12;
+        self.write(index, to, vector.into(), masked);
+    }
+
+    /// Have entry `index` write `data` to `address`, unmasked.
+    pub fn set_raw(&self, index: u16, address: u64, data: u32) {
+        self.write(index, address, data, false);
+    }
+
+    fn write(&self, index: u16, address: u64, data: u32, masked: bool) {
         let entry = (self.table + 16 * u64::from(index)) as *mut u32;
-        let to = 0xfee0_0000 | u32::from(crate::apic::id()) << 12;
         // SAFETY: an entry of the table, in the device's BAR.
         unsafe {
-            entry.write_volatile(to);
-            entry.add(1).write_volatile(0);
-            entry.add(2).write_volatile(vector.into());
+            entry.write_volatile(address as u32);
+            entry.add(1).write_volatile((address >> 32) as u32);
+            entry.add(2).write_volatile(data);
             entry.add(3).write_volatile(masked.into());
         }
     }

@@ -17,6 +17,7 @@ mod ends;
 mod hostile;
 mod interrupts;
 mod machine;
+mod misuse;
 mod mmio;
 mod pci;
 mod serial;
@@ -66,6 +67,10 @@ const TESTS: &[Test] = &[
     ("hostile-rings", hostile::rings),
     ("hostile-reset", hostile::reset_in_flight),
     ("hostile-registers", hostile::registers),
+    ("misuse-bars", misuse::bars),
+    ("misuse-configuration", misuse::configuration),
+    ("misuse-messages", misuse::messages),
+    ("misuse-ports", misuse::ports),
 ];
 
 /// Fail the test with a text unless the condition holds.
