@@ -87,42 +87,51 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Run `map`, which maps `len` bytes anywhere, so that they are likely to start at a multiple of [`HUGE_PAGE`].
 ///
 /// Linux before 6.7 does not align anonymous memory, and KVM maps huge pages only where host and guest addresses agree
-/// below 2 MiB. A mapping goes right below the lowest one, so one of the right length is put in its way
-/// for as long as it takes. If it goes elsewhere, memory is slower and nothing else.
+/// below 2 MiB. Linux takes the highest hole that is large enough, so one of just the right length and place is
+/// made for as long as it takes. If the mapping goes elsewhere, memory is slower and nothing else.
 fn with_aligned_place<T>(len: usize, map: impl FnOnce() -> T) -> T {
-    // Larger than any hole that libraries leave between them, and of a length that Linux since 6.7 does not align.
-    let spacer = 2 * HUGE_PAGE + 4096;
-    let lowest = Reserved::new(spacer).map_or(0, |reserved| reserved.start());
-    let surplus = lowest.wrapping_sub(len) % HUGE_PAGE;
-    let held = Reserved::new(spacer + surplus);
+    let hole = Hole::make(len);
     let mapped = map();
-    drop(held);
+    drop(hole);
     mapped
 }
 
-/// Address space that nothing is in.
-struct Reserved {
-    start: *mut libc::c_void,
-    len: usize,
+/// A hole in the address space at a multiple of [`HUGE_PAGE`], kept open by what is reserved on both sides of it.
+struct Hole {
+    below: (usize, usize),
+    above: (usize, usize),
 }
 
-impl Reserved {
-    fn new(len: usize) -> Option<Self> {
+impl Hole {
+    fn make(len: usize) -> Option<Self> {
+        let whole = len.checked_add(HUGE_PAGE)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-        (start != libc::MAP_FAILED).then_some(Self { start, len })
-    }
-
-    fn start(&self) -> usize {
-        self.start as usize
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let start = start as usize;
+        let hole = start.next_multiple_of(HUGE_PAGE);
+        unmap(hole, len);
+        let above = hole + len;
+        Some(Self { below: (start, hole - start), above: (above, start + whole - above) })
     }
 }
 
-impl Drop for Reserved {
+impl Drop for Hole {
     fn drop(&mut self) {
-        // SAFETY: the mapping is our own, of that length, and nothing points into it.
-        unsafe { libc::munmap(self.start, self.len) };
+        for (start, len) in [self.below, self.above] {
+            unmap(start, len);
+        }
+    }
+}
+
+/// Give back a part of what [`Hole::make`] reserved.
+fn unmap(start: usize, len: usize) {
+    if len > 0 {
+        // SAFETY: a part of a mapping that is ours alone, that nothing points into, and that is unmapped once.
+        unsafe { libc::munmap(start as *mut libc::c_void, len) };
     }
 }
 
@@ -180,7 +189,7 @@ mod tests {
         for mib in [64, 65, 255, 4097] {
             let aligned = (0..20).any(|_| {
                 let ram = reserve(Memory(mib << 20)).unwrap();
-                ram.iter().all(|region| region.as_ptr() as usize % HUGE_PAGE == 0)
+                ram.iter().all(|region| (region.as_ptr() as usize).is_multiple_of(HUGE_PAGE))
             });
             assert!(aligned, "{mib} MiB");
         }
