@@ -98,11 +98,9 @@ pub fn restore_on_panic() {
 /// Say `line` to the user, dimly, on whatever state stderr's terminal is in.
 pub fn note(line: &str) {
     let mut stderr = std::io::stderr().lock();
-    let _ = if stderr.is_terminal() {
-        write!(stderr, "\x1b[2m{line}\x1b[0m\r\n")
-    } else {
-        writeln!(stderr, "{line}")
-    };
+    let text = if stderr.is_terminal() { format!("\x1b[2m{line}\x1b[0m\r\n") } else { format!("{line}\n") };
+    // In one piece, for the guest may be writing to the same terminal.
+    let _ = stderr.write_all(text.as_bytes());
 }
 
 fn saved() -> MutexGuard<'static, Option<Saved>> {

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::facts::Facts;
 use crate::vm::{Ended, Vm};
@@ -22,7 +22,7 @@ enum Kind {
     Panic,
     /// Memory on both sides of the hole below 4 GiB.
     LargeMemory,
-    /// As little memory as skiff gives.
+    /// Little memory: this kernel does not fit into half of it.
     SmallMemory,
     /// More processors than the host has.
     ManyCpus,
@@ -114,7 +114,7 @@ impl Scenario {
             Kind::Boot => boot(vm),
             Kind::Panic => panic(Vm { actions: "panic", ..vm }),
             Kind::LargeMemory => size(Vm { memory: 5120, ..vm }),
-            Kind::SmallMemory => size(Vm { memory: 64, ..vm }),
+            Kind::SmallMemory => size(Vm { memory: 128, ..vm }),
             Kind::ManyCpus => size(Vm { cpus: 8, memory: 512, ..vm }),
             Kind::Vmlinux => size(Vm { kernel: self.kernel.join("vmlinux"), ..vm }),
         }?;
@@ -149,7 +149,7 @@ fn boot(vm: Vm<'_>) -> Result<()> {
             ensure!(hash(&second, 2 * MIB)? == before, "the read-only disk has changed");
             Ok(())
         })
-        .map_err(|error| error.context(ended.tails()))
+        .map_err(|error| anyhow!("{error:#}{}", ended.tails()))
 }
 
 fn judge_boot(vm: &Vm<'_>, facts: &Facts, first: &Path, second: &Path) -> Result<()> {
@@ -183,7 +183,7 @@ fn panic(vm: Vm<'_>) -> Result<()> {
 fn size(vm: Vm<'_>) -> Result<()> {
     let ended: Ended = vm.run()?;
     ended.expect_code(0)?;
-    judge_size(&vm, &Facts::of(&ended.serial)).map_err(|error| error.context(ended.tails()))
+    judge_size(&vm, &Facts::of(&ended.serial)).map_err(|error| anyhow!("{error:#}{}", ended.tails()))
 }
 
 fn judge_size(vm: &Vm<'_>, facts: &Facts) -> Result<()> {

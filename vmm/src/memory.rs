@@ -7,7 +7,7 @@ use arch::layout;
 use arch::memory::{GuestRam, SharedRam};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::spec::Memory;
 
@@ -31,6 +31,9 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
+    /// The regions do not fit together: a defect of skiff.
+    #[error("the guest's memory regions overlap")]
+    Layout(#[source] vm_memory::region::GuestRegionCollectionError),
     /// KVM does not take it.
     #[error("KVM does not take the guest's memory")]
     Register(#[source] io::Error),
@@ -67,9 +70,78 @@ pub fn reserve(memory: Memory) -> Result<SharedRam, MemoryError> {
         // skiff is for 64-bit hosts alone: a length fits a usize.
         ranges.push((GuestAddress(start), len as usize));
     }
-    GuestRam::from_ranges(&ranges)
-        .map(Arc::new)
-        .map_err(|source| MemoryError::Reserve { asked: memory, source })
+    let mut regions = Vec::new();
+    for (start, len) in ranges {
+        let region = with_aligned_place(len, || GuestRegionMmap::from_range(start, len, None));
+        let region = region.map_err(|source| MemoryError::Reserve { asked: memory, source })?;
+        prefer_huge_pages(&region);
+        regions.push(region);
+    }
+    let ram = GuestRam::from_regions(regions).map_err(MemoryError::Layout)?;
+    Ok(Arc::new(ram))
+}
+
+/// What a page table's second level maps at once.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Run `map`, which maps `len` bytes anywhere, so that they are likely to start at a multiple of [`HUGE_PAGE`].
+///
+/// Linux before 6.7 does not align anonymous memory, and KVM maps huge pages only where host and guest addresses agree
+/// below 2 MiB. Linux takes the highest hole that is large enough, so one of just the right length and place is
+/// made for as long as it takes. If the mapping goes elsewhere, memory is slower and nothing else.
+fn with_aligned_place<T>(len: usize, map: impl FnOnce() -> T) -> T {
+    let hole = Hole::make(len);
+    let mapped = map();
+    drop(hole);
+    mapped
+}
+
+/// A hole in the address space at a multiple of [`HUGE_PAGE`], kept open by what is reserved on both sides of it.
+struct Hole {
+    below: (usize, usize),
+    above: (usize, usize),
+}
+
+impl Hole {
+    fn make(len: usize) -> Option<Self> {
+        let whole = len.checked_add(HUGE_PAGE)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let start = start as usize;
+        let hole = start.next_multiple_of(HUGE_PAGE);
+        unmap(hole, len);
+        let above = hole + len;
+        Some(Self { below: (start, hole - start), above: (above, start + whole - above) })
+    }
+}
+
+impl Drop for Hole {
+    fn drop(&mut self) {
+        for (start, len) in [self.below, self.above] {
+            unmap(start, len);
+        }
+    }
+}
+
+/// Give back a part of what [`Hole::make`] reserved.
+fn unmap(start: usize, len: usize) {
+    if len > 0 {
+        // SAFETY: a part of a mapping that is ours alone, that nothing points into, and that is unmapped once.
+        unsafe { libc::munmap(start as *mut libc::c_void, len) };
+    }
+}
+
+/// Fewer, larger pages: a guest touches most of its memory soon, and every first touch leaves the guest.
+fn prefer_huge_pages(region: &GuestRegionMmap<()>) {
+    // SAFETY: the range is the region's own mapping; the advice changes how it is backed, not what it holds.
+    let refused = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) } != 0;
+    if refused {
+        log::debug!("no transparent huge pages: {}", io::Error::last_os_error());
+    }
 }
 
 /// Show all of `ram` to KVM, one slot a region.
@@ -109,5 +181,17 @@ mod tests {
         let ram = reserve(Memory(6 << 30)).unwrap();
         let regions: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
         assert_eq!(regions, [(0, 3 << 30), (4 << 30, 3 << 30)]);
+    }
+
+    /// Other tests map and unmap memory meanwhile, which may spoil a try; not all of them.
+    #[test]
+    fn huge_pages_fit_whatever_the_length() {
+        for mib in [64, 65, 255, 4097] {
+            let aligned = (0..20).any(|_| {
+                let ram = reserve(Memory(mib << 20)).unwrap();
+                ram.iter().all(|region| (region.as_ptr() as usize).is_multiple_of(HUGE_PAGE))
+            });
+            assert!(aligned, "{mib} MiB");
+        }
     }
 }

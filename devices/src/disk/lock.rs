@@ -2,14 +2,21 @@
 //!
 //! Open file description locks (`fcntl(2)`, `F_OFD_SETLK`) over the whole file: exclusive for a writer, shared
 //! among readers. They belong to the open file and not to the process, so two VMs in one process exclude each other
-//! too, they need no clean-up after a crash, and they meet those of other hypervisors.
+//! too, they need no clean-up after a crash, and they meet those of other hypervisors. The kernel may keep a file
+//! open for a moment longer than its users do (an io_uring is torn down behind their backs), so a lock is given back
+//! explicitly, and one that is taken is tried again for that moment.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use super::error::DiskError;
+
+/// How often a taken lock is tried again, and how long apart: in all as long as a killed VM takes to be gone.
+const RETRIES: u32 = 10;
+const RETRY_AFTER: Duration = Duration::from_millis(10);
 
 /// Take the lock, or say who is in the way. On a file system without locks this only warns.
 ///
@@ -17,10 +24,18 @@ use super::error::DiskError;
 /// If the disk is in use, or the host fails otherwise.
 pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskError> {
     let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
-    let Err(source) = set(file, kind) else { return Ok(()) };
+    let mut result = set(file, kind);
+    for _ in 0..RETRIES {
+        if !matches!(&result, Err(error) if taken(error)) {
+            break;
+        }
+        std::thread::sleep(RETRY_AFTER);
+        result = set(file, kind);
+    }
+    let Err(source) = result else { return Ok(()) };
     let path = path.to_owned();
     match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse { path }),
+        _ if taken(&source) => Err(DiskError::InUse { path }),
         Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => {
             log::warn!(
                 "{}: its file system has no locks ({source}): nothing keeps another VM from writing this disk",
@@ -32,11 +47,21 @@ pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskE
     }
 }
 
+/// Give the lock back, whoever else still holds the open file.
+pub(super) fn unlock(file: &File) {
+    // Without a lock there is nothing to give back.
+    let _ = set(file, libc::F_UNLCK);
+}
+
+fn taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+}
+
 fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
     // Zeroes: from the start (SEEK_SET 0) to the end however far it grows (length 0), and no pid, as the call asks.
     // SAFETY: `flock` is made of integers only; all zeroes is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    // F_RDLCK, F_WRLCK and SEEK_SET are small constants.
+    // The kinds of lock and SEEK_SET are small constants.
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     loop {

@@ -137,6 +137,12 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
+    }
+}
+
 fn open_file(options: &DiskOptions, backing: Backing) -> Result<File, DiskError> {
     let mut flags = libc::O_CLOEXEC;
     if options.direct {

@@ -221,3 +221,7 @@ fn send(chain: &Chain, ram: &SharedRam, output: &output::Buffer, sent: &mut u64)
     *sent = 0;
     Outcome::Done(0)
 }
+
+#[cfg(test)]
+#[path = "console/tests.rs"]
+mod tests;

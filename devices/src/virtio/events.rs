@@ -50,10 +50,8 @@ pub fn start<T: Serve>(
     let device = id.to_owned();
     let interrupt = interrupt.clone();
     Worker::start(&name, state, move |state, kill| {
-        if let Err(error) =
-            watch(&epoll, kill.as_raw_fd(), KILL).and_then(|()| run(&epoll, &device, &interrupt, state))
-        {
-            log::error!("{device}: its thread ends: {error}");
+        let watched = watch(&epoll, kill.as_raw_fd(), KILL);
+        if let Err(error) = watched.and_then(|()| run(&epoll, &device, &interrupt, state)) {
             interrupt.needs_reset(&device, &error);
         }
     })

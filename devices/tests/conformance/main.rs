@@ -21,13 +21,14 @@ const PLAIN: u64 = !(features::EVENT_IDX | features::INDIRECT);
 struct Bench {
     guest: Guest,
     factory: Factory,
+    kind: Kind,
     poke: Box<dyn Fn()>,
 }
 
 impl Bench {
     fn new(factory: Factory, kind: Kind) -> Self {
         let Made { device, poke } = (factory.make)();
-        Self { guest: Guest::new(kind, device), factory, poke }
+        Self { guest: Guest::new(kind, device), factory, kind, poke }
     }
 
     /// Put a good request in `queue` and have it served.

@@ -6,7 +6,7 @@ use vm_memory::GuestAddress;
 
 use arch::memory::{GuestRam, SharedRam};
 use devices::virtio::rng::Rng;
-use devices::virtio::testing::{FakeBus, FakeDoorbells, PciRegisters, Registers, status};
+use devices::virtio::testing::{FakeBus, FakeDoorbells, PciRegisters, QueueLayout, Registers, status};
 
 struct Pci {
     registers: PciRegisters,
@@ -27,8 +27,7 @@ impl Pci {
         registers.write_status(status::ACKNOWLEDGE | status::DRIVER);
         registers.write_driver_features(registers.device_features());
         registers.write_status(registers.status() | status::FEATURES_OK);
-        let layout =
-            devices::virtio::testing::QueueLayout { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000 };
+        let layout = QueueLayout { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000 };
         registers.set_queue(0, &layout);
         registers.enable_queue(0);
         registers.write_status(registers.status() | status::DRIVER_OK);

@@ -12,9 +12,11 @@ say() {
     echo "skiff-guest: $*"
 }
 
-# The first word of a file of the kernel's.
+# The first word of a file of the kernel's, which need not end in a newline.
 first() {
-    read -r word _ <"$1" && echo "$word"
+    word=
+    read -r word _ <"$1"
+    echo "$word"
 }
 
 # Loads a driver and what it needs, once. Fails if there is no such module: the kernel may have it built in.
@@ -173,7 +175,7 @@ case "$actions" in
 *reboot-once*)
     if wait_for /dev/vda && marked; then
         say "rebooted"
-        actions=${actions#*reboot-once}
+        actions=${actions#*reboot-once,}
     fi
     ;;
 esac

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 
 /// How much is kept.
-const KEPT: usize = 4096;
-/// How many lines are reported.
-const LINES: usize = 20;
+const KEPT: usize = 8192;
+/// How many lines are reported. Linux gives the reason for a panic first, and some forty lines of stack and
+/// registers after it.
+const LINES: usize = 64;
 
 /// The end of a guest's output, bounded.
 #[derive(Debug, Default)]
@@ -45,7 +46,7 @@ mod tests {
         }
         let lines = tail.lines();
         assert_eq!(lines.len(), LINES);
-        assert_eq!(lines.first().map(String::as_str), Some("line 9980"));
+        assert_eq!(lines.first().map(String::as_str), Some("line 9936"));
         assert_eq!(lines.last().map(String::as_str), Some("line 9999"));
         tail.push(&[b'x'; 3 * KEPT]);
         assert_eq!(tail.0.len(), KEPT);

@@ -119,6 +119,13 @@ impl<T> Uring<T> {
         })
     }
 
+    /// As on a kernel without multishot polls.
+    #[cfg(test)]
+    pub(super) fn without_multishot(mut self) -> Self {
+        self.multishot = false;
+        self
+    }
+
     /// Take the next step of a slot's transfer: queue an entry for it, or end it.
     fn proceed(&mut self, index: usize, last: Option<io::Result<usize>>, done: &mut Vec<Done<T>>) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { return };
@@ -331,7 +338,9 @@ impl<T> Engine<T> for Uring<T> {
             return;
         }
         log::error!("{}: giving up {} requests", self.disk.path().display(), self.in_flight());
-        // The host may still write to what they point at: it must never be used for anything else.
+        // The host may still write to what they point at, which must never be used for anything else, and to the
+        // disk, which must stay locked.
+        std::mem::forget(Arc::clone(&self.disk));
         for slot in self.slots.drain(..).flatten() {
             std::mem::forget(slot.transfer);
         }
@@ -342,5 +351,7 @@ impl<T> Engine<T> for Uring<T> {
 impl<T> Drop for Uring<T> {
     fn drop(&mut self) {
         self.drain(&mut Vec::new());
+        // The ring goes away some time after it is closed; the disk is free now.
+        let _ = self.ring.submitter().unregister_files();
     }
 }

@@ -9,7 +9,7 @@
 //!  look each time ◄──── work came while looking ────┐
 //!       │ in vain                                   │
 //!       ▼                                           │
-//!  sleep 1, 3, 7 … 63 times at once ──► look again ─┘
+//!  sleep 1, 3, 7, 15 times at once   ──► look again ─┘
 //! ```
 
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// The longest time to look.
 const LOOK: Duration = Duration::from_micros(50);
 /// `2^MAX_DOUBLINGS - 1` is the most times to sleep at once between two looks.
-const MAX_DOUBLINGS: u32 = 6;
+const MAX_DOUBLINGS: u32 = 4;
 
 /// One worker's habit for one kind of wait.
 #[derive(Debug)]
@@ -97,8 +97,8 @@ mod tests {
         let looks = |spin: &mut Spin, waits| (0..waits).map(|_| wait(spin, 1000).1).sum::<u64>();
         assert_eq!(looks(&mut spin, 1), 50);
         assert_eq!(looks(&mut spin, 1), 0);
-        assert_eq!(looks(&mut spin, 125), 6 * 50, "3, 7, 15, 31 and 63 waits apart");
-        assert!(looks(&mut spin, 6400) <= 100 * 50, "at most one in 64");
+        assert_eq!(looks(&mut spin, 29), 4 * 50, "3, 7 and 15 waits between");
+        assert!(looks(&mut spin, 1600) <= 100 * 50, "at most one in 16");
     }
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
             wait(&mut spin, 1000);
         }
         let slept = (0..100).filter(|_| wait(&mut spin, 5).0).count();
-        assert!(slept <= 64, "{slept}");
+        assert!(slept <= 16, "{slept}");
         assert_eq!(wait(&mut spin, 5), (false, 5));
         assert_eq!(wait(&mut spin, 1000), (true, 50), "one long pause is nothing");
         assert_eq!(wait(&mut spin, 5), (true, 0));

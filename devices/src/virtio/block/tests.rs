@@ -46,6 +46,7 @@ struct Driver {
 impl Driver {
     fn new(ram: &SharedRam, index: u16) -> (Self, Queue) {
         let base = 0x1000 + u64::from(index) * 0x4000;
+        ram.write_slice(&[0; 0x4000], GuestAddress(base)).unwrap();
         let mut ring = Ring::new(QUEUE).unwrap();
         ring.set_desc_table_address(Some(base as u32), Some(0));
         ring.set_avail_ring_address(Some(base as u32 + 0x1000), Some(0));
@@ -296,6 +297,18 @@ fn stop_hands_back_the_queues_where_they_stand() {
             assert_eq!((queues[0].ring.next_avail(), queues[0].ring.next_used()), (round, round));
             assert!(machine.block.stop().is_empty(), "an inactive device has none");
             machine.resume(queues, u64::MAX);
+        }
+    });
+}
+
+#[test]
+fn the_disk_is_free_once_its_devices_are_gone() {
+    everywhere(|mut machine| {
+        for _ in 0..20 {
+            assert_eq!(machine.run(0, 0, Some((DATA, 512, WRITE))), (0, 513));
+            let Machine { file, block, .. } = machine;
+            drop(block);
+            machine = Machine::new(options(&file), file, BlockOptions::default());
         }
     });
 }

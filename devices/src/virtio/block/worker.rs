@@ -31,6 +31,10 @@ use crate::virtio::chain::Chain;
 use crate::virtio::device::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
 
+/// How many requests are handed to the host at once. A request that the host answers from its cache is given back
+/// while the guest has others in the queue, so that the guest and the host work side by side.
+const BATCH: usize = 8;
+
 /// What the thread owns; the queue goes back when it ends.
 pub(super) struct QueueWorker {
     pub device: String,
@@ -150,12 +154,11 @@ impl Service<'_> {
         if self.engine.in_flight() == 0 { guest } else { disk }
     }
 
-    /// Start what the guest has made available, at most a queue's worth. Whether there was any.
+    /// Start some of what the guest has made available. Whether there was any.
     fn take(&mut self) -> Result<bool, Fault> {
         let limits = Limits { size: self.worker.disk.size(), readonly: self.worker.disk.readonly() };
         let mut taken = false;
-        // However fast the guest adds more, this ends.
-        for _ in 0..self.worker.queue.ring.size() {
+        for _ in 0..BATCH {
             if self.engine.is_full() {
                 break;
             }

@@ -57,6 +57,8 @@ pub trait Registers {
     fn set_queue(&self, queue: u16, layout: &QueueLayout);
     /// Enable a queue.
     fn enable_queue(&self, queue: u16);
+    /// Take an enabled queue back.
+    fn disable_queue(&self, queue: u16);
     /// Whether a queue is enabled.
     fn queue_enabled(&self, queue: u16) -> bool;
     /// Ring for a queue.
@@ -161,6 +163,11 @@ impl Registers for MmioRegisters {
     fn enable_queue(&self, queue: u16) {
         self.write(0x30, queue.into());
         self.write(0x44, 1);
+    }
+
+    fn disable_queue(&self, queue: u16) {
+        self.write(0x30, queue.into());
+        self.write(0x44, 0);
     }
 
     fn queue_enabled(&self, queue: u16) -> bool {

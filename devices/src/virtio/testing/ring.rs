@@ -180,16 +180,16 @@ impl GuestQueue {
         self.ram.store(value.to_le(), GuestAddress(at), Ordering::SeqCst).expect("a ring in RAM");
     }
 
-    /// Whether the device wants to be rung for what was made available since the index was `before`.
+    /// Whether the device wants to be rung when one more request is made available.
     #[must_use]
-    pub fn wants_kick(&self, before: u16) -> bool {
+    pub fn wants_kick(&self) -> bool {
         let load =
             |at| u16::from_le(self.ram.load(GuestAddress(at), Ordering::SeqCst).expect("a ring in RAM"));
-        if !self.event_idx {
-            return load(self.layout.used) & 1 == 0;
+        if self.event_idx {
+            load(self.layout.used + 4 + 8 * u64::from(self.layout.size)) == self.avail
+        } else {
+            load(self.layout.used) & 1 == 0
         }
-        let event = load(self.layout.used + 4 + 8 * u64::from(self.layout.size));
-        self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(before)
     }
 
     /// The used index.

@@ -3,6 +3,8 @@
 //! No register layout and no locks in here; the transport that owns a [`Core`] has both. Called on vCPU
 //! threads and the vmm's, under the transport's lock. [`Notices`] alone is also touched by device threads.
 
+use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
@@ -16,9 +18,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use arch::memory::SharedRam;
 
 use super::TransportError;
-use super::registers::QueueRegisters;
+use super::registers::{QueueRegisters, RegisterError};
 use crate::ratelog::{self, Chained};
-use crate::virtio::device::{Activation, DeviceKind, Interrupt, STATUS_NEEDS_RESET, Signal, VirtioDevice};
+use crate::virtio::device::{
+    ActivateError, Activation, DeviceKind, Interrupt, STATUS_NEEDS_RESET, Signal, VirtioDevice,
+};
 use crate::virtio::queue::Queue;
 
 const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
@@ -81,10 +85,28 @@ impl Notices {
 pub(crate) enum Change {
     /// Nothing that matters to doorbells.
     None,
-    /// The device serves its queues.
-    Activated,
+    /// The device serves its queues, or others than before.
+    Queues,
     /// The device is as at power-on.
     Reset,
+}
+
+/// Why a device is not active though its driver is ready.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    /// The driver's doing.
+    #[error("queue {index} is unusable")]
+    Queue {
+        index: u16,
+        #[source]
+        source: RegisterError,
+    },
+    /// The host is out of file descriptors.
+    #[error("the queues cannot be handed over")]
+    Kick(#[source] io::Error),
+    /// The device says no.
+    #[error("the device cannot start")]
+    Device(#[source] ActivateError),
 }
 
 /// Whether the device has the queues.
@@ -208,7 +230,11 @@ impl Core {
             }
             self.status.fetch_or(step, Ordering::SeqCst);
         }
-        if new & DRIVER_OK != 0 && self.activate() { Change::Activated } else { Change::None }
+        if new & DRIVER_OK == 0 {
+            return Change::None;
+        }
+        self.activate();
+        Change::Queues
     }
 
     /// Whether the driver's features can be worked with (2.2, 6.1).
@@ -292,23 +318,33 @@ impl Core {
         self.queues.get_mut(usize::from(self.queue_select)).filter(|queue| !queue.ready)
     }
 
-    /// The driver enables the selected queue, or takes it back.
-    ///
-    /// Once a queue that was taken back reads as such, nothing may use it any more (4.2.2.2), and drivers wait for
-    /// that. They do so when they give the device up: from DRIVER_OK on, it rests as a whole until it is reset.
-    pub(crate) fn enable_queue(&mut self, enable: bool) {
+    /// The driver enables the selected queue before DRIVER_OK, or takes one back at any time (4.2.2.2). The
+    /// others go on, if the device can do without it.
+    pub(crate) fn enable_queue(&mut self, enable: bool) -> Change {
         let frozen = self.frozen();
-        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
-        if frozen && (enable || !queue.ready) {
-            return;
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return Change::None };
+        if !frozen {
+            queue.ready = enable;
+            return Change::None;
         }
-        queue.ready = enable;
-        if frozen {
-            if self.phase == Phase::Active {
-                drop(self.device.stop());
-            }
+        if enable || !queue.ready {
+            return Change::None;
+        }
+        // First: its position is not worth keeping, and it is not missed when the device stops.
+        queue.ready = false;
+        self.pause();
+        if self.phase == Phase::Paused {
             self.phase = Phase::Idle;
+            match self.try_activate() {
+                // A driver on its way out takes one queue after the other.
+                Err(Fault::Device(error @ ActivateError::MissingQueue(_))) => {
+                    log::debug!("{} stops: {error}", self.device.id());
+                }
+                Err(fault) => self.broken(&Chained(&fault)),
+                Ok(()) => {}
+            }
         }
+        Change::Queues
     }
 
     fn frozen(&self) -> bool {
@@ -357,7 +393,7 @@ impl Core {
         }
         if lost {
             // Its thread died with it: where it stood is not known.
-            self.broken("a queue was lost");
+            self.broken(&"a queue was lost");
         }
     }
 
@@ -386,19 +422,18 @@ impl Core {
         }
     }
 
-    /// Hand the enabled queues to the device. Returns whether it took them.
-    fn activate(&mut self) -> bool {
+    /// Hand the enabled queues to the device, unless it needs a reset; if that fails it does.
+    fn activate(&mut self) {
         self.phase = Phase::Idle;
-        if self.status() & STATUS_NEEDS_RESET != 0 {
-            return false;
+        if self.status() & STATUS_NEEDS_RESET == 0
+            && let Err(fault) = self.try_activate()
+        {
+            self.broken(&Chained(&fault));
         }
-        let queues = match self.make_queues() {
-            Ok(queues) => queues,
-            Err(reason) => {
-                self.broken(&reason);
-                return false;
-            }
-        };
+    }
+
+    fn try_activate(&mut self) -> Result<(), Fault> {
+        let queues = self.make_queues()?;
         // What the guest rang for while nobody listened is looked at now.
         for queue in &queues {
             let _ = queue.kick.write(1);
@@ -409,15 +444,12 @@ impl Core {
             interrupt: self.interrupt(),
             features: self.accepted,
         };
-        if let Err(error) = self.device.activate(activation) {
-            self.broken(&Chained(&error).to_string());
-            return false;
-        }
+        self.device.activate(activation).map_err(Fault::Device)?;
         self.phase = Phase::Active;
-        true
+        Ok(())
     }
 
-    fn make_queues(&self) -> Result<Vec<Queue>, String> {
+    fn make_queues(&self) -> Result<Vec<Queue>, Fault> {
         let event_idx = self.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let indirect = self.accepted & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
         let mut queues = Vec::new();
@@ -426,8 +458,8 @@ impl Core {
                 continue;
             }
             let ring = registers.ring(&self.ram, event_idx);
-            let ring = ring.map_err(|error| format!("queue {index}: {}", Chained(&error)))?;
-            let kick = kick.try_clone().map_err(|error| format!("queue {index}: {error}"))?;
+            let ring = ring.map_err(|source| Fault::Queue { index, source })?;
+            let kick = kick.try_clone().map_err(Fault::Kick)?;
             queues.push(Queue { index, ring, kick, indirect });
         }
         Ok(queues)
@@ -437,8 +469,8 @@ impl Core {
         Interrupt::new(Arc::clone(&self.signal), Arc::clone(&self.status))
     }
 
-    fn broken(&self, reason: &str) {
-        self.interrupt().needs_reset(self.device.id(), &reason);
+    fn broken(&self, reason: &dyn fmt::Display) {
+        self.interrupt().needs_reset(self.device.id(), reason);
     }
 }
 

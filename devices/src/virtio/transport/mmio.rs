@@ -123,7 +123,10 @@ impl VirtioMmio {
             reg::QUEUE_SEL => self.core.select_queue(value),
             // A size that does not fit is as wrong as 0 is.
             reg::QUEUE_NUM => self.set_queue(|queue| queue.size = u16::try_from(value).unwrap_or(0)),
-            reg::QUEUE_READY => self.core.enable_queue(value & 1 != 0),
+            reg::QUEUE_READY => {
+                let change = self.core.enable_queue(value & 1 != 0);
+                self.follow(change);
+            }
             reg::QUEUE_NOTIFY => self.core.notify(value),
             reg::INTERRUPT_ACK => drop(self.core.notices().acknowledge(value as u8)),
             reg::STATUS => self.write_status(value),
@@ -148,12 +151,18 @@ impl VirtioMmio {
 
     fn write_status(&mut self, value: u32) {
         let Ok(value) = u8::try_from(value) else { return };
-        match self.core.write_status(value) {
+        let change = self.core.write_status(value);
+        self.follow(change);
+    }
+
+    /// Let the doorbells follow the device.
+    fn follow(&mut self, change: Change) {
+        match change {
             Change::None => {}
             Change::Reset => self.bells.clear(),
-            Change::Activated => {
-                let address = self.base + reg::QUEUE_NOTIFY;
-                let bell = |queue| Some(Doorbell { address, value: Some(u32::from(queue)) });
+            Change::Queues => {
+                let address = self.base.checked_add(reg::QUEUE_NOTIFY);
+                let bell = |queue| Some(Doorbell { address: address?, value: Some(u32::from(queue)) });
                 self.bells.place(&self.core.ringing(), bell);
             }
         }
@@ -192,10 +201,5 @@ impl Transport for VirtioMmio {
 
     fn resume(&mut self) {
         self.core.resume();
-    }
-
-    fn reset(&mut self) {
-        self.bells.clear();
-        self.core.reset();
     }
 }

@@ -27,9 +27,6 @@ pub trait Transport: Send {
 
     /// Let a paused device go on where it was.
     fn resume(&mut self);
-
-    /// Back to the state at power-on, for a machine that reboots in place.
-    fn reset(&mut self);
 }
 
 /// A transport could not be made.

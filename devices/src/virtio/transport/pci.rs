@@ -180,7 +180,7 @@ impl VirtioPci {
     fn write_status(&mut self, value: u8) {
         match self.core.write_status(value) {
             Change::None => {}
-            Change::Activated => self.place_bells(),
+            Change::Queues => self.place_bells(),
             Change::Reset => {
                 self.bells.clear();
                 self.vectors.reset();
@@ -236,7 +236,7 @@ impl VirtioPci {
             reg::QUEUE_SIZE => self.set_queue(|queue| queue.size = value as u16),
             reg::QUEUE_MSIX_VECTOR => self.set_vector(self.vectors.queue(self.core.queue_select()), value),
             // The driver must not write 0 (4.1.4.3.2).
-            reg::QUEUE_ENABLE if value == 1 => self.core.enable_queue(true),
+            reg::QUEUE_ENABLE if value == 1 => drop(self.core.enable_queue(true)),
             reg::QUEUE_DESC | reg::QUEUE_DESC_HIGH => {
                 self.set_queue(|queue| set_half(&mut queue.desc, offset == reg::QUEUE_DESC_HIGH, value));
             }
@@ -403,12 +403,6 @@ impl Transport for VirtioPci {
 
     fn resume(&mut self) {
         self.core.resume();
-    }
-
-    fn reset(&mut self) {
-        self.bells.clear();
-        self.core.reset();
-        self.vectors.reset();
     }
 }
 

@@ -239,6 +239,11 @@ impl Registers for PciRegisters {
         self.write_common(0x1c, &1_u16.to_le_bytes());
     }
 
+    fn disable_queue(&self, queue: u16) {
+        self.select(queue);
+        self.write_common(0x1c, &0_u16.to_le_bytes());
+    }
+
     fn queue_enabled(&self, queue: u16) -> bool {
         self.select(queue);
         self.read_common(0x1c) == 1_u16.to_le_bytes()

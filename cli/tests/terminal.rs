@@ -1,0 +1,293 @@
+//! `skiff run` on a terminal and on pipes, with a tiny guest on /dev/kvm: keys, signals, exit codes, and the
+//! terminal given back. Without a usable /dev/kvm these tests say so and pass.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, Termios, tcgetattr};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the guest prints first.
+const READY: &str = "R";
+
+/// 32-bit code that prints R, then echoes what the serial port gives it; o switches the machine off (ACPI sleep
+/// control), p says that the kernel panicked (pvpanic).
+#[rustfmt::skip]
+const GUEST: [u8; 52] = [
+    0x66, 0xba, 0xf8, 0x03, //  0       mov  dx, 0x3f8
+    0xb0, b'R',             //  4       mov  al, 'R'
+    0xee,                   //  6       out  dx, al
+    0x66, 0xba, 0xfd, 0x03, //  7 next: mov  dx, 0x3fd
+    0xec,                   // 11       in   al, dx
+    0xa8, 0x01,             // 12       test al, 1
+    0x74, 0xf7,             // 14       jz   next
+    0x66, 0xba, 0xf8, 0x03, // 16       mov  dx, 0x3f8
+    0xec,                   // 20       in   al, dx
+    0x3c, b'o',             // 21       cmp  al, 'o'
+    0x74, 0x07,             // 23       je   off
+    0x3c, b'p',             // 25       cmp  al, 'p'
+    0x74, 0x0d,             // 27       je   panic
+    0xee,                   // 29       out  dx, al
+    0xeb, 0xe7,             // 30       jmp  next
+    0x66, 0xba, 0x00, 0x06, // 32 off:  mov  dx, 0x600
+    0xb0, 0x34,             // 36       mov  al, S5 << 2 | SLP_EN
+    0xee,                   // 38       out  dx, al
+    0xf4,                   // 39 halt: hlt
+    0xeb, 0xfd,             // 40       jmp  halt
+    0x66, 0xba, 0x05, 0x05, // 42 panic: mov dx, 0x505
+    0xb0, 0x01,             // 46       mov  al, 1
+    0xee,                   // 48       out  dx, al
+    0xf4,                   // 49 halt: hlt
+    0xeb, 0xfd,             // 50       jmp  halt
+];
+
+/// An ELF with [`GUEST`] at 1 MiB as its PVH entry (XEN_ELFNOTE_PHYS32_ENTRY).
+fn kernel() -> Vec<u8> {
+    const LOAD: u64 = 0x10_0000;
+    const CODE: u64 = 0x1000;
+    const NOTE: u64 = 64 + 2 * 56;
+    let mut elf = Vec::new();
+    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    elf.extend([2_u16, 62].into_iter().flat_map(u16::to_le_bytes));
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([LOAD, 64, 0].into_iter().flat_map(u64::to_le_bytes));
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend([64_u16, 56, 2, 64, 0, 0].into_iter().flat_map(u16::to_le_bytes));
+    let len = GUEST.len() as u64;
+    for (kind, flags, words) in
+        [(1_u32, 5_u32, [CODE, LOAD, LOAD, len, len, 4096]), (4, 4, [NOTE, 0, 0, 20, 20, 4])]
+    {
+        elf.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
+        elf.extend(words.into_iter().flat_map(u64::to_le_bytes));
+    }
+    elf.extend([4_u32, 4, 18].into_iter().flat_map(u32::to_le_bytes));
+    elf.extend(b"Xen\0");
+    elf.extend((LOAD as u32).to_le_bytes());
+    elf.resize(CODE as usize, 0);
+    elf.extend(GUEST);
+    elf
+}
+
+/// A kernel file in a directory that goes with it. `None` where no VM can run.
+fn guest() -> Option<(tempfile::TempDir, PathBuf)> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("skipped: /dev/kvm: {error}");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("guest.elf");
+    std::fs::write(&path, kernel()).unwrap();
+    Some((dir, path))
+}
+
+fn skiff(kernel: &PathBuf) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
+    command.args(["run", "--memory", "64M", "--kernel"]).arg(kernel).env_remove("SKIFF_LOG");
+    command
+}
+
+/// skiff on a terminal of its own, as its session's leader.
+struct OnTerminal {
+    child: Child,
+    keyboard: File,
+    /// The program's end.
+    line: File,
+    screen: Receiver<Vec<u8>>,
+    seen: String,
+    before: Termios,
+    _dir: tempfile::TempDir,
+}
+
+impl OnTerminal {
+    fn start(args: &[&str]) -> Option<Self> {
+        let (dir, kernel) = guest()?;
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let name: CString = ptsname(&keyboard, Vec::new()).unwrap();
+        let line = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        let keyboard = File::from(keyboard);
+        let before = tcgetattr(&line).unwrap();
+        let end = || Stdio::from(line.try_clone().unwrap());
+        let mut command = skiff(&kernel);
+        command.args(args).stdin(end()).stdout(end()).stderr(end()).env("XDG_STATE_HOME", dir.path());
+        // SAFETY: only system calls are made between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                rustix::process::ioctl_tiocsctty(std::io::stdin())?;
+                Ok(())
+            })
+        };
+        let child = command.spawn().unwrap();
+        let (sender, screen) = channel();
+        let mut output = keyboard.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len) = output.read(&mut buffer) {
+                if sender.send(buffer[..len].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, _dir: dir };
+        it.wait_for(READY);
+        it.wait_for("Ctrl-] q ends the VM");
+        assert!(it.is_raw());
+        Some(it)
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.line).unwrap().local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
+    }
+
+    fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.contains(") T ")
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.keyboard.write_all(keys).unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Wait until `text` is on the screen.
+    fn wait_for(&mut self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.seen.contains(text) {
+            match self.screen.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    let _ = self.child.kill();
+                    panic!("no {text:?} in {:?}", self.seen);
+                }
+            }
+        }
+    }
+
+    fn wait_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < until, "{what} did not happen; {:?}", self.seen);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Wait for the end, and check that the terminal is as it was. Says the exit code.
+    fn end(mut self) -> i32 {
+        let status = wait(&mut self.child);
+        let after = tcgetattr(&self.line).unwrap();
+        assert_eq!(after.local_modes, self.before.local_modes);
+        assert_eq!(after.input_modes, self.before.input_modes);
+        assert_eq!(after.output_modes, self.before.output_modes);
+        status.code().unwrap_or_else(|| panic!("skiff died: {status}; {:?}", self.seen))
+    }
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            panic!("skiff does not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn keys_reach_the_guest_and_power_off_is_success() {
+    let Some(mut skiff) = OnTerminal::start(&[]) else { return };
+    skiff.press(b"ab\x03\x1a\x1d\x1dc");
+    skiff.wait_for("ab\x03\x1a\x1dc");
+    skiff.press(b"o");
+    assert_eq!(skiff.end(), 0);
+}
+
+#[test]
+fn the_escape_leaves() {
+    let Some(mut skiff) = OnTerminal::start(&[]) else { return };
+    skiff.press(b"\x1d");
+    skiff.press(b"q");
+    assert_eq!(skiff.end(), 0);
+}
+
+#[test]
+fn signals_end_the_vm_and_give_the_terminal_back() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131)] {
+        let Some(skiff) = OnTerminal::start(&[]) else { return };
+        skiff.signal(signal);
+        assert_eq!(skiff.end(), code);
+    }
+}
+
+#[test]
+fn a_stopped_program_gives_the_terminal_back_for_the_while() {
+    let Some(mut skiff) = OnTerminal::start(&[]) else { return };
+    skiff.signal(Signal::TSTP);
+    // As a shell does: a SIGCONT that comes before the stop would be lost.
+    skiff.wait_until("a stop", OnTerminal::is_stopped);
+    assert!(!skiff.is_raw());
+    skiff.signal(Signal::CONT);
+    skiff.wait_until("raw", OnTerminal::is_raw);
+    skiff.press(b"xyz");
+    skiff.wait_for("xyz");
+    skiff.press(b"o");
+    assert_eq!(skiff.end(), 0);
+}
+
+#[test]
+fn a_guest_that_panics_has_its_own_exit_code_and_its_last_lines_are_shown() {
+    let Some(mut skiff) = OnTerminal::start(&[]) else { return };
+    skiff.press(b"BUG!\np");
+    skiff.wait_for("skiff: the guest's kernel panicked; its last lines:\r\nRBUG!\r\n");
+    assert_eq!(skiff.end(), 3);
+}
+
+#[test]
+fn log_lines_stay_out_of_the_guests_terminal() {
+    let Some(mut skiff) = OnTerminal::start(&["-vvv"]) else { return };
+    skiff.wait_for("skiff: the guest has this terminal, log lines go to ");
+    skiff.press(b"xyz");
+    skiff.wait_for("xyz");
+    skiff.press(b"o");
+    for level in ["INFO", "DEBUG", "TRACE"] {
+        assert!(!skiff.seen.contains(level), "{:?}", skiff.seen);
+    }
+    assert_eq!(skiff.end(), 0);
+}
+
+#[test]
+fn a_pipe_feeds_the_guest_and_has_no_escape() {
+    let Some((_dir, kernel)) = guest() else { return };
+    let mut child = skiff(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"a\x1dqo").unwrap();
+    let status = wait(&mut child);
+    let mut output = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!((status.code(), output.as_str()), (Some(0), "Ra\x1dq"));
+}
+
+#[test]
+fn a_reader_that_leaves_does_not_end_the_vm() {
+    let Some((_dir, kernel)) = guest() else { return };
+    let mut child = skiff(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    child.stdin.take().unwrap().write_all(b"aaaaaaaaaaaaaaaao").unwrap();
+    assert_eq!(wait(&mut child).code(), Some(0));
+}
