@@ -28,6 +28,7 @@ pub enum Transport {
 /// A machine that has not been started.
 #[derive(Clone, Debug)]
 pub struct Machine {
+    kernel: &'static str,
     cmdline: String,
     cpus: u32,
     memory: String,
@@ -94,6 +95,7 @@ impl Machine {
     #[must_use]
     pub fn guest(tests: &str) -> Self {
         Self {
+            kernel: "testguest",
             cmdline: format!("test={tests}"),
             cpus: 1,
             memory: "64M".to_owned(),
@@ -103,6 +105,13 @@ impl Machine {
             answer: None,
             limit: TIME_LIMIT,
         }
+    }
+
+    /// Another bare-metal guest.
+    #[must_use]
+    pub fn kernel(mut self, name: &'static str) -> Self {
+        self.kernel = name;
+        self
     }
 
     /// Add to the command line.
@@ -181,7 +190,7 @@ impl Machine {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(skiff());
-        command.args(["run", "--kernel"]).arg(guest("testguest"));
+        command.args(["run", "--kernel"]).arg(guest(self.kernel));
         command.arg("--cmdline").arg(&self.cmdline);
         command.arg("--cpus").arg(self.cpus.to_string());
         command.arg("--memory").arg(&self.memory);

@@ -112,3 +112,24 @@ fn two_machines_never_write_one_disk() {
     assert_eq!(second.code, Some(1), "{second:#?}");
     assert!(second.stderr.contains(&path.display().to_string()), "the disk is not named: {second:#?}");
 }
+
+#[test]
+fn a_disk_is_free_when_its_machine_has_ended() {
+    let (_directory, path) = disk("disk");
+    let machine = Machine::guest("").disk(format!("path={}", path.display()));
+    for end in ["done", "killed"] {
+        let busy = machine.clone().kernel("ioguest");
+        if end == "done" {
+            let ended = busy.cmdline("ms=50 jobs=randread:4096:32,randwrite:4096:32").run();
+            assert_eq!(ended.code, Some(0), "{ended:#?}");
+            assert_eq!(ended.all("result").count(), 2, "{ended:#?}");
+        } else {
+            let mut running = busy.cmdline("ms=60000 jobs=randread:4096:32").start();
+            running.wait_for("tsc-khz");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            // Dropped: killed, with requests under way.
+        }
+        let ended = machine.clone().kernel("hello").run();
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "H"), "{end}: {ended:#?}");
+    }
+}
