@@ -82,8 +82,8 @@ pub fn serial() -> Outcome {
     check!(came, "no interrupt for an empty transmitter");
     check!(cause & 0x0f == 2, "the cause of the interrupt is {cause:#x}");
     cpu::out8(PORT + 1, 1);
-    println!("say something");
     let before = cpu::interrupts(SERIAL);
+    println!("say something");
     let came = clock::until(5000, || cpu::interrupts(SERIAL) != before || cpu::in8(PORT + 5) & 1 != 0);
     check!(came, "nothing came in");
     let came = clock::until(1000, || cpu::interrupts(SERIAL) != before);
