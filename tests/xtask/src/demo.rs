@@ -1,7 +1,9 @@
 //! `cargo xtask demo`: a stock Debian kernel, booted by skiff.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -51,6 +53,18 @@ fn command(guest: &Guest, action: &str) -> Result<Vec<OsString>> {
     words.push(guest.initramfs.clone().into());
     words.push("--cmdline".into());
     words.push(format!("console=ttyS0 quiet skiff.do={action}").into());
-    words.extend(["--cpus", "2", "--memory", "512M"].map(OsString::from));
+    words.extend(["--cpus", "2", "--memory", "512M", "--disk"].map(OsString::from));
+    let mut disk = OsString::from("path=");
+    disk.push(scratch_disk()?);
+    words.push(disk);
     Ok(words)
+}
+
+/// A disk for the guest to play with; what it wrote is there the next time.
+fn scratch_disk() -> Result<PathBuf> {
+    let path = paths::target()?.join("demo.img");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    file.and_then(|file| file.set_len(64 << 20))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }

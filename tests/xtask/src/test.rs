@@ -2,6 +2,8 @@
 //! running, unless they need what it makes.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -83,13 +85,7 @@ impl Stages {
 
 fn format() -> Result<Count> {
     tool::show(&mut tool::cargo(&["fmt", "--all", "--check"])?)?;
-    tool::show(&mut tool::cargo(&[
-        "fmt",
-        "--all",
-        "--check",
-        "--manifest-path",
-        "tests/guests/Cargo.toml",
-    ])?)?;
+    guests::check_format()?;
     Ok(Count::ONE)
 }
 
@@ -100,14 +96,21 @@ fn clippy() -> Result<Count> {
     Ok(Count::ONE)
 }
 
+/// The tests that run no machine: of every crate, and of the workspace itself.
 fn unit_tests(filter: &str) -> Result<Count> {
-    let mut cargo = tool::cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--", filter])?;
-    let (success, output) = tool::tee(&mut cargo)?;
-    let count = count_libtest(&output);
-    if !success && count.failed == 0 {
-        bail!("cargo test did not get to run all tests");
+    let whole = ["--package", "skiff-tests", "--lib", "--bins", "--test", "layers"];
+    let crates = ["--workspace", "--exclude", "skiff-tests"];
+    let mut sum = Count::default();
+    for which in [&crates[..], &whole[..]] {
+        let mut cargo = tool::cargo(&["test", "--locked", "--no-fail-fast"])?;
+        let (success, output) = tool::tee(cargo.args(which).args(["--", filter]))?;
+        let count = count_libtest(&output);
+        if !success && count.failed == 0 {
+            bail!("cargo test did not get to run all tests");
+        }
+        sum = sum.plus(count);
     }
-    Ok(count)
+    Ok(sum)
 }
 
 /// What the whole-machine tests use: skiff as users get it, and the programs that drive it.
@@ -118,13 +121,45 @@ fn build() -> Result<Count> {
     Ok(Count::default())
 }
 
-/// To be hooked up with the program that drives the guests of `tests/guests`.
-fn bare_metal(_filter: &str) -> Result<Count> {
-    Ok(Count::default())
+/// Runs on any `/dev/kvm`, even one that works in software; without one, in the box.
+fn bare_metal(filter: &str) -> Result<Count> {
+    let target = paths::target()?;
+    let mut words: Vec<OsString> = vec!["env".into()];
+    for (name, path) in [("SKIFF_BIN=", "release/skiff"), ("SKIFF_GUESTS=", "guests")] {
+        let mut word = OsString::from(name);
+        word.push(target.join(path));
+        words.push(word);
+    }
+    words.push(test_program("bare_metal")?.into());
+    words.push(filter.into());
+    let output = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => tool::tee(Command::new("env").args(&words[1..]))?.1,
+        Err(error) => {
+            println!("running in kvmbox: /dev/kvm cannot be opened here ({error})");
+            in_box(&words, &Options { timeout: BOX_TIME, ..Options::default() })?
+        }
+    };
+    if !output.contains("test result: ") {
+        bail!("the tests did not run to their end");
+    }
+    Ok(count_libtest(&output))
+}
+
+/// Builds an integration test of the `tests` crate and returns its program.
+fn test_program(name: &str) -> Result<PathBuf> {
+    let words =
+        ["test", "--locked", "--no-run", "--package", "skiff-tests", "--message-format=json", "--test"];
+    let messages = tool::capture(tool::cargo(&words)?.arg(name))?;
+    let mut programs = messages.lines().filter_map(|line| line.split_once("\"executable\":\""));
+    let program = programs.next().and_then(|(_, rest)| rest.split('"').next());
+    program.map(PathBuf::from).with_context(|| format!("cargo built no program for the tests {name}"))
 }
 
 fn linux_guests(filter: &str) -> Result<Count> {
-    Guest::ensure_all()?;
+    for guest in Guest::ensure_all()? {
+        // One test boots it.
+        guest.kernel.unpacked()?;
+    }
     let target = paths::target()?;
     let mut words: Vec<OsString> = vec![target.join("debug/linux-guests").into()];
     words.extend([OsString::from("--skiff"), target.join("release/skiff").into()]);
@@ -139,12 +174,16 @@ fn linux_guests(filter: &str) -> Result<Count> {
     let output = match place {
         Place::Host(_) => tool::tee(Command::new(program).args(rest))?.1,
         Place::Kvmbox(_) => {
-            let options = Options { memory: BOX_MEMORY, timeout: BOX_TIME, ..Options::default() };
-            let outcome = kvmbox::run(&options, Io { input: false, show: true, keep: true }, &words)?;
-            String::from_utf8_lossy(&outcome.output).into_owned()
+            in_box(&words, &Options { memory: BOX_MEMORY, timeout: BOX_TIME, ..Options::default() })?
         }
     };
     count_last_line(&output).context("the tests did not run to their end")
+}
+
+/// Runs a test program in a box and returns what it printed, after showing it.
+fn in_box(words: &[OsString], options: &Options) -> Result<String> {
+    let outcome = kvmbox::run(options, Io { input: false, show: true, keep: true }, words)?;
+    Ok(String::from_utf8_lossy(&outcome.output).into_owned())
 }
 
 /// Adds up lines like `test result: ok. 3 passed; 0 failed; …`.
