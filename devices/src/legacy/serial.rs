@@ -21,8 +21,20 @@ pub const SERIAL_PORTS: u64 = 0x3f8;
 pub const SERIAL_PORTS_LEN: u64 = 8;
 
 /// A serial port.
+///
+/// ```text
+///             the guest enables the receive interrupt, or polls the line status
+///   deaf ────────────────────────────────────────────────────────────────────────► listening
+///     ▲         it disables the interrupt, or stops to poll and writes                 │
+///     └────────────────────────────────────────────────────────────────────────────────┘
+/// ```
+///
+/// A deaf port takes no input: Linux's driver empties the FIFO when it starts (and reads it with the line in
+/// loopback while it probes), so what was typed or piped before that would be lost.
 pub struct SerialPort {
     uart: Serial<Line, Room, Output>,
+    /// How often the line status was read since the last write to any register.
+    polls: u8,
 }
 
 impl SerialPort {
@@ -34,11 +46,15 @@ impl SerialPort {
     #[must_use]
     pub fn new(line: IrqLine, out: Box<dyn Write + Send>, room: EventFd) -> Self {
         let room = Room { event: room, wanted: AtomicBool::new(false) };
-        Self { uart: Serial::with_events(Line(line), room, Output(out)) }
+        Self { uart: Serial::with_events(Line(line), room, Output(out)), polls: 0 }
     }
 
     /// The line receives `bytes`. Returns how many were taken; the rest is for when `room` is readable.
     pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        if !self.listens() {
+            self.uart.events().wanted.store(true, Ordering::Relaxed);
+            return 0;
+        }
         // In loopback mode the line is disconnected: nothing is taken, and nothing would say when to retry,
         // so the bytes are lost as they are on the wire.
         if self.uart.read(MODEM_CONTROL) & LOOPBACK != 0 {
@@ -51,7 +67,30 @@ impl SerialPort {
         }
         taken
     }
+
+    fn listens(&self) -> bool {
+        self.polls >= POLLS || self.uart.state().interrupt_enable & RECEIVE_INTERRUPT != 0
+    }
+
+    /// Call for the input that waits for the guest to listen, if it does now.
+    fn call_for_input(&self) {
+        let room = self.uart.events();
+        if room.wanted.load(Ordering::Relaxed) && self.listens() {
+            room.in_buffer_empty();
+        }
+    }
 }
+
+/// So many reads of the line status with no write between them wait for input: a driver that waits to transmit
+/// finds this port ready at once.
+const POLLS: u8 = 16;
+
+/// The interrupt enable register, and its bit for received data.
+const INTERRUPT_ENABLE: u8 = 1;
+const RECEIVE_INTERRUPT: u8 = 1;
+
+/// The line status register.
+const LINE_STATUS: u8 = 5;
 
 /// The modem control register, and its loopback bit.
 const MODEM_CONTROL: u8 = 4;
@@ -61,7 +100,15 @@ impl BusDevice for SerialPort {
     /// The registers are bytes; a wider access is one to each register that it covers, as on an ISA bus.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (i, byte) in (0..).zip(data) {
-            *byte = register(offset, i).map_or(0xff, |register| self.uart.read(register));
+            let Some(register) = register(offset, i) else {
+                *byte = 0xff;
+                continue;
+            };
+            *byte = self.uart.read(register);
+            if register == LINE_STATUS && self.polls < POLLS {
+                self.polls += 1;
+                self.call_for_input();
+            }
         }
     }
 
@@ -71,6 +118,10 @@ impl BusDevice for SerialPort {
             // The output failing is not the guest's concern; the byte is lost as if nothing were plugged in.
             if let Err(error) = self.uart.write(register, *byte) {
                 log::debug!("serial output: {error}");
+            }
+            self.polls = 0;
+            if register == INTERRUPT_ENABLE {
+                self.call_for_input();
             }
         }
         Effect::None
@@ -133,8 +184,8 @@ mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     const DATA: u64 = 0;
-    const INTERRUPT_ENABLE: u64 = 1;
-    const LINE_STATUS: u64 = 5;
+    const INTERRUPT_ENABLE: u64 = super::INTERRUPT_ENABLE as u64;
+    const LINE_STATUS: u64 = super::LINE_STATUS as u64;
     const DATA_READY: u8 = 1;
 
     #[derive(Clone, Default)]
@@ -210,6 +261,7 @@ mod tests {
     #[test]
     fn input_that_finds_no_room_is_called_for_when_there_is() {
         let mut bench = bench();
+        bench.write(INTERRUPT_ENABLE, 1);
         let input = [7; 100];
         let taken = bench.port.enqueue(&input);
         assert!(taken > 0 && taken < input.len());
@@ -226,8 +278,47 @@ mod tests {
     }
 
     #[test]
+    fn input_waits_until_the_guest_enables_its_interrupt() {
+        let mut bench = bench();
+        assert_eq!(bench.port.enqueue(b"early"), 0);
+        // What Linux does at its start: empty the receiver, probe in loopback, try the transmit interrupt.
+        bench.read(DATA);
+        assert_eq!(bench.room.read().unwrap(), 1, "the FIFO is empty, but");
+        assert_eq!(bench.port.enqueue(b"early"), 0, "nobody listens");
+        bench.write(u64::from(MODEM_CONTROL), LOOPBACK);
+        bench.write(u64::from(MODEM_CONTROL), 0);
+        bench.write(INTERRUPT_ENABLE, 2);
+        assert!(bench.room.read().is_err());
+        bench.write(INTERRUPT_ENABLE, 5);
+        assert_eq!(bench.room.read().unwrap(), 1);
+        assert_eq!(bench.port.enqueue(b"early"), 5);
+        assert_eq!(bench.read(DATA), b'e');
+        bench.write(INTERRUPT_ENABLE, 0);
+        assert_eq!(bench.port.enqueue(b"late"), 0, "the guest closed the port");
+    }
+
+    #[test]
+    fn a_guest_that_polls_is_heard_and_one_that_transmits_does_not_poll() {
+        let mut bench = bench();
+        assert_eq!(bench.port.enqueue(b"early"), 0);
+        for _ in 0..1000 {
+            bench.read(LINE_STATUS);
+            bench.write(DATA, b'x');
+        }
+        assert!(bench.room.read().is_err());
+        for _ in 0..POLLS {
+            bench.read(LINE_STATUS);
+        }
+        assert_eq!(bench.room.read().unwrap(), 1);
+        assert_eq!(bench.port.enqueue(b"early"), 5);
+        assert_eq!((bench.read(DATA), bench.read(DATA)), (b'e', b'a'));
+        assert_eq!(bench.port.enqueue(b"more"), 4, "reading does not end the polling");
+    }
+
+    #[test]
     fn loopback_disconnects_the_line() {
         let mut bench = bench();
+        bench.write(INTERRUPT_ENABLE, 1);
         bench.write(u64::from(MODEM_CONTROL), LOOPBACK);
         assert_eq!(bench.port.enqueue(b"lost"), 4);
         assert_eq!(bench.read(LINE_STATUS) & DATA_READY, 0);

