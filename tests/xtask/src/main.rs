@@ -1,12 +1,14 @@
 //! The tasks of this repository. `cargo xtask --help` lists them.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod debian;
 mod demo;
 mod guests;
@@ -37,6 +39,8 @@ enum Task {
     Demo,
     /// Run all checks and tests
     Test(TestArguments),
+    /// Measure speed and size against their targets, and against other monitors on PATH
+    Bench(BenchArguments),
     /// Run a command in a machine in software emulation that has a real /dev/kvm
     Kvmbox(KvmboxArguments),
     /// Fetch the stock kernels that the tests boot, and list them
@@ -51,6 +55,17 @@ enum Task {
 struct TestArguments {
     /// Run only the tests with this in their name, and neither format nor clippy
     filter: Option<String>,
+}
+
+/// Prints a table: what was measured, the target, whether it is met, and what others need for the same.
+#[derive(clap::Args)]
+struct BenchArguments {
+    /// What to measure; everything if nothing is named
+    #[arg(value_name = "ROW")]
+    rows: Vec<bench::Row>,
+    /// Where to write the table as JSON [default: bench.json in the target directory]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 /// The command finds this machine's files, its own working directory and environment. /run and /dev/shm are the
@@ -90,6 +105,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Demo => demo::run(),
         Task::Test(arguments) => test::run(arguments.filter.as_deref()),
+        Task::Bench(arguments) => bench::run(&arguments.rows, arguments.json.as_deref()),
         Task::Kvmbox(arguments) => run_kvmbox(&arguments),
         Task::Kernels => setup::run().and_then(|()| linux_guest::list()).map(|()| ExitCode::SUCCESS),
         Task::KvmboxAgent => kvmbox::run_agent().map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,144 @@
+//! `cargo xtask bench`: the rulers for speed and size, as a table and as JSON.
+//!
+//! Each row of the table has a module that measures it and returns its lines. What other virtual machine
+//! monitors on PATH need for the same work is measured in the same run, for comparison.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::debian::Release;
+use crate::debian::kernel::Flavour;
+use crate::linux_guest::Guest;
+use crate::progress::Step;
+use crate::{guests, paths, setup, tool};
+
+mod boot;
+mod disk;
+mod memory;
+mod peers;
+mod script;
+mod startup;
+mod table;
+
+use table::{Line, Target, Unit};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Row {
+    /// From the process's start to the first byte of a tiny guest
+    Startup,
+    /// From a stock kernel's start to init, on the guest's clock
+    Boot,
+    /// Memory beyond the guest's own
+    Memory,
+    /// The release binary
+    Size,
+    /// Block throughput beside the host's own
+    Disk,
+}
+
+/// What rows need.
+struct Bench {
+    skiff: PathBuf,
+    /// Built from `tests/bench`.
+    bare_kvm: PathBuf,
+    host_io: PathBuf,
+    /// The bare-metal guests' directory.
+    guests: PathBuf,
+    /// For files of a run. On a real disk.
+    work: PathBuf,
+}
+
+/// Measures `rows` (all if empty), prints the table and writes it to `json` (unless given, `target/bench.json`).
+///
+/// # Errors
+/// When something cannot be built or started. A missed target is none: the table says so.
+pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
+    let rows = if rows.is_empty() { Row::value_variants() } else { rows };
+    let bench = Bench::prepare(rows)?;
+    let mut lines = Vec::new();
+    for row in rows {
+        let measured = match row {
+            Row::Startup => startup::measure(&bench),
+            Row::Boot => boot::measure(&bench),
+            Row::Memory => memory::measure(&bench),
+            Row::Size => size(&bench),
+            Row::Disk => disk::measure(&bench),
+        };
+        lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);
+    }
+    println!("\n{}", table::render(&lines));
+    let json =
+        json.map_or_else(|| paths::target().map(|dir| dir.join("bench.json")), |path| Ok(path.into()))?;
+    paths::write_whole(&json, table::to_json(&lines)?.as_bytes())?;
+    eprintln!("The same as JSON: {}", json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Bench {
+    fn prepare(rows: &[Row]) -> Result<Bench> {
+        setup::run()?;
+        let target = paths::target()?;
+        eprintln!("… building skiff and what it is measured against");
+        let mut words = vec!["build", "--release", "--locked", "--package", "skiff", "--bin", "skiff"];
+        if rows.iter().any(|row| matches!(row, Row::Startup | Row::Disk)) {
+            words.extend(["--package", "skiff-tests", "--bin", "bare-kvm", "--bin", "host-io"]);
+        }
+        tool::show(&mut tool::cargo(&words)?)?;
+        let work = target.join("bench");
+        paths::make_dir(&work)?;
+        let release = |name: &str| target.join("release").join(name);
+        Ok(Bench {
+            skiff: release("skiff"),
+            bare_kvm: release("bare-kvm"),
+            host_io: release("host-io"),
+            guests: guests::build(&target)?,
+            work,
+        })
+    }
+
+    fn guest(&self, name: &str) -> PathBuf {
+        self.guests.join(name)
+    }
+}
+
+/// The Linux guest of the rows that boot one.
+fn linux() -> Result<Guest> {
+    let step = Step::start("a stock Debian 12 cloud kernel");
+    let guest = Guest::ensure(Release::Bookworm, Flavour::Cloud)?;
+    step.done();
+    Ok(guest)
+}
+
+fn size(bench: &Bench) -> Result<Vec<Line>> {
+    let size = bench.skiff.metadata().with_context(|| format!("cannot look at {}", bench.skiff.display()))?;
+    let line = Line::new("size", "release binary", size.len() as f64 / f64::from(1 << 20), Unit::Mebibytes);
+    Ok(vec![line.target(Target::AtMost(8.0))])
+}
+
+/// The middle value; of an even number, the mean of the two in the middle. 0 of none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.get(middle) {
+        None => 0.0,
+        Some(value) if sorted.len() % 2 == 1 => *value,
+        Some(value) => (sorted[middle - 1] + value) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!(median(&[]).abs() < 1e-9);
+    }
+}
