@@ -78,6 +78,16 @@ pub fn clippy(target: &Path) -> Result<()> {
     run(command)
 }
 
+/// Check the guests' format.
+///
+/// # Errors
+/// If it is not what `cargo fmt` makes.
+pub fn check_format() -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["fmt", "--all", "--check"]).current_dir(source());
+    run(command)
+}
+
 fn run(mut command: Command) -> Result<()> {
     let status = command.status().context("cannot start cargo")?;
     if !status.success() {
