@@ -76,7 +76,7 @@ struct KvmboxArguments {
     /// Memory in MiB
     #[arg(long, value_name = "M", default_value_t = kvmbox::Options::default().memory)]
     memory: u32,
-    /// Number of processors
+    /// Number of processors; with more than one, guests in the box may crash or hang
     #[arg(long, value_name = "N", default_value_t = kvmbox::Options::default().cpus, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
     /// Count instructions as time, on one processor: slower, and the same on every run

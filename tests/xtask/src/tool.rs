@@ -1,6 +1,7 @@
 //! Running other programs: their noise is kept and shown only when they fail.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -59,6 +60,17 @@ pub fn tee(command: &mut Command) -> Result<(bool, String)> {
     }
     let status = child.wait().with_context(|| format!("waiting for {}", command.get_program().display()))?;
     Ok((status.success(), kept))
+}
+
+/// Has the kernel end `command` when the thread that starts it is gone.
+pub fn end_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: the closure runs between fork and exec and makes a system call only: no allocation, no locks.
+    unsafe {
+        command.pre_exec(|| {
+            let signal = rustix::process::Signal::TERM;
+            rustix::process::set_parent_process_death_signal(Some(signal)).map_err(Into::into)
+        })
+    }
 }
 
 /// Runs `command` on our own input and output.
