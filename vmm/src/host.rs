@@ -23,7 +23,7 @@ const MAX_KERNEL: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// It cannot be opened or read.
-    #[error("cannot read the {what} {path}")]
+    #[error("cannot read the {what} {path}: check the path and its permissions")]
     Read {
         /// `kernel` or `initrd`.
         what: &'static str,
