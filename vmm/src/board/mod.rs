@@ -112,7 +112,7 @@ fn add_legacy(ports: &Bus, parts: &Parts<'_>) -> Result<Arc<Mutex<Power>>, VmErr
     let serial = SerialPort::new(line(layout::gsi::SERIAL)?, Box::new(output), told);
     let serial = Arc::new(Mutex::new(serial));
     if host.spec.serial == Stream::Stdio {
-        host.console.connect(Some(Arc::new(input::Serial::new(Arc::clone(&serial), room))));
+        host.console.connect(Some(Arc::new(input::Serial::new(&serial, room))));
     }
     let power = Arc::new(Mutex::new(Power::new(line(layout::gsi::EVENT)?)));
     ports.insert(SERIAL_PORTS, SERIAL_PORTS_LEN, serial)?;
