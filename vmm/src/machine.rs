@@ -181,7 +181,11 @@ impl Keeper {
                 self.machine.board.resize_console(ConsoleSize { columns, rows });
                 Then::Serve
             }
-            VmAction::Kill => Then::End(Ok(Outcome::Killed)),
+            VmAction::Kill => {
+                // Again: whoever asked may have cut the outputs of the boot before this one.
+                self.host.console.cut();
+                Then::End(Ok(Outcome::Killed))
+            }
         };
         // Whoever asked may have gone.
         let _ = reply.send(VmReply::Done);
@@ -206,6 +210,7 @@ impl Keeper {
         let Self { host, messages, inbox, machine, boot, .. } = self;
         log::info!("the guest resets");
         drop(machine);
+        host.console.next_boot();
         let boot = boot + 1;
         let machine = build(&host, EventSender::new(messages.clone(), boot))?;
         machine.vcpus.run();
