@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use super::tail::Tail;
 
 /// How long a byte may wait for company.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(8);
 /// How much is gathered at most.
 const GATHERED: usize = 1024;
 
