@@ -50,7 +50,7 @@ pub fn start(spec: VmSpec) -> Result<Vm, VmError> {
         // Nobody waits any more: nobody is to be told.
         let _ = outcome.send(result);
     };
-    let builder = std::thread::Builder::new().name("vmm".to_owned());
+    let builder = devices::worker::named_thread("vmm");
     builder.spawn(run).map_err(VmError::resources("start the vmm thread"))?;
     Ok(Vm::new(messages, console, outcomes))
 }

@@ -142,7 +142,7 @@ impl Output {
         let pending = Arc::new((Mutex::new(pending), Condvar::new()));
         let thread = if threaded {
             let pending = Arc::clone(&pending);
-            let builder = std::thread::Builder::new().name("console-out".to_owned());
+            let builder = devices::worker::named_thread("console-out");
             Some(builder.spawn(move || send_late_bytes(&pending))?)
         } else {
             None

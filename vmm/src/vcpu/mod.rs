@@ -144,7 +144,7 @@ impl Vcpus {
                 exit: Arc::clone(&exit),
                 context: Arc::clone(context),
             };
-            let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
+            let builder = devices::worker::named_thread(format!("vcpu{index}"));
             // On an early return, `all` finishes those that were started.
             let handle = builder.spawn(move || body.run())?;
             all.threads.push(Thread { exit, handle });
