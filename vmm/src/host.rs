@@ -41,7 +41,7 @@ pub enum HostError {
         path: String,
     },
     /// It cannot be opened or read.
-    #[error("cannot read the {what} {path}")]
+    #[error("cannot read the {what} {path}: check the path and its permissions")]
     Read {
         /// `kernel` or `initrd`.
         what: &'static str,

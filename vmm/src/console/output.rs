@@ -5,6 +5,13 @@
 //! goes out at once, what follows closely is gathered until a line ends, and a `console-out` thread
 //! sends what is left after [`LINGER`].
 //!
+//! ```text
+//!            a byte: sent
+//!   quiet ────────────────► busy: bytes gather; sent when a line ends, when they are many, and every LINGER
+//!     ▲                       │
+//!     └─ nothing in a LINGER ─┘
+//! ```
+//!
 //! The buffer's lock is held over the write itself: output stays in order, and a guest whose reader is slow is slowed
 //! down, as it would be by a real port. It may be slowed down for ever, by a terminal that is stopped or a pipe that
 //! nobody reads, so nothing here blocks in the write: it waits for room, and gives up when the output is [`Cut`].
@@ -14,7 +21,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -60,14 +67,15 @@ struct Pending {
     /// `None` drops the output: as asked for, or since nobody reads it any more.
     file: Option<File>,
     cut: Cut,
-    flushed: Option<Instant>,
-    /// The thread waits to be told of bytes.
-    idle: bool,
+    tail: Arc<Mutex<Tail>>,
+    /// A byte was sent within the last [`LINGER`]: the thread looks after those that follow.
+    busy: bool,
     ended: bool,
 }
 
 impl Pending {
     fn flush(&mut self) {
+        lock(&self.tail).push(&self.bytes);
         if let Some(file) = &mut self.file
             && let Err(error) = send(file, &self.bytes, &self.cut)
         {
@@ -75,7 +83,6 @@ impl Pending {
             self.file = None;
         }
         self.bytes.clear();
-        self.flushed = Some(Instant::now());
     }
 }
 
@@ -112,7 +119,6 @@ fn wait_for_room(file: &File, cut: &Cut) -> io::Result<()> {
 /// One device's output. Owned by the device; dropping it sends what is left.
 pub(crate) struct Output {
     pending: Arc<(Mutex<Pending>, Condvar)>,
-    tail: Arc<Mutex<Tail>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -132,7 +138,7 @@ impl Output {
         tail: Arc<Mutex<Tail>>,
     ) -> io::Result<Self> {
         let threaded = file.is_some() && pace == Pace::Bytes;
-        let pending = Pending { bytes: Vec::new(), file, cut, flushed: None, idle: false, ended: false };
+        let pending = Pending { bytes: Vec::new(), file, cut, tail, busy: false, ended: false };
         let pending = Arc::new((Mutex::new(pending), Condvar::new()));
         let thread = if threaded {
             let pending = Arc::clone(&pending);
@@ -141,40 +147,39 @@ impl Output {
         } else {
             None
         };
-        Ok(Self { pending, tail, thread })
+        Ok(Self { pending, thread })
     }
 }
 
 /// The `console-out` thread.
-fn send_late_bytes((pending, bytes): &(Mutex<Pending>, Condvar)) {
+fn send_late_bytes((pending, woken): &(Mutex<Pending>, Condvar)) {
     let mut guard = lock(pending);
     while !guard.ended {
-        if guard.bytes.is_empty() {
-            guard.idle = true;
-            guard = bytes.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            guard.idle = false;
-        } else {
-            guard = bytes.wait_timeout(guard, LINGER).unwrap_or_else(PoisonError::into_inner).0;
-            if !guard.bytes.is_empty() {
-                guard.flush();
-            }
+        if !guard.busy {
+            guard = woken.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        let sent_before = guard.bytes.is_empty();
+        guard = woken.wait_timeout(guard, LINGER).unwrap_or_else(PoisonError::into_inner).0;
+        if !guard.bytes.is_empty() {
+            guard.flush();
+        } else if sent_before {
+            guard.busy = false;
         }
     }
 }
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        lock(&self.tail).push(data);
         let mut pending = lock(&self.pending.0);
-        if pending.file.is_none() {
-            return Ok(data.len());
-        }
         pending.bytes.extend_from_slice(data);
-        let rested = self.thread.is_none() || pending.flushed.is_none_or(|last| last.elapsed() > LINGER);
-        if rested || data.contains(&b'\n') || pending.bytes.len() >= GATHERED {
+        let quiet = !pending.busy;
+        if quiet || data.contains(&b'\n') || pending.bytes.len() >= GATHERED {
             pending.flush();
-        } else if pending.idle {
-            pending.idle = false;
+        }
+        // Without a thread it is never busy: everything goes at once.
+        if quiet && self.thread.is_some() {
+            pending.busy = true;
             self.pending.1.notify_one();
         }
         Ok(data.len())
