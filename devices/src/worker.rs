@@ -47,6 +47,12 @@ impl<T: Send + 'static> Worker<T> {
         Ok(Self { kill, thread: Some(thread) })
     }
 
+    /// Ask the thread to end, and do not wait for it. Of several threads each may take its time at the same time.
+    pub fn ask_to_stop(&self) {
+        // Fails only with the counter at its maximum, which is as readable.
+        let _ = self.kill.write(1);
+    }
+
     /// End the thread and take its state back. `None` if the thread panicked.
     #[must_use]
     pub fn stop(mut self) -> Option<T> {
@@ -55,7 +61,7 @@ impl<T: Send + 'static> Worker<T> {
 
     fn join(&mut self) -> Option<T> {
         let thread = self.thread.take()?;
-        let _ = self.kill.write(1);
+        self.ask_to_stop();
         thread.join().ok()
     }
 }
@@ -105,5 +111,24 @@ mod tests {
     fn a_panic_in_the_thread_is_contained() {
         let worker = Worker::start("test", (), |(), _| panic!("on purpose")).unwrap();
         assert_eq!(worker.stop(), None);
+    }
+
+    #[test]
+    fn those_that_were_asked_end_side_by_side() {
+        let (told, ended) = std::sync::mpsc::channel();
+        let start = |n: u32| {
+            let told = told.clone();
+            let body = move |_: &mut (), kill: &EventFd| {
+                wait(kill);
+                told.send(n).unwrap();
+            };
+            Worker::start("test", (), body).unwrap()
+        };
+        let workers = [start(0), start(1)];
+        workers.iter().for_each(Worker::ask_to_stop);
+        let mut all: Vec<u32> = ended.iter().take(2).collect();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1]);
+        workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), Some(())));
     }
 }

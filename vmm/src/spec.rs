@@ -68,7 +68,7 @@ pub struct DiskSpec {
     /// Bypass the host's page cache (O_DIRECT).
     #[serde(default)]
     pub direct: bool,
-    /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII. By default one is
+    /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII without spaces. By default one is
     /// derived from the disk's position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,

@@ -32,6 +32,12 @@ pub enum StreamError {
         #[source]
         source: io::Error,
     },
+    /// A named pipe has no reader.
+    #[error("nobody reads {path}, to which the guest's output goes: start its reader first")]
+    NoReader {
+        /// As it was given.
+        path: String,
+    },
     /// Standard output cannot be duplicated, or a thread or eventfd cannot be had.
     #[error("cannot set up the guest's console")]
     Setup(#[source] io::Error),
@@ -136,9 +142,11 @@ impl Sink {
                 // A fifo without a reader is refused; waiting for one could last for ever.
                 let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
                 let opened = OpenOptions::new().append(true).create(true).custom_flags(flags).open(path);
-                opened
-                    .map(Self::File)
-                    .map_err(|source| StreamError::File { path: path.display().to_string(), source })
+                let path = || path.display().to_string();
+                opened.map(Self::File).map_err(|source| match source.raw_os_error() {
+                    Some(libc::ENXIO) => StreamError::NoReader { path: path() },
+                    _ => StreamError::File { path: path(), source },
+                })
             }
         }
     }
