@@ -6,7 +6,6 @@
 
 use std::io::{self, Read};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread;
 
 use crate::escape::{Escape, Key};
 
@@ -17,7 +16,7 @@ const WAITING: usize = 256;
 
 /// Hand everything that `source` holds to `guest`, which may block.
 pub fn pipe(source: impl Read + Send + 'static, guest: impl Fn(&[u8]) + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name("stdin".to_owned()).spawn(move || each_chunk(source, guest))?;
+    vmm::named_thread("stdin").spawn(move || each_chunk(source, guest))?;
     Ok(())
 }
 
@@ -28,12 +27,12 @@ pub fn keys(
     act: impl Fn(Key) + Send + 'static,
 ) -> io::Result<()> {
     let (typed, waiting) = sync_channel::<Vec<u8>>(WAITING);
-    thread::Builder::new().name("typing".to_owned()).spawn(move || {
+    vmm::named_thread("typing").spawn(move || {
         for bytes in waiting {
             guest(&bytes);
         }
     })?;
-    thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+    vmm::named_thread("stdin").spawn(move || {
         let mut escape = Escape::default();
         each_chunk(terminal, |bytes| {
             for key in escape.keys(bytes) {

@@ -57,7 +57,7 @@ impl Signals {
     pub fn handle(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<Ended> {
         let ended = Ended::default();
         let seen = ended.clone();
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        vmm::named_thread("signals").spawn(move || {
             loop {
                 match self.wait() {
                     libc::SIGTSTP => stop(),

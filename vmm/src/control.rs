@@ -67,6 +67,10 @@ impl Controller {
     /// Ask for something and wait until it is done.
     #[must_use]
     pub fn act(&self, action: VmAction) -> VmReply {
+        if action == VmAction::Kill {
+            // At once: the `vmm` thread may itself wait for a vCPU that waits for a reader of its output.
+            self.console.cut();
+        }
         let (reply, answer) = mpsc::channel();
         match self.messages.send(Message::Request(Request { action, reply })) {
             Ok(()) => answer.recv().unwrap_or(VmReply::Ended),

@@ -67,10 +67,12 @@ pub enum VmError {
     #[error("cannot place a device")]
     Bus(#[from] BusError),
     /// Too many PCI devices.
-    #[error("cannot place a PCI device")]
+    #[error(transparent)]
     Pci(#[from] PciError),
     /// More virtio-mmio devices than there are interrupts.
-    #[error("too many devices for the mmio transport, which has {0} places: use --transport pci")]
+    #[error(
+        "too many devices for the mmio transport, which has {0} places: use --transport pci, or fewer disks"
+    )]
     TooManyDevices(usize),
     /// A virtio device cannot be made.
     #[error(transparent)]

@@ -22,8 +22,26 @@ const MAX_KERNEL: u64 = 1 << 30;
 /// A file of the spec cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
+    /// There is nothing.
+    #[error(
+        "the {what} {path} does not exist: check the path; a system's own kernels and initrds are in /boot"
+    )]
+    Missing {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// As it was given.
+        path: String,
+    },
+    /// It may not be read.
+    #[error("no permission to read the {what} {path}: change its mode (sudo chmod a+r {path}), or copy it")]
+    Permission {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// As it was given.
+        path: String,
+    },
     /// It cannot be opened or read.
-    #[error("cannot read the {what} {path}")]
+    #[error("cannot read the {what} {path}: check the path and its permissions")]
     Read {
         /// `kernel` or `initrd`.
         what: &'static str,
@@ -108,7 +126,11 @@ impl Host {
 
 fn open(what: &'static str, path: &Path) -> Result<File, HostError> {
     let shown = || path.display().to_string();
-    let failed = |source| HostError::Read { what, path: shown(), source };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => HostError::Missing { what, path: shown() },
+        io::ErrorKind::PermissionDenied => HostError::Permission { what, path: shown() },
+        _ => HostError::Read { what, path: shown(), source },
+    };
     // A fifo would block the open itself.
     if !path.metadata().map_err(failed)?.is_file() {
         return Err(HostError::NotAFile { what, path: shown() });
@@ -119,4 +141,19 @@ fn open(what: &'static str, path: &Path) -> Result<File, HostError> {
 fn open_disk(disk: &crate::spec::DiskSpec) -> Result<Arc<Disk>, DiskError> {
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
     Disk::open(&options).map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_with_what_to_do() {
+        let text = |path: &str| open("kernel", Path::new(path)).unwrap_err().to_string();
+        assert!(
+            text("/nonexistent/vmlinuz").starts_with("the kernel /nonexistent/vmlinuz does not exist: check")
+        );
+        assert!(text("/dev/null").ends_with("give the path of the file itself"));
+        assert!(text("/").contains("not a regular file"));
+    }
 }

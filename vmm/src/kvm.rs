@@ -10,6 +10,8 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 /// The device that KVM is reached through.
 pub const DEVICE: &str = "/dev/kvm";
 
+const CREATE_VM: &str = "create a VM";
+
 /// Why this host cannot run a VM.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
@@ -39,6 +41,21 @@ pub enum KvmError {
         /// What can be had.
         most: usize,
     },
+    /// Another hypervisor has the processor.
+    #[error(
+        "cannot {what}: another hypervisor, such as VirtualBox or VMware, uses the processor's virtualization: \
+         end its VMs or unload its kernel module"
+    )]
+    Busy {
+        /// What was tried.
+        what: &'static str,
+    },
+    /// This process, or the host, has too many files open.
+    #[error("cannot {what}: too many files are open; raise the limit (ulimit -n), or ask for fewer --cpus")]
+    Files {
+        /// What was tried.
+        what: &'static str,
+    },
     /// An operation failed.
     #[error("cannot {what}")]
     Failed {
@@ -53,7 +70,12 @@ pub enum KvmError {
 impl KvmError {
     /// For `map_err`: `what` could not be done.
     pub(crate) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |error| Self::Failed { what, source: error.into() }
+        move |error| match error.errno() {
+            libc::EMFILE | libc::ENFILE => Self::Files { what },
+            // Only the first VM of a host switches virtualization on.
+            libc::EBUSY if what == CREATE_VM => Self::Busy { what },
+            _ => Self::Failed { what, source: error.into() },
+        }
     }
 }
 
@@ -129,7 +151,7 @@ impl Hypervisor {
                 Ok(vm) => return Ok(vm),
                 // Starting the VM's kernel threads can be interrupted by any signal.
                 Err(error) if error.errno() == libc::EINTR => {}
-                Err(error) => return Err(KvmError::failed("create a VM")(error)),
+                Err(error) => return Err(KvmError::failed(CREATE_VM)(error)),
             }
         }
     }

@@ -17,6 +17,7 @@ pub mod spec;
 mod vcpu;
 
 pub use console::StreamError;
+pub use devices::worker::named_thread;
 pub use error::VmError;
 pub use host::HostError;
 pub use kvm::KvmError;

@@ -50,7 +50,7 @@ pub fn start(spec: VmSpec) -> Result<Vm, VmError> {
         // Nobody waits any more: nobody is to be told.
         let _ = outcome.send(result);
     };
-    let builder = std::thread::Builder::new().name("vmm".to_owned());
+    let builder = devices::worker::named_thread("vmm");
     builder.spawn(run).map_err(VmError::resources("start the vmm thread"))?;
     Ok(Vm::new(messages, console, outcomes))
 }
@@ -181,7 +181,11 @@ impl Keeper {
                 self.machine.board.resize_console(ConsoleSize { columns, rows });
                 Then::Serve
             }
-            VmAction::Kill => Then::End(Ok(Outcome::Killed)),
+            VmAction::Kill => {
+                // Again: whoever asked may have cut the outputs of the boot before this one.
+                self.host.console.cut();
+                Then::End(Ok(Outcome::Killed))
+            }
         };
         // Whoever asked may have gone.
         let _ = reply.send(VmReply::Done);
@@ -206,6 +210,7 @@ impl Keeper {
         let Self { host, messages, inbox, machine, boot, .. } = self;
         log::info!("the guest resets");
         drop(machine);
+        host.console.next_boot();
         let boot = boot + 1;
         let machine = build(&host, EventSender::new(messages.clone(), boot))?;
         machine.vcpus.run();

@@ -7,6 +7,7 @@ use arch::layout;
 use arch::memory::{GuestRam, SharedRam};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::spec::Memory;
@@ -29,7 +30,7 @@ pub enum MemoryError {
         asked: Memory,
         /// The host's reason.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: io::Error,
     },
     /// The regions do not fit together: a defect of skiff.
     #[error("the guest's memory regions overlap")]
@@ -73,12 +74,21 @@ pub fn reserve(memory: Memory) -> Result<SharedRam, MemoryError> {
     let mut regions = Vec::new();
     for (start, len) in ranges {
         let region = with_aligned_place(len, || GuestRegionMmap::from_range(start, len, None));
-        let region = region.map_err(|source| MemoryError::Reserve { asked: memory, source })?;
+        let region =
+            region.map_err(|error| MemoryError::Reserve { asked: memory, source: host_reason(error) })?;
         prefer_huge_pages(&region);
         regions.push(region);
     }
     let ram = GuestRam::from_regions(regions).map_err(MemoryError::Layout)?;
     Ok(Arc::new(ram))
+}
+
+/// The host's own words, without those of the library that asked it.
+fn host_reason(error: FromRangesError) -> io::Error {
+    match error {
+        FromRangesError::MmapRegion(MmapRegionError::Mmap(error)) => error,
+        other => io::Error::other(other),
+    }
 }
 
 /// What a page table's second level maps at once.

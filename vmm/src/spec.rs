@@ -15,14 +15,14 @@ pub use check::SpecError;
 pub use text::ParseError;
 
 /// The most vCPUs that a VM can have.
-pub const MAX_CPUS: u8 = 64;
+pub const MAX_CPUS: u8 = arch::layout::MAX_CPUS as u8;
 /// The least memory that a VM can have, in bytes.
-pub const MIN_MEMORY: u64 = 64 << 20;
+pub const MIN_MEMORY: u64 = arch::layout::MIN_MEMORY;
 /// Memory is given in multiples of this, in bytes.
 pub const MEMORY_STEP: u64 = 1 << 20;
 /// The longest kernel command line in bytes, its final NUL not counted: what Linux keeps on x86
 /// (COMMAND_LINE_SIZE).
-pub const MAX_CMDLINE: usize = 2047;
+pub const MAX_CMDLINE: usize = arch::layout::CMDLINE_SIZE - 1;
 /// The longest serial number of a disk in bytes (VIRTIO_BLK_ID_BYTES, virtio 1.2 §5.2.6).
 pub const MAX_DISK_SERIAL: usize = 20;
 /// The most request queues of one disk.
@@ -68,7 +68,7 @@ pub struct DiskSpec {
     /// Bypass the host's page cache (O_DIRECT).
     #[serde(default)]
     pub direct: bool,
-    /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII. By default one is
+    /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII without spaces. By default one is
     /// derived from the disk's position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,

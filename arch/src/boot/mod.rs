@@ -60,13 +60,13 @@ pub enum KernelError {
     #[error("not a Linux kernel: expected an x86_64 bzImage or an ELF vmlinux, but {0}")]
     NotAKernel(&'static str),
     /// A bzImage with a bad header.
-    #[error("the kernel cannot be used")]
+    #[error(transparent)]
     BzImage(#[from] BzImageError),
     /// A bzImage whose payload cannot be unpacked.
-    #[error("the kernel cannot be unpacked")]
+    #[error(transparent)]
     Decompress(#[from] DecompressError),
     /// A bad ELF file, or a bzImage with one in it.
-    #[error("the kernel cannot be used")]
+    #[error(transparent)]
     Elf(#[from] ElfError),
     /// A bzImage that unpacks to something else than ELF.
     #[error("the kernel's payload is not an ELF file")]

@@ -31,7 +31,7 @@ const FUNCTION_SHIFT: u32 = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum PciError {
     /// All slots are taken.
-    #[error("PCI bus 0 has no free slot: 31 devices at most")]
+    #[error("all 31 slots of the PCI bus are taken: give fewer disks")]
     NoSlot,
     /// A BAR finds no room.
     #[error(transparent)]

@@ -7,7 +7,7 @@ use skiff_tests::pattern;
 
 use crate::on_both;
 
-on_both!(a_reset_boots_again_in_place);
+on_both!(a_reset_boots_again_in_place, many_resets_cost_the_host_nothing);
 
 #[test]
 fn power_off_ends_with_success() {
@@ -28,6 +28,21 @@ fn a_reset_boots_again_in_place(transport: Transport) {
         assert!(ended.stdout.starts_with("first boot\nsecond boot\n"), "{how}: {ended:#?}");
         assert_eq!(std::fs::read(&disk).unwrap()[0], 2, "{how}: {ended:#?}");
     }
+}
+
+/// What a machine that was reset so often holds of the host: open files and threads.
+fn held(transport: Transport, resets: u32) -> [usize; 2] {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(64 * pattern::SECTOR as u64).unwrap();
+    let machine = Machine::guest("reboots").cmdline(&format!("times={resets}")).transport(transport).cpus(2);
+    let mut running = machine.disk(format!("path={}", disk.path().display())).start();
+    running.wait_for("here to stay");
+    let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", running.pid())).unwrap().count();
+    [count("fd"), count("task")]
+}
+
+fn many_resets_cost_the_host_nothing(transport: Transport) {
+    assert_eq!(held(transport, 40), held(transport, 1));
 }
 
 #[test]
@@ -57,6 +72,35 @@ fn a_hanging_guest_is_ended_by_a_signal() {
         assert_eq!(ended.code, Some(128 + 15), "{ended:#?}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{ended:#?}");
     }
+}
+
+/// Who ends a VM need not read what it prints first.
+#[test]
+fn a_guest_that_prints_to_a_full_pipe_is_ended_by_a_signal() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut child = Machine::guest("serial-endless").command().stdout(writer).spawn().unwrap();
+    // The pipe is full when nothing more comes; how much that is, is the host's choice.
+    let waiting = || rustix::io::ioctl_fionread(&reader).unwrap();
+    let mut before = 0;
+    while before == 0 || waiting() != before {
+        before = waiting();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let asked = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if asked.elapsed() > Duration::from_secs(5) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("it does not end");
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    assert_eq!(status.code(), Some(128 + 15));
 }
 
 #[test]

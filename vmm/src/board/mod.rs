@@ -112,7 +112,7 @@ fn add_legacy(ports: &Bus, parts: &Parts<'_>) -> Result<Arc<Mutex<Power>>, VmErr
     let serial = SerialPort::new(line(layout::gsi::SERIAL)?, Box::new(output), told);
     let serial = Arc::new(Mutex::new(serial));
     if host.spec.serial == Stream::Stdio {
-        host.console.connect(Some(Arc::new(input::Serial::new(Arc::clone(&serial), room))));
+        host.console.connect(Some(Arc::new(input::Serial::new(&serial, room))));
     }
     let power = Arc::new(Mutex::new(Power::new(line(layout::gsi::EVENT)?)));
     ports.insert(SERIAL_PORTS, SERIAL_PORTS_LEN, serial)?;
@@ -126,4 +126,37 @@ fn add_legacy(ports: &Bus, parts: &Parts<'_>) -> Result<Arc<Mutex<Power>>, VmErr
 /// How many request queues a disk has if the user does not say.
 fn queues(asked: Option<u16>, spec: &VmSpec) -> u16 {
     asked.unwrap_or_else(|| u16::from(spec.cpus.min(4))).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arch::layout::{event, port, power};
+    use devices::legacy::power as answered;
+    use devices::virtio::transport::mmio::MMIO_LEN;
+
+    /// `arch` writes the tables and knows no device; `devices` answers and knows no table.
+    #[test]
+    fn what_acpi_announces_is_what_answers() {
+        let ports = [
+            (port::SERIAL, SERIAL_PORTS),
+            (port::I8042_DATA, I8042_PORTS),
+            (port::I8042_COMMAND, I8042_PORTS + 4),
+            (port::RTC, RTC_PORTS),
+            (port::PCI_CONFIG, CONFIG_PORTS),
+            (port::PVPANIC, PVPANIC_PORT),
+            (port::SLEEP_CONTROL, POWER_PORTS + answered::SLEEP_CONTROL),
+            (port::SLEEP_STATUS, POWER_PORTS + answered::SLEEP_STATUS),
+            (port::RESET, POWER_PORTS + answered::RESET),
+            (port::EVENT_STATUS, POWER_PORTS + answered::EVENTS),
+        ];
+        for (announced, answers) in ports {
+            assert_eq!(u64::from(announced), answers);
+        }
+        assert_eq!(power::SLEEP_TYPE_S5, answered::SLEEP_TYPE_S5);
+        assert_eq!(power::RESET, answered::RESET_VALUE);
+        assert_eq!(event::POWER_BUTTON, answered::EVENT_POWER_BUTTON);
+        assert_eq!(layout::ECAM.len, ECAM_LEN);
+        assert_eq!(layout::MMIO_SLOT_LEN, MMIO_LEN);
+    }
 }

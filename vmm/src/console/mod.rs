@@ -6,15 +6,16 @@ mod output;
 mod tail;
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-pub(crate) use output::{Output, Pace};
+pub(crate) use output::{Cut, Output, Pace};
 use tail::Tail;
 
 use crate::spec::Stream;
@@ -30,6 +31,12 @@ pub enum StreamError {
         /// The host's reason.
         #[source]
         source: io::Error,
+    },
+    /// A named pipe has no reader.
+    #[error("nobody reads {path}, to which the guest's output goes: start its reader first")]
+    NoReader {
+        /// As it was given.
+        path: String,
     },
     /// Standard output cannot be duplicated, or a thread or eventfd cannot be had.
     #[error("cannot set up the guest's console")]
@@ -49,6 +56,8 @@ pub(crate) trait InputPort: Send + Sync {
 pub(crate) struct Console {
     tail: Arc<Mutex<Tail>>,
     port: Mutex<Option<Arc<dyn InputPort>>>,
+    /// Of the outputs of this boot.
+    cut: Mutex<Cut>,
     ended: AtomicBool,
 }
 
@@ -59,7 +68,18 @@ impl Console {
             Sink::Null => None,
             Sink::File(file) => Some(file.try_clone().map_err(StreamError::Setup)?),
         };
-        Output::start(file, pace, Arc::clone(&self.tail)).map_err(StreamError::Setup)
+        let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Output::start(file, cut, pace, Arc::clone(&self.tail)).map_err(StreamError::Setup)
+    }
+
+    /// Let no device wait for whoever reads its output: what is not taken at once is dropped. Never blocks.
+    pub(crate) fn cut(&self) {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner).cut();
+    }
+
+    /// The devices of this boot are gone, and so is whatever still writes for them. Those made next are waited for again.
+    pub(crate) fn next_boot(&self) {
+        std::mem::take(&mut *self.cut.lock().unwrap_or_else(PoisonError::into_inner)).cut();
     }
 
     /// From now on, typed bytes go to `port`.
@@ -81,9 +101,10 @@ impl Console {
         }
     }
 
-    /// The VM has ended: whoever types need not wait any longer.
+    /// The VM has ended: whoever types need not wait any longer, and whatever still writes is to stop.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
+        self.cut();
     }
 
     /// The last lines that the guest printed, oldest first.
@@ -115,16 +136,32 @@ impl Sink {
             Stream::Stdio => {
                 let stdout: OwnedFd =
                     io::stdout().as_fd().try_clone_to_owned().map_err(StreamError::Setup)?;
-                Ok(Self::File(stdout.into()))
+                Ok(Self::File(own(stdout.into())))
             }
             Stream::File(path) => {
-                let opened = OpenOptions::new().append(true).create(true).open(path);
-                opened
-                    .map(Self::File)
-                    .map_err(|source| StreamError::File { path: path.display().to_string(), source })
+                // A fifo without a reader is refused; waiting for one could last for ever.
+                let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+                let opened = OpenOptions::new().append(true).create(true).custom_flags(flags).open(path);
+                let path = || path.display().to_string();
+                opened.map(Self::File).map_err(|source| match source.raw_os_error() {
+                    Some(libc::ENXIO) => StreamError::NoReader { path: path() },
+                    _ => StreamError::File { path: path(), source },
+                })
             }
         }
     }
+}
+
+/// A terminal or pipe opened anew without blocking, where the host allows it: whoever else has `file` is not to notice
+/// that it does not block. Anything else as it is; its writes are small enough to block for moments only.
+fn own(file: File) -> File {
+    let fifo = file.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+    if !fifo && !file.is_terminal() {
+        return file;
+    }
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().write(true).custom_flags(flags).open(path).unwrap_or(file)
 }
 
 #[cfg(test)]

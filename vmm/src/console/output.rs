@@ -5,21 +5,53 @@
 //! goes out at once, what follows closely is gathered until a line ends, and a `console-out` thread
 //! sends what is left after [`LINGER`].
 //!
+//! ```text
+//!            a byte: sent
+//!   quiet ────────────────► busy: bytes gather; sent when a line ends, when they are many, and every LINGER
+//!     ▲                       │
+//!     └─ nothing in a LINGER ─┘
+//! ```
+//!
 //! The buffer's lock is held over the write itself: output stays in order, and a guest whose reader is slow is slowed
-//! down, as it would be by a real port.
+//! down, as it would be by a real port. It may be slowed down for ever, by a terminal that is stopped or a pipe that
+//! nobody reads, so nothing here blocks in the write: it waits for room, and gives up when the output is [`Cut`].
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::tail::Tail;
 
 /// How long a byte may wait for company.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(8);
 /// How much is gathered at most.
 const GATHERED: usize = 1024;
+
+/// How much is written at once: so much fits a pipe that has any room at all (`PIPE_BUF`).
+const PIECE: usize = 4096;
+/// How often a writer that waits for its reader looks whether it is cut.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Tells outputs that their readers are not worth waiting for any more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cut(Arc<AtomicBool>);
+
+impl Cut {
+    /// From now on, what cannot be written at once is dropped.
+    pub(crate) fn cut(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_cut(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 /// How a device hands over its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,29 +66,59 @@ struct Pending {
     bytes: Vec<u8>,
     /// `None` drops the output: as asked for, or since nobody reads it any more.
     file: Option<File>,
-    flushed: Option<Instant>,
-    /// The thread waits to be told of bytes.
-    idle: bool,
+    cut: Cut,
+    tail: Arc<Mutex<Tail>>,
+    /// A byte was sent within the last [`LINGER`]: the thread looks after those that follow.
+    busy: bool,
     ended: bool,
 }
 
 impl Pending {
     fn flush(&mut self) {
+        lock(&self.tail).push(&self.bytes);
         if let Some(file) = &mut self.file
-            && let Err(error) = file.write_all(&self.bytes)
+            && let Err(error) = send(file, &self.bytes, &self.cut)
         {
             log::warn!("the guest's output is dropped from here on: {error}");
             self.file = None;
         }
         self.bytes.clear();
-        self.flushed = Some(Instant::now());
+    }
+}
+
+/// Write all of `bytes`, at the pace of whoever reads them.
+///
+/// # Errors
+/// If the host refuses, or `cut` ends the wait (`TimedOut`).
+fn send(file: &mut File, mut bytes: &[u8], cut: &Cut) -> io::Result<()> {
+    while !bytes.is_empty() {
+        wait_for_room(file, cut)?;
+        match file.write(bytes.get(..PIECE).unwrap_or(bytes)) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            // Whoever shares the open file may have made it non-blocking, and may be faster to fill it.
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_room(file: &File, cut: &Cut) -> io::Result<()> {
+    loop {
+        match poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&LOOK)) {
+            Ok(0) if cut.is_cut() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) | Err(Errno::INTR) => {}
+            // Room, or an error that the write will tell.
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
 /// One device's output. Owned by the device; dropping it sends what is left.
 pub(crate) struct Output {
     pending: Arc<(Mutex<Pending>, Condvar)>,
-    tail: Arc<Mutex<Tail>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -65,55 +127,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Output {
-    /// Output to `file`, remembered in `tail`.
+    /// Output to `file`, remembered in `tail`, until `cut` at the latest.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub(crate) fn start(file: Option<File>, pace: Pace, tail: Arc<Mutex<Tail>>) -> io::Result<Self> {
+    pub(crate) fn start(
+        file: Option<File>,
+        cut: Cut,
+        pace: Pace,
+        tail: Arc<Mutex<Tail>>,
+    ) -> io::Result<Self> {
         let threaded = file.is_some() && pace == Pace::Bytes;
-        let pending = Pending { bytes: Vec::new(), file, flushed: None, idle: false, ended: false };
+        let pending = Pending { bytes: Vec::new(), file, cut, tail, busy: false, ended: false };
         let pending = Arc::new((Mutex::new(pending), Condvar::new()));
         let thread = if threaded {
             let pending = Arc::clone(&pending);
-            let builder = std::thread::Builder::new().name("console-out".to_owned());
+            let builder = devices::worker::named_thread("console-out");
             Some(builder.spawn(move || send_late_bytes(&pending))?)
         } else {
             None
         };
-        Ok(Self { pending, tail, thread })
+        Ok(Self { pending, thread })
     }
 }
 
 /// The `console-out` thread.
-fn send_late_bytes((pending, bytes): &(Mutex<Pending>, Condvar)) {
+fn send_late_bytes((pending, woken): &(Mutex<Pending>, Condvar)) {
     let mut guard = lock(pending);
     while !guard.ended {
-        if guard.bytes.is_empty() {
-            guard.idle = true;
-            guard = bytes.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            guard.idle = false;
-        } else {
-            guard = bytes.wait_timeout(guard, LINGER).unwrap_or_else(PoisonError::into_inner).0;
-            if !guard.bytes.is_empty() {
-                guard.flush();
-            }
+        if !guard.busy {
+            guard = woken.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        let sent_before = guard.bytes.is_empty();
+        guard = woken.wait_timeout(guard, LINGER).unwrap_or_else(PoisonError::into_inner).0;
+        if !guard.bytes.is_empty() {
+            guard.flush();
+        } else if sent_before {
+            guard.busy = false;
         }
     }
 }
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        lock(&self.tail).push(data);
         let mut pending = lock(&self.pending.0);
-        if pending.file.is_none() {
-            return Ok(data.len());
-        }
         pending.bytes.extend_from_slice(data);
-        let rested = self.thread.is_none() || pending.flushed.is_none_or(|last| last.elapsed() > LINGER);
-        if rested || data.contains(&b'\n') || pending.bytes.len() >= GATHERED {
+        let quiet = !pending.busy;
+        if quiet || data.contains(&b'\n') || pending.bytes.len() >= GATHERED {
             pending.flush();
-        } else if pending.idle {
-            pending.idle = false;
+        }
+        // Without a thread it is never busy: everything goes at once.
+        if quiet && self.thread.is_some() {
+            pending.busy = true;
             self.pending.1.notify_one();
         }
         Ok(data.len())
@@ -152,7 +218,7 @@ mod tests {
     #[test]
     fn output_arrives_in_order_and_in_full() {
         let (mut reader, file) = pipe();
-        let mut output = Output::start(Some(file), Pace::Bytes, Arc::default()).unwrap();
+        let mut output = Output::start(Some(file), Cut::default(), Pace::Bytes, Arc::default()).unwrap();
         let sent: Vec<u8> =
             (0..20_000_u32).map(|n| if n % 70 == 0 { b'\n' } else { (n % 251) as u8 }).collect();
         let expected = sent.clone();
@@ -170,7 +236,7 @@ mod tests {
     #[test]
     fn a_prompt_without_a_newline_is_not_held_back() {
         let (mut reader, file) = pipe();
-        let mut output = Output::start(Some(file), Pace::Bytes, Arc::default()).unwrap();
+        let mut output = Output::start(Some(file), Cut::default(), Pace::Bytes, Arc::default()).unwrap();
         for byte in b"login: " {
             output.write_all(&[*byte]).unwrap();
         }
@@ -184,10 +250,43 @@ mod tests {
     fn a_reader_that_goes_away_is_no_error_and_the_tail_goes_on() {
         let (reader, file) = pipe();
         let tail = Arc::<Mutex<Tail>>::default();
-        let mut output = Output::start(Some(file), Pace::Bytes, Arc::clone(&tail)).unwrap();
+        let mut output = Output::start(Some(file), Cut::default(), Pace::Bytes, Arc::clone(&tail)).unwrap();
         drop(reader);
         output.write_all(b"one\n").unwrap();
         output.write_all(b"two\n").unwrap();
         assert_eq!(lock(&tail).lines(), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_is_waited_for_until_the_output_is_cut() {
+        let (reader, file) = pipe();
+        let cut = Cut::default();
+        let mut output = Output::start(Some(file), cut.clone(), Pace::Bytes, Arc::default()).unwrap();
+        let (told, ended) = std::sync::mpsc::channel();
+        // Joined by nobody: if this does not end, the test fails and does not hang.
+        std::thread::spawn(move || {
+            for _ in 0..100 {
+                output.write_all(&[b'x'; 4096]).unwrap();
+            }
+            drop(output);
+            told.send(()).unwrap();
+        });
+        assert!(ended.recv_timeout(Duration::from_millis(300)).is_err(), "a pipe does not hold so much");
+        cut.cut();
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(reader);
+    }
+
+    #[test]
+    fn a_file_that_somebody_made_non_blocking_gets_all_the_same() {
+        let (mut reader, file) = pipe();
+        rustix::io::ioctl_fionbio(&file, true).unwrap();
+        let mut output = Output::start(Some(file), Cut::default(), Pace::Pieces, Arc::default()).unwrap();
+        let writer = std::thread::spawn(move || output.write_all(&[b'x'; 300_000]).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).unwrap();
+        writer.join().unwrap();
+        assert_eq!(received.len(), 300_000);
     }
 }

@@ -34,7 +34,7 @@ pub enum SpecError {
     EmptyPath(&'static str),
     /// A disk's serial number is not what a disk can have.
     #[error(
-        "the disk {path}: its serial number cannot be '{serial}': 1 to {MAX_DISK_SERIAL} bytes of printable ASCII"
+        "the disk {path}: its serial number cannot be '{serial}': 1 to {MAX_DISK_SERIAL} bytes of printable ASCII without spaces"
     )]
     DiskSerial {
         /// The disk.
@@ -106,7 +106,7 @@ impl VmSpec {
                 return Err(SpecError::EmptyPath("a disk"));
             }
             if let Some(serial) = &disk.serial {
-                let printable = serial.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+                let printable = serial.bytes().all(|byte| byte.is_ascii_graphic());
                 if !printable || !(1..=MAX_DISK_SERIAL).contains(&serial.len()) {
                     return Err(SpecError::DiskSerial { path: path(), serial: serial.clone() });
                 }
@@ -197,6 +197,8 @@ mod tests {
         assert!(with(serial("")).contains("serial number"));
         assert!(with(serial("123456789012345678901")).contains("serial number"));
         assert!(with(serial("ü")).contains("serial number"));
+        // As the device has it, so that a spec that was found good can be started.
+        assert!(with(serial("a b")).contains("without spaces"));
         assert!(with(DiskSpec { queues: Some(0), ..DiskSpec::new("b") }).contains("0 queues"));
         assert!(with(DiskSpec { readonly: true, ..DiskSpec::new("a") }).contains("given twice"));
         assert!(with(DiskSpec::new("")).contains("empty"));

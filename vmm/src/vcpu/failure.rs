@@ -84,8 +84,10 @@ fn internal(vcpu: &mut VcpuFd, ram: &GuestRam) -> VcpuError {
     // SAFETY: after KVM_EXIT_INTERNAL_ERROR, this is the member of the union that KVM filled in.
     let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
     let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
-    let bytes = reported_bytes(vcpu, suberror).unwrap_or_else(|| bytes_at(vcpu, ram, rip));
-    let instruction = describe(&bytes, rip, code_bits(vcpu));
+    let (bits, base) = code_segment(vcpu);
+    let at = base.wrapping_add(rip);
+    let bytes = reported_bytes(vcpu, suberror).unwrap_or_else(|| bytes_at(vcpu, ram, at));
+    let instruction = describe(&bytes, rip, bits);
     let advice = advice(has_hardware_virtualization());
     match suberror {
         KVM_INTERNAL_ERROR_EMULATION => VcpuError::Instruction { instruction, rip, advice },
@@ -122,13 +124,13 @@ fn reported_bytes(vcpu: &mut VcpuFd, suberror: u32) -> Option<Vec<u8>> {
     bytes.get(..usize::from(size)).filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec)
 }
 
-/// The bytes at the virtual address `rip`, up to the end of its page.
-fn bytes_at(vcpu: &VcpuFd, ram: &GuestRam, rip: u64) -> Vec<u8> {
-    let Ok(translated) = vcpu.translate_gva(rip) else { return Vec::new() };
+/// The bytes at a virtual address, up to the end of its page.
+fn bytes_at(vcpu: &VcpuFd, ram: &GuestRam, address: u64) -> Vec<u8> {
+    let Ok(translated) = vcpu.translate_gva(address) else { return Vec::new() };
     if translated.valid == 0 {
         return Vec::new();
     }
-    let in_page = (PAGE - rip % PAGE) as usize;
+    let in_page = (PAGE - address % PAGE) as usize;
     let mut bytes = vec![0; LONGEST.min(in_page)];
     match ram.read_slice(&mut bytes, GuestAddress(translated.physical_address)) {
         Ok(()) => bytes,
@@ -136,12 +138,14 @@ fn bytes_at(vcpu: &VcpuFd, ram: &GuestRam, rip: u64) -> Vec<u8> {
     }
 }
 
-fn code_bits(vcpu: &VcpuFd) -> u32 {
+/// How many bits the code that runs has, and where its segment starts: a vCPU that has just been started is in
+/// real mode, its segment anywhere below 1 MiB.
+fn code_segment(vcpu: &VcpuFd) -> (u32, u64) {
     match vcpu.get_sregs() {
-        Ok(sregs) if sregs.cs.l != 0 => 64,
-        Ok(sregs) if sregs.cs.db != 0 => 32,
-        Ok(_) => 16,
-        Err(_) => 64,
+        Ok(sregs) if sregs.cs.l != 0 => (64, 0),
+        Ok(sregs) if sregs.cs.db != 0 => (32, sregs.cs.base),
+        Ok(sregs) => (16, sregs.cs.base),
+        Err(_) => (64, 0),
     }
 }
 

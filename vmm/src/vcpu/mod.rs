@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 
 use arch::memory::SharedRam;
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::board::Board;
 use crate::event::{Event, EventSender};
@@ -144,7 +144,7 @@ impl Vcpus {
                 exit: Arc::clone(&exit),
                 context: Arc::clone(context),
             };
-            let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
+            let builder = devices::worker::named_thread(format!("vcpu{index}"));
             // On an early return, `all` finishes those that were started.
             let handle = builder.spawn(move || body.run())?;
             all.threads.push(Thread { exit, handle });
@@ -186,6 +186,10 @@ struct Body {
 
 impl Body {
     fn run(&mut self) {
+        // Whoever started the program may have blocked the signal that kicks.
+        if let Err(error) = unblock_signal(SIGRTMIN()) {
+            log::warn!("a vCPU that cannot be kicked: {error}");
+        }
         let mut state = State::Paused;
         loop {
             state = match state {

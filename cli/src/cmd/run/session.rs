@@ -7,7 +7,6 @@ use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread;
 
 use anyhow::{Context, Result, bail};
 use vmm::control::{Controller, Outcome, VmAction, VmReply};
@@ -50,7 +49,7 @@ struct Left(Arc<AtomicBool>);
 /// Start the thread that asks things of the VM.
 fn serve_actions(controller: Controller) -> io::Result<Sender<VmAction>> {
     let (sender, receiver) = channel();
-    thread::Builder::new().name("actions".to_owned()).spawn(move || {
+    vmm::named_thread("actions").spawn(move || {
         for action in receiver {
             if controller.act(action) == VmReply::Ended {
                 return;

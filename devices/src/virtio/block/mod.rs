@@ -145,6 +145,8 @@ impl VirtioDevice for Block {
     }
 
     fn stop(&mut self) -> Vec<Queue> {
+        // All at once: a host that does not answer is waited for once, not once a queue.
+        self.workers.iter().for_each(Worker::ask_to_stop);
         // A worker that panicked has lost its queue; the panic was reported.
         self.workers.drain(..).filter_map(|worker| worker.stop()).map(|worker| worker.queue).collect()
     }

@@ -43,7 +43,7 @@ impl Output {
         let buffer = Arc::new(Buffer { inner: Mutex::default(), changed: Condvar::new(), room });
         let writer = Arc::clone(&buffer);
         // Not joined: a sink may block for ever. See `drop`.
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || writer.write_out(&mut *sink))?;
+        crate::worker::named_thread(name).spawn(move || writer.write_out(&mut *sink))?;
         Ok(Self(buffer))
     }
 

@@ -40,6 +40,24 @@ pub fn reboot() -> Outcome {
     }
 }
 
+/// Reset `times=N` times, counted in sector 0 of the first disk, then stay.
+pub fn reboots() -> Outcome {
+    let times: u8 = pvh::arg("times").and_then(|times| times.parse().ok()).ok_or("times= is missing")?;
+    let Some(found) = rt::virtio::find(DeviceType::Block).first().copied() else {
+        return Err("needs a disk".into());
+    };
+    let mut disk = VirtIOBlk::<rt::memory::Machine, _>::new(found.transport()).map_err(crate::block::text)?;
+    let mut sector = [0; 512];
+    disk.read_blocks(0, &mut sector).map_err(crate::block::text)?;
+    if sector[0] < times {
+        sector[0] += 1;
+        disk.write_blocks(0, &sector).map_err(crate::block::text)?;
+        reset(Reset::Acpi)
+    }
+    println!("here to stay");
+    cpu::hang()
+}
+
 /// Say so by pvpanic.
 pub fn panic() -> Outcome {
     println!("Kernel panic - not syncing: as the test wants it");

@@ -65,3 +65,10 @@ pub fn flood() -> Outcome {
     }
     Ok(())
 }
+
+/// Never stop to print.
+pub fn endless() -> Outcome {
+    loop {
+        println!("as much as the host takes");
+    }
+}

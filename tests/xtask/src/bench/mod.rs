@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -59,6 +60,7 @@ struct Bench {
 pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
     let rows = if rows.is_empty() { Row::value_variants() } else { rows };
     let bench = Bench::prepare(rows)?;
+    let busy = others_busy();
     let mut lines = Vec::new();
     for row in rows {
         let measured = match row {
@@ -71,6 +73,9 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
         lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);
     }
     println!("\n{}", table::render(&lines));
+    if let Some(note) = busy {
+        println!("{note}");
+    }
     let json =
         json.map_or_else(|| paths::target().map(|dir| dir.join("bench.json")), |path| Ok(path.into()))?;
     paths::write_whole(&json, table::to_json(&lines)?.as_bytes())?;
@@ -103,6 +108,28 @@ impl Bench {
     fn guest(&self, name: &str) -> PathBuf {
         self.guests.join(name)
     }
+}
+
+/// A warning when others keep this machine's processors busy for half a second.
+fn others_busy() -> Option<String> {
+    // Of the first line: user, nice, system, idle, iowait, … in ticks over all processors (proc_stat(5)).
+    let ticks = || -> Option<(u64, u64)> {
+        let text = std::fs::read_to_string("/proc/stat").ok()?;
+        let fields: Vec<u64> =
+            text.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+        Some((fields.iter().take(8).sum(), fields.get(3)? + fields.get(4)?))
+    };
+    let (all, idle) = ticks()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let (all_then, idle_then) = ticks()?;
+    let all = all_then.saturating_sub(all).max(1);
+    let busy = 100 - 100 * idle_then.saturating_sub(idle).min(all) / all;
+    (busy > 20).then(|| {
+        format!(
+            "Others used {busy} % of this machine's processors when this began. A VM wants two that are free: \
+             its times and its throughput beside the host's cannot be judged."
+        )
+    })
 }
 
 /// The Linux guest of the rows that boot one.
