@@ -76,7 +76,8 @@ pub mod port {
     pub const PCI_CONFIG: u16 = 0xcf8;
     /// pvpanic, 1 port.
     pub const PVPANIC: u16 = 0x505;
-    /// ACPI 6.5 §4.8.3.7, sleep control register: [`super::power::S5`] written here switches off.
+    /// ACPI 6.5 §4.8.3.7, sleep control register: SLP_EN (bit 5) with [`super::power::SLEEP_TYPE_S5`] as SLP_TYP (bits 2
+    /// to 4) switches off.
     pub const SLEEP_CONTROL: u16 = 0x600;
     /// ACPI 6.5 §4.8.3.7, sleep status register.
     pub const SLEEP_STATUS: u16 = 0x601;
@@ -90,8 +91,6 @@ pub mod port {
 pub mod power {
     /// The SLP_TYP that the `\_S5` object names.
     pub const SLEEP_TYPE_S5: u8 = 5;
-    /// What a guest writes to [`super::port::SLEEP_CONTROL`] to switch off: SLP_EN (bit 5) and SLP_TYP (bits 2 to 4).
-    pub const S5: u8 = (SLEEP_TYPE_S5 << 2) | 1 << 5;
     /// What a guest writes to [`super::port::RESET`] to reset.
     pub const RESET: u8 = 1;
 }

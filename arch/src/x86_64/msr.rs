@@ -1,4 +1,4 @@
-//! Model-specific registers: what they hold when a guest starts, and which belong to a VM's state.
+//! Model-specific registers: what they hold when a guest starts.
 //!
 //! Indexes: Intel SDM volume 4; AMD APM volume 2, appendix A; Linux, Documentation/virt/kvm/x86/msr.rst.
 
@@ -34,38 +34,6 @@ const MISC_ENABLE_FAST_STRING: u64 = 1;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// MTRRs on; everything write-back unless one says otherwise.
 const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
-
-/// The memory type registers. KVM has them always, but lists them only since Linux 6.3 or so.
-const MTRRS: [u32; 28] = [
-    0x200,
-    0x201,
-    0x202,
-    0x203,
-    0x204,
-    0x205,
-    0x206,
-    0x207,
-    0x208,
-    0x209,
-    0x20a,
-    0x20b,
-    0x20c,
-    0x20d,
-    0x20e,
-    0x20f,
-    0x250,
-    0x258,
-    0x259,
-    0x268,
-    0x269,
-    0x26a,
-    0x26b,
-    0x26c,
-    0x26d,
-    0x26e,
-    0x26f,
-    MTRR_DEF_TYPE,
-];
 
 /// The MSRs to set (KVM_SET_MSRS) in every vCPU before a guest starts *or is rebooted*, of those that the host
 /// lists (KVM_GET_MSR_INDEX_LIST). The last may be refused by KVM without harm: the MTRRs' default.
@@ -110,32 +78,6 @@ pub fn boot(listed: &[u32]) -> Vec<kvm_msr_entry> {
         .collect()
 }
 
-/// The MSRs that belong to a vCPU's state, of those that the host lists. KVM_GET_MSRS stops at the first it
-/// cannot read: drop that one and go on behind it.
-#[must_use]
-pub fn to_save(listed: &[u32]) -> Vec<u32> {
-    let mut msrs: Vec<u32> = listed.iter().copied().filter(|&index| is_state(index)).collect();
-    msrs.extend(MTRRS.iter().filter(|index| !listed.contains(index)));
-    // The deadline is compared with the TSC, so it comes after.
-    msrs.sort_unstable_by_key(|&index| (index == TSC_DEADLINE, index));
-    msrs.dedup();
-    msrs
-}
-
-/// Whether a listed MSR is state of a guest as [`super::cpuid`] shows it: without performance counters,
-/// nested virtualisation or Hyper-V's interface.
-fn is_state(index: u32) -> bool {
-    !matches!(index,
-        // Intel's counters: general, fixed, control, capabilities, PEBS.
-        0xc1..=0xd0 | 0x186..=0x195 | 0x309..=0x30c | 0x345 | 0x38d..=0x390 | 0x3f1 | 0x3f2 | 0x4c1..=0x4d0 | 0x600
-        // VMX capabilities; SVM's host save area.
-        | 0x480..=0x493 | 0xc001_0117
-        // AMD's counters.
-        | 0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b | 0xc000_0300..=0xc000_0302
-        // Hyper-V.
-        | 0x4000_0000..=0x4000_01ff)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,17 +96,5 @@ mod tests {
             assert_eq!(entry.data, u64::from(entry.index == KVM_POLL_CONTROL));
         }
         assert_eq!(entries.len(), 5);
-    }
-
-    #[test]
-    fn state_is_saved_once_with_the_deadline_last() {
-        let saved = to_save(&[TSC_DEADLINE, TSC, STAR, 0x480, 0x186, 0x4000_0000, MTRR_DEF_TYPE, KVM_FIRST]);
-        assert_eq!(saved.last(), Some(&TSC_DEADLINE));
-        for index in [TSC, STAR, KVM_FIRST, MTRR_DEF_TYPE, 0x200] {
-            assert_eq!(saved.iter().filter(|i| **i == index).count(), 1, "{index:#x}");
-        }
-        for index in [0x480, 0x186, 0x4000_0000] {
-            assert!(!saved.contains(&index), "{index:#x}");
-        }
     }
 }

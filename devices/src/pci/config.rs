@@ -283,12 +283,6 @@ impl ConfigSpace {
         Some(u64::from_le_bytes(raw) & !(len - 1))
     }
 
-    /// Whether the guest lets the function read and write its memory and interrupt it.
-    #[must_use]
-    pub fn bus_master(&self) -> bool {
-        self.read_u16(COMMAND) & COMMAND_BUS_MASTER != 0
-    }
-
     /// Read `data.len()` bytes at `offset`. What is past the end of configuration space reads as ones.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         for (i, byte) in data.iter_mut().enumerate() {
