@@ -62,9 +62,10 @@ pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
     kernels.sort();
     ensure!(!kernels.is_empty(), "no kernels in {}", dir.display());
     let mut list = Vec::new();
-    for kernel in &kernels {
-        for transport in TRANSPORTS {
-            for kind in [Kind::Boot, Kind::Panic] {
+    // The long ones first, so that shards are of a length.
+    for kind in [Kind::Boot, Kind::Panic] {
+        for kernel in &kernels {
+            for transport in TRANSPORTS {
                 list.push(Scenario { kind, kernel: kernel.clone(), transport });
             }
         }
