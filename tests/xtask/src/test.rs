@@ -150,7 +150,9 @@ fn test_program(name: &str) -> Result<PathBuf> {
     let words =
         ["test", "--locked", "--no-run", "--package", "skiff-tests", "--message-format=json", "--test"];
     let messages = tool::capture(tool::cargo(&words)?.arg(name))?;
-    let mut programs = messages.lines().filter_map(|line| line.split_once("\"executable\":\""));
+    // Cargo builds the package's other programs too, and names them all.
+    let tests = messages.lines().filter(|line| line.contains("\"kind\":[\"test\"]"));
+    let mut programs = tests.filter_map(|line| line.split_once("\"executable\":\""));
     let program = programs.next().and_then(|(_, rest)| rest.split('"').next());
     program.map(PathBuf::from).with_context(|| format!("cargo built no program for the tests {name}"))
 }
