@@ -67,15 +67,20 @@ impl Controller {
     /// Ask for something and wait until it is done.
     #[must_use]
     pub fn act(&self, action: VmAction) -> VmReply {
+        self.request(action).recv().unwrap_or(VmReply::Ended)
+    }
+
+    /// Ask for something without waiting: never blocks, whatever the VM is busy with. The answer, for who wants
+    /// it, comes by the channel, which closes without one if the VM has ended.
+    pub fn request(&self, action: VmAction) -> Receiver<VmReply> {
         if action == VmAction::Kill {
             // At once: the `vmm` thread may itself wait for a vCPU that waits for a reader of its output.
             self.console.cut();
         }
         let (reply, answer) = mpsc::channel();
-        match self.messages.send(Message::Request(Request { action, reply })) {
-            Ok(()) => answer.recv().unwrap_or(VmReply::Ended),
-            Err(_) => VmReply::Ended,
-        }
+        // A VM that has ended drops the request, and the channel with it.
+        let _ = self.messages.send(Message::Request(Request { action, reply }));
+        answer
     }
 
     /// Type `bytes` on the console that leads to standard input. Blocks until the guest has taken

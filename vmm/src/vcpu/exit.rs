@@ -1,6 +1,7 @@
 //! One entry into the guest, and the answer to the exit that ends it.
 
 use devices::bus::Effect;
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::failure::Cause;
@@ -22,13 +23,40 @@ pub(super) enum Next {
 
 /// Enter the guest once.
 pub(super) fn run_once(vcpu: &mut VcpuFd, board: &Board) -> Next {
+    let page: *const kvm_run = vcpu.get_kvm_run();
     match vcpu.run() {
+        Ok(VcpuExit::IoIn(port, data)) => {
+            for unit in data.chunks_mut(port_width(page)) {
+                board.ports.read(port.into(), unit);
+            }
+            Next::Go
+        }
+        Ok(VcpuExit::IoOut(port, data)) => write_port(port, data, port_width(page), board),
         Ok(exit) => answer(exit, board),
         Err(error) => match error.errno() {
             libc::EINTR | libc::EAGAIN => Next::Look,
             _ => Next::Fail(Cause::Run(error.into())),
         },
     }
+}
+
+/// The bytes of one access to a port: a string instruction (`rep outsb`) makes many in one exit.
+fn port_width(page: *const kvm_run) -> usize {
+    // SAFETY: the page is the vCPU's, which is borrowed for longer than this call, and after KVM_EXIT_IO this is the
+    // member of the union that KVM filled in. The data that the exit lends lies behind the structure.
+    let size = unsafe { (*page).__bindgen_anon_1.io.size };
+    usize::from(size).max(1)
+}
+
+/// One write after the other; what the machine is to do ends them.
+fn write_port(port: u16, data: &[u8], width: usize, board: &Board) -> Next {
+    for unit in data.chunks(width) {
+        match act(board.ports.write(port.into(), unit), board) {
+            Next::Go => {}
+            next => return next,
+        }
+    }
+    Next::Go
 }
 
 fn answer(exit: VcpuExit<'_>, board: &Board) -> Next {
@@ -38,11 +66,6 @@ fn answer(exit: VcpuExit<'_>, board: &Board) -> Next {
             Next::Go
         }
         VcpuExit::MmioWrite(address, data) => act(board.mmio.write(address, data), board),
-        VcpuExit::IoIn(port, data) => {
-            board.ports.read(port.into(), data);
-            Next::Go
-        }
-        VcpuExit::IoOut(port, data) => act(board.ports.write(port.into(), data), board),
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => Next::Look,
         VcpuExit::Shutdown => Next::TripleFault,
         VcpuExit::InternalError => Next::Fail(Cause::Internal),

@@ -1,15 +1,15 @@
 //! A VM in the foreground: starts it, joins it to the terminal and to signals, and waits for its end.
 //!
-//! The main thread waits. `signals` and `stdin` hand what they want of the VM to the `actions` thread, the one that
-//! waits for the VM's answers, so that neither is ever held up by a busy VM.
+//! The main thread waits. `signals` and `stdin` ask things of the VM without waiting for its answers, so that neither is
+//! ever held up by a busy VM.
 
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
 
 use anyhow::{Context, Result, bail};
-use vmm::control::{Controller, Outcome, VmAction, VmReply};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use vmm::control::{Controller, Outcome, VmAction};
 use vmm::spec::{Stream, VmSpec};
 
 use crate::escape::{self, Key};
@@ -20,62 +20,58 @@ use crate::{exit, input};
 /// Run `spec` to its end, and say the exit code.
 pub fn run(spec: VmSpec) -> Result<u8> {
     terminal::restore_on_panic();
+    raise_file_limit();
     let signals = Signals::block().context("cannot block signals")?;
     let has_stdin = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
     let resizes = spec.console == Stream::Stdio;
     let vm = vmm::machine::start(spec)?;
     let controller = vm.controller();
-    let actions = serve_actions(controller.clone()).context("cannot start a thread")?;
     // Lives to the end of this function: every way out gives the terminal back.
     let raw = if has_stdin { Raw::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
     let left = Left::default();
-    let ended = handle_signals(signals, actions.clone(), resizes).context("cannot start a thread")?;
+    let ended = handle_signals(signals, controller.clone(), resizes).context("cannot start a thread")?;
     if has_stdin {
-        take_input(controller, actions.clone(), left.clone(), raw.is_some())
-            .context("cannot start a thread")?;
+        take_input(controller.clone(), left.clone(), raw.is_some()).context("cannot start a thread")?;
     }
     if resizes {
-        request(&actions, window_size());
+        request(&controller, window_size());
     }
     let outcome = vm.wait();
     drop(raw);
     conclude(outcome?, &ended, &left)
 }
 
+/// Every queue and every interrupt of a VM is a descriptor. The lower limit is there for programs that use `select`.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::info!("the limit of open files stays as it is: {error}");
+    }
+}
+
 /// Whether the user left with the escape.
 #[derive(Clone, Default)]
 struct Left(Arc<AtomicBool>);
 
-/// Start the thread that asks things of the VM.
-fn serve_actions(controller: Controller) -> io::Result<Sender<VmAction>> {
-    let (sender, receiver) = channel();
-    vmm::named_thread("actions").spawn(move || {
-        for action in receiver {
-            if controller.act(action) == VmReply::Ended {
-                return;
-            }
-        }
-    })?;
-    Ok(sender)
-}
-
-/// Hand `action` on. When nobody takes it any more, the VM has ended and main knows.
-fn request(actions: &Sender<VmAction>, action: Option<VmAction>) {
+/// Ask for `action`, if there is one. When nobody takes it any more, the VM has ended and main knows.
+fn request(controller: &Controller, action: Option<VmAction>) {
     if let Some(action) = action {
-        let _ = actions.send(action);
+        drop(controller.request(action));
     }
 }
 
-fn handle_signals(signals: Signals, actions: Sender<VmAction>, resizes: bool) -> io::Result<Ended> {
+fn handle_signals(signals: Signals, controller: Controller, resizes: bool) -> io::Result<Ended> {
     signals.handle(move |signal| match signal {
-        Signal::End(_) => request(&actions, Some(VmAction::Kill)),
-        Signal::Resized if resizes => request(&actions, window_size()),
+        Signal::End(_) => request(&controller, Some(VmAction::Kill)),
+        Signal::Resized if resizes => request(&controller, window_size()),
         Signal::Resized => {}
     })
 }
 
-fn take_input(controller: Controller, actions: Sender<VmAction>, left: Left, keys: bool) -> io::Result<()> {
-    let guest = move |bytes: &[u8]| controller.input(bytes);
+fn take_input(controller: Controller, left: Left, keys: bool) -> io::Result<()> {
+    let typed = controller.clone();
+    let guest = move |bytes: &[u8]| typed.input(bytes);
     if !keys {
         return input::pipe(io::stdin(), guest);
     }
@@ -83,9 +79,9 @@ fn take_input(controller: Controller, actions: Sender<VmAction>, left: Left, key
     input::keys(io::stdin(), guest, move |key| match key {
         Key::Leave => {
             left.0.store(true, Ordering::SeqCst);
-            request(&actions, Some(VmAction::Kill));
+            request(&controller, Some(VmAction::Kill));
         }
-        Key::PressPower => request(&actions, Some(VmAction::PressPowerButton)),
+        Key::PressPower => request(&controller, Some(VmAction::PressPowerButton)),
         Key::Help | Key::Guest(_) => terminal::note(&format!("\r\nskiff: {}", escape::HELP)),
     })
 }
