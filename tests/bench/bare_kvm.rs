@@ -27,9 +27,7 @@ fn main() -> Result<()> {
     let elf = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
-    vm.set_tss_address(0xfffb_d000)?;
-    vm.create_irq_chip()?;
-    vm.create_pit2(kvm_pit_config::default())?;
+    // Memory first: once there are interrupt controllers, KVM waits for their readers before it takes a slot.
     let memory = map_memory()?;
     let slot = kvm_userspace_memory_region {
         memory_size: MEMORY as u64,
@@ -38,6 +36,9 @@ fn main() -> Result<()> {
     };
     // SAFETY: the mapping is of that size and is never undone.
     unsafe { vm.set_user_memory_region(slot)? };
+    vm.set_tss_address(0xfffb_d000)?;
+    vm.create_irq_chip()?;
+    vm.create_pit2(kvm_pit_config::default())?;
     let entry = load(&elf, memory)?;
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;

@@ -69,7 +69,7 @@ impl Console {
             Sink::File(file) => Some(file.try_clone().map_err(StreamError::Setup)?),
         };
         let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Output::start(file, cut, pace, Arc::clone(&self.tail)).map_err(StreamError::Setup)
+        Ok(Output::new(file, cut, pace, Arc::clone(&self.tail)))
     }
 
     /// Let no device wait for whoever reads its output: what is not taken at once is dropped. Never blocks.

@@ -119,6 +119,8 @@ fn wait_for_room(file: &File, cut: &Cut) -> io::Result<()> {
 /// One device's output. Owned by the device; dropping it sends what is left.
 pub(crate) struct Output {
     pending: Arc<(Mutex<Pending>, Condvar)>,
+    /// Bytes are gathered, and a thread sends what lingers.
+    gathers: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -128,26 +130,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Output {
     /// Output to `file`, remembered in `tail`, until `cut` at the latest.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub(crate) fn start(
-        file: Option<File>,
-        cut: Cut,
-        pace: Pace,
-        tail: Arc<Mutex<Tail>>,
-    ) -> io::Result<Self> {
-        let threaded = file.is_some() && pace == Pace::Bytes;
+    pub(crate) fn new(file: Option<File>, cut: Cut, pace: Pace, tail: Arc<Mutex<Tail>>) -> Self {
+        let gathers = file.is_some() && pace == Pace::Bytes;
         let pending = Pending { bytes: Vec::new(), file, cut, tail, busy: false, ended: false };
-        let pending = Arc::new((Mutex::new(pending), Condvar::new()));
-        let thread = if threaded {
-            let pending = Arc::clone(&pending);
-            let builder = devices::worker::named_thread("console-out");
-            Some(builder.spawn(move || send_late_bytes(&pending))?)
-        } else {
-            None
-        };
-        Ok(Self { pending, thread })
+        Self { pending: Arc::new((Mutex::new(pending), Condvar::new())), gathers, thread: None }
+    }
+
+    /// There is a thread from the first byte on, not before: nothing is to delay that byte.
+    fn start_thread(&mut self) {
+        let pending = Arc::clone(&self.pending);
+        match devices::worker::named_thread("console-out").spawn(move || send_late_bytes(&pending)) {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => {
+                log::warn!("every byte of the guest's output is written by itself: {error}");
+                self.gathers = false;
+            }
+        }
     }
 }
 
@@ -177,9 +175,13 @@ impl Write for Output {
         if quiet || data.contains(&b'\n') || pending.bytes.len() >= GATHERED {
             pending.flush();
         }
+        drop(pending);
+        if quiet && self.gathers && self.thread.is_none() {
+            self.start_thread();
+        }
         // Without a thread it is never busy: everything goes at once.
-        if quiet && self.thread.is_some() {
-            pending.busy = true;
+        if quiet && self.gathers {
+            lock(&self.pending.0).busy = true;
             self.pending.1.notify_one();
         }
         Ok(data.len())
@@ -218,7 +220,7 @@ mod tests {
     #[test]
     fn output_arrives_in_order_and_in_full() {
         let (mut reader, file) = pipe();
-        let mut output = Output::start(Some(file), Cut::default(), Pace::Bytes, Arc::default()).unwrap();
+        let mut output = Output::new(Some(file), Cut::default(), Pace::Bytes, Arc::default());
         let sent: Vec<u8> =
             (0..20_000_u32).map(|n| if n % 70 == 0 { b'\n' } else { (n % 251) as u8 }).collect();
         let expected = sent.clone();
@@ -236,7 +238,7 @@ mod tests {
     #[test]
     fn a_prompt_without_a_newline_is_not_held_back() {
         let (mut reader, file) = pipe();
-        let mut output = Output::start(Some(file), Cut::default(), Pace::Bytes, Arc::default()).unwrap();
+        let mut output = Output::new(Some(file), Cut::default(), Pace::Bytes, Arc::default());
         for byte in b"login: " {
             output.write_all(&[*byte]).unwrap();
         }
@@ -250,7 +252,7 @@ mod tests {
     fn a_reader_that_goes_away_is_no_error_and_the_tail_goes_on() {
         let (reader, file) = pipe();
         let tail = Arc::<Mutex<Tail>>::default();
-        let mut output = Output::start(Some(file), Cut::default(), Pace::Bytes, Arc::clone(&tail)).unwrap();
+        let mut output = Output::new(Some(file), Cut::default(), Pace::Bytes, Arc::clone(&tail));
         drop(reader);
         output.write_all(b"one\n").unwrap();
         output.write_all(b"two\n").unwrap();
@@ -261,7 +263,7 @@ mod tests {
     fn a_reader_that_does_not_read_is_waited_for_until_the_output_is_cut() {
         let (reader, file) = pipe();
         let cut = Cut::default();
-        let mut output = Output::start(Some(file), cut.clone(), Pace::Bytes, Arc::default()).unwrap();
+        let mut output = Output::new(Some(file), cut.clone(), Pace::Bytes, Arc::default());
         let (told, ended) = std::sync::mpsc::channel();
         // Joined by nobody: if this does not end, the test fails and does not hang.
         std::thread::spawn(move || {
@@ -281,7 +283,7 @@ mod tests {
     fn a_file_that_somebody_made_non_blocking_gets_all_the_same() {
         let (mut reader, file) = pipe();
         rustix::io::ioctl_fionbio(&file, true).unwrap();
-        let mut output = Output::start(Some(file), Cut::default(), Pace::Pieces, Arc::default()).unwrap();
+        let mut output = Output::new(Some(file), Cut::default(), Pace::Pieces, Arc::default());
         let writer = std::thread::spawn(move || output.write_all(&[b'x'; 300_000]).unwrap());
         std::thread::sleep(Duration::from_millis(50));
         let mut received = Vec::new();
