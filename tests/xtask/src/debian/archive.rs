@@ -52,7 +52,7 @@ impl Archive {
         for dir in ["lists/partial", "cache/archives/partial", "state"] {
             paths::make_dir(&self.dir.join(dir))?;
         }
-        let mirror = Mirror::of_machine(Path::new("/etc/apt"));
+        let mirror = Mirror::of_machine(Path::new("/etc/apt"))?;
         let suite = self.release.suite();
         // An old release's lists may be past their date for good; their signature still counts.
         let options = format!("[signed-by={KEYRING} check-valid-until=no]");
