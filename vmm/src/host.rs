@@ -8,13 +8,14 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use devices::disk::{Disk, DiskError, DiskOptions};
+use devices::disk::engine::probe_uring;
+use devices::disk::{Disk, DiskOptions};
 
 use crate::console::{Console, Sink};
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
-use crate::spec::VmSpec;
+use crate::spec::{DiskIo, DiskSpec, VmSpec};
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -58,6 +59,17 @@ pub enum HostError {
         what: &'static str,
         /// As it was given.
         path: String,
+    },
+    /// io_uring was insisted on and cannot be had.
+    #[error(
+        "the disk {path} asks for io=uring, which this host does not allow: leave io= out, or enable io_uring (sysctl kernel.io_uring_disabled=0)"
+    )]
+    NoUring {
+        /// As it was given.
+        path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
     },
     /// It is too large to be a kernel.
     #[error("the kernel {path} is larger than 1 GiB: is it a disk?")]
@@ -138,9 +150,14 @@ fn open(what: &'static str, path: &Path) -> Result<File, HostError> {
     File::open(path).map_err(failed)
 }
 
-fn open_disk(disk: &crate::spec::DiskSpec) -> Result<Arc<Disk>, DiskError> {
+fn open_disk(disk: &DiskSpec) -> Result<Arc<Disk>, VmError> {
+    if disk.io == DiskIo::Uring {
+        // The device asks again when its driver starts it, but then only the log could tell.
+        let failed = |source| HostError::NoUring { path: disk.path.display().to_string(), source };
+        probe_uring().map_err(failed)?;
+    }
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
-    Disk::open(&options).map(Arc::new)
+    Ok(Disk::open(&options).map(Arc::new)?)
 }
 
 #[cfg(test)]
