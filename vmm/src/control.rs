@@ -6,12 +6,16 @@
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use serde::{Deserialize, Serialize};
+
 use crate::console::Console;
 use crate::error::VmError;
 use crate::event::Message;
+use crate::stats::VmStats;
 
 /// What can be asked of a running VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum VmAction {
     /// Press the ACPI power button.
     PressPowerButton,
@@ -22,21 +26,59 @@ pub enum VmAction {
         /// Rows.
         rows: u16,
     },
+    /// Stop vCPUs and devices where they are. Asked again, nothing more happens.
+    Pause,
+    /// Let a paused VM go on.
+    Resume,
+    /// Say what it is doing: answered with [`VmReply::State`].
+    State,
+    /// Count: answered with [`VmReply::Stats`].
+    Stats,
+    /// The file of this disk has, or is to have, this size; tell the guest. A disk only grows.
+    ResizeDisk {
+        /// Such as `disk0`.
+        disk: String,
+        /// In bytes, a multiple of 512.
+        size: u64,
+    },
+    /// Leave the guest this much of its memory, and take the rest by the balloon. Returns before the guest has obeyed.
+    ResizeMemory {
+        /// In bytes.
+        size: u64,
+    },
     /// End the VM at once, as pulling the plug would.
     Kill,
 }
 
 /// The answer to a [`VmAction`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum VmReply {
     /// Done.
     Done,
+    /// To [`VmAction::State`].
+    State(RunState),
+    /// To [`VmAction::Stats`].
+    Stats(Box<VmStats>),
+    /// It cannot be done; the text names the thing and the fix.
+    Refused(String),
     /// The VM has ended already.
     Ended,
 }
 
+/// What a VM that has not ended is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Its vCPUs run.
+    Running,
+    /// It was paused.
+    Paused,
+}
+
 /// How a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The guest switched itself off.
     PoweredOff,

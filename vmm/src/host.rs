@@ -99,7 +99,7 @@ impl Host {
     pub(crate) fn open(spec: VmSpec) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        memory::check(spec.memory)?;
+        memory::check(spec.memory.size)?;
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;

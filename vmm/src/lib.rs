@@ -3,6 +3,7 @@
 //! [`machine::start`] takes a [`spec::VmSpec`] and returns a handle to a running VM. Everything that is asked of it
 //! goes through [`control::VmAction`]; how it ended is a [`control::Outcome`].
 
+pub mod api;
 mod board;
 mod console;
 pub mod control;
@@ -13,7 +14,9 @@ mod interrupts;
 mod kvm;
 pub mod machine;
 mod memory;
+pub mod notice;
 pub mod spec;
+pub mod stats;
 mod vcpu;
 
 pub use console::StreamError;

@@ -3,6 +3,8 @@
 //! [`build`] is the one path to a machine: at start, and again at each reboot of the guest, which drops
 //! the old machine whole and builds a new one around the same [`Host`].
 
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ use crate::host::Host;
 use crate::interrupts::Interrupts;
 use crate::kvm::KvmError;
 use crate::memory;
+use crate::notice::Listener;
 use crate::spec::VmSpec;
 use crate::vcpu::{self, Vcpus};
 
@@ -32,11 +35,23 @@ use crate::vcpu::{self, Vcpus};
 /// one of the ways to reset a PC.
 const STARTED: Duration = Duration::from_secs(1);
 
+/// What a VM is given beside its spec.
+pub struct Setup {
+    /// Its name, from which addresses are made that the spec does not give.
+    pub name: String,
+    /// Where what the guest prints on its `stdio` stream goes until the owner leaves, at the pace of whoever reads it.
+    pub stdout: Option<OwnedFd>,
+    /// The file in which the same is kept, bounded: it is renamed with `.1` after it when it is full.
+    pub log: Option<PathBuf>,
+    /// Told of what happens to the VM.
+    pub listener: Listener,
+}
+
 /// Start the VM that `spec` describes. Returns when its vCPUs run.
 ///
 /// # Errors
 /// If something that the spec names cannot be used, or the host cannot run VMs.
-pub fn start(spec: VmSpec) -> Result<Vm, VmError> {
+pub fn start(spec: VmSpec, _setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
     let host = Host::open(spec)?;
     let console = Arc::clone(&host.console);
@@ -66,7 +81,7 @@ struct Machine {
 /// Build a machine, its vCPUs paused before their first instruction.
 fn build(host: &Host, events: EventSender) -> Result<Machine, VmError> {
     let vm = Arc::new(host.hypervisor.create_vm()?);
-    let ram = memory::reserve(host.spec.memory)?;
+    let ram = memory::reserve(host.spec.memory.size)?;
     memory::register(&vm, &ram)?;
     let interrupts = create_chips(&vm)?;
     let cpuid = host.hypervisor.supported_cpuid()?;
@@ -173,6 +188,15 @@ impl Keeper {
 
     fn act(&mut self, Request { action, reply }: Request) -> Then {
         let then = match action {
+            VmAction::Pause
+            | VmAction::Resume
+            | VmAction::State
+            | VmAction::Stats
+            | VmAction::ResizeDisk { .. }
+            | VmAction::ResizeMemory { .. } => {
+                let _ = reply.send(VmReply::Refused("not yet".to_owned()));
+                return Then::Serve;
+            }
             VmAction::PressPowerButton => {
                 self.machine.board.press_power_button();
                 Then::Serve

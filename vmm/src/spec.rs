@@ -9,9 +9,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod limit;
+mod net;
 mod text;
 
 pub use check::SpecError;
+pub use limit::LimitSpec;
+pub use net::{MAX_NET_QUEUES, Mac, NET_KEYS, NetBackend, NetSpec, PortForward, Protocol};
 pub use text::ParseError;
 
 /// The most vCPUs that a VM can have.
@@ -28,7 +32,19 @@ pub const MAX_DISK_SERIAL: usize = 20;
 /// The most request queues of one disk.
 pub const MAX_DISK_QUEUES: u16 = 16;
 /// The fields of a [`DiskSpec`], by the names that text and files give them.
-pub const DISK_KEYS: &[&str] = &["path", "readonly", "direct", "serial", "queues", "io"];
+pub const DISK_KEYS: &[&str] = &[
+    "path",
+    "readonly",
+    "direct",
+    "serial",
+    "queues",
+    "io",
+    "bandwidth",
+    "bandwidth-burst",
+    "ops",
+    "ops-burst",
+    "burst",
+];
 
 /// One VM, as asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +59,8 @@ pub struct VmSpec {
     pub cmdline: String,
     /// How many vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
-    /// How much memory, at least [`MIN_MEMORY`] and a multiple of [`MEMORY_STEP`].
-    pub memory: Memory,
+    /// How much memory, and of which kind.
+    pub memory: MemorySpec,
     /// How virtio devices are reached.
     pub transport: Transport,
     /// Where the serial port (ttyS0) leads.
@@ -54,11 +70,55 @@ pub struct VmSpec {
     /// The disks, in the order of vda, vdb, …
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
+    /// The network devices, in the order of eth0, eth1, …
+    #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetSpec>,
+    /// The host's ports that lead into the guest, by its first `user` network.
+    #[serde(default, rename = "publish", skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortForward>,
+    /// Stream sockets between guest and host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
+    /// Whether the guest has a balloon: it tells of its memory, gives free pages back, and can be asked for more.
+    #[serde(default = "yes")]
+    pub balloon: bool,
+}
+
+/// What a field is if it is not given.
+fn yes() -> bool {
+    true
+}
+
+/// A VM's memory, written `2G` or `2G,hugepages=on,overcommit=on`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct MemorySpec {
+    /// At least [`MIN_MEMORY`] and a multiple of [`MEMORY_STEP`].
+    pub size: Memory,
+    /// Of the host's reserved huge pages of 2 MiB (hugetlbfs), all taken at the start.
+    pub hugepages: bool,
+    /// It may be more than the host has.
+    pub overcommit: bool,
+}
+
+/// A VM's vsock device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSpec {
+    /// The Unix socket on which the host connects to the guest. What the guest connects to is at this path with `_PORT` after it.
+    pub path: PathBuf,
+    /// The guest's context ID, from 3 on.
+    #[serde(default = "first_cid")]
+    pub cid: u32,
+}
+
+/// Every VM can have the same: it is seen by its own guest only.
+fn first_cid() -> u32 {
+    3
 }
 
 /// One disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// A raw file or a block device.
     pub path: PathBuf,
@@ -78,6 +138,9 @@ pub struct DiskSpec {
     /// How requests reach the host's kernel.
     #[serde(default)]
     pub io: DiskIo,
+    /// What it may do in a time.
+    #[serde(flatten)]
+    pub limit: LimitSpec,
 }
 
 impl DiskSpec {
@@ -91,6 +154,7 @@ impl DiskSpec {
             serial: None,
             queues: None,
             io: DiskIo::Auto,
+            limit: LimitSpec::default(),
         }
     }
 }

@@ -22,12 +22,18 @@ use crate::ratelog;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum DeviceKind {
+    /// virtio-net.
+    Net = 1,
     /// virtio-blk.
     Block = 2,
     /// virtio-console.
     Console = 3,
     /// virtio-rng.
     Rng = 4,
+    /// virtio-balloon.
+    Balloon = 5,
+    /// virtio-vsock.
+    Vsock = 19,
 }
 
 /// The vendor that transports name: "skif", little-endian.

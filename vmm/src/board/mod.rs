@@ -55,7 +55,7 @@ impl Board {
     /// If the host is out of something or there is no place for a device.
     pub(crate) fn build(parts: &Parts<'_>) -> Result<Self, VmError> {
         let (mmio, ports) = (Bus::new(), Bus::new());
-        let window_64 = layout::pci_window_64(parts.host.spec.memory.0, parts.phys_bits);
+        let window_64 = layout::pci_window_64(parts.host.spec.memory.size.0, parts.phys_bits);
         let pci = add_pci(&mmio, &ports, window_64)?;
         let power = add_legacy(&ports, parts)?;
         let virtio = virtio::add(parts, &mmio, &pci)?;

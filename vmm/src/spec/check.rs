@@ -76,11 +76,11 @@ impl VmSpec {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(SpecError::Cpus(self.cpus.into()));
         }
-        if self.memory.0 < MIN_MEMORY {
-            return Err(SpecError::MemoryTooSmall(self.memory));
+        if self.memory.size.0 < MIN_MEMORY {
+            return Err(SpecError::MemoryTooSmall(self.memory.size));
         }
-        if !self.memory.0.is_multiple_of(MEMORY_STEP) {
-            return Err(SpecError::MemoryStep(self.memory));
+        if !self.memory.size.0.is_multiple_of(MEMORY_STEP) {
+            return Err(SpecError::MemoryStep(self.memory.size));
         }
         if (&self.serial, &self.console) == (&Stream::Stdio, &Stream::Stdio) {
             return Err(SpecError::TwoStdio);
@@ -127,7 +127,7 @@ impl VmSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Transport;
+    use crate::spec::{MemorySpec, Transport};
 
     fn good() -> VmSpec {
         VmSpec {
@@ -135,11 +135,15 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             cpus: 1,
-            memory: Memory(MIN_MEMORY),
+            memory: MemorySpec { size: Memory(MIN_MEMORY), hugepages: false, overcommit: false },
             transport: Transport::Pci,
             serial: Stream::Stdio,
             console: Stream::Null,
             disks: Vec::new(),
+            nets: Vec::new(),
+            ports: Vec::new(),
+            vsock: None,
+            balloon: true,
         }
     }
 
@@ -154,7 +158,7 @@ mod tests {
         let mut spec = good();
         spec.validate().unwrap();
         spec.cpus = MAX_CPUS;
-        spec.memory = Memory(1 << 40);
+        spec.memory.size = Memory(1 << 40);
         spec.cmdline = "x".repeat(MAX_CMDLINE);
         let readonly = DiskSpec {
             readonly: true,
@@ -170,9 +174,9 @@ mod tests {
     fn numbers_out_of_range_are_refused() {
         assert_eq!(refused(|spec| spec.cpus = 0), "cpus cannot be 0: a VM has 1 to 64");
         assert_eq!(refused(|spec| spec.cpus = 65), "cpus cannot be 65: a VM has 1 to 64");
-        let small = refused(|spec| spec.memory = Memory(63 << 20));
+        let small = refused(|spec| spec.memory.size = Memory(63 << 20));
         assert_eq!(small, "memory cannot be 63M: a VM has at least 64M");
-        let odd = refused(|spec| spec.memory = Memory((100 << 20) + 4096));
+        let odd = refused(|spec| spec.memory.size = Memory((100 << 20) + 4096));
         assert_eq!(odd, "memory cannot be 102404K: it is counted in whole MiB, 100M would do");
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{DISK_KEYS, DiskIo, DiskSpec, Memory, Stream, Transport};
+use super::{DISK_KEYS, DiskIo, DiskSpec, Memory, MemorySpec, Stream, Transport};
 
 /// A value that was given could not be understood.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -17,6 +17,16 @@ pub enum ParseError {
     /// Not a transport.
     #[error("'{0}' is not a transport: write pci or mmio")]
     Transport(String),
+    /// Not a MAC address that a device can have.
+    #[error(
+        "'{0}' is not a device's MAC address: write six bytes such as 52:54:00:12:34:56, the first of them even"
+    )]
+    Mac(String),
+    /// Not a port forwarding.
+    #[error(
+        "'{0}' forwards no port: write HOST:GUEST or ADDRESS:HOST:GUEST, with /udp after it for UDP, as in 127.0.0.1:8080:80"
+    )]
+    Port(String),
     /// A disk without a path.
     #[error("'{0}' names no file: write path=FILE, as in path=disk.img,readonly=on")]
     DiskPath(String),
@@ -78,6 +88,41 @@ impl From<Memory> for String {
 }
 
 impl TryFrom<String> for Memory {
+    type Error = ParseError;
+
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        text.parse()
+    }
+}
+
+impl FromStr for MemorySpec {
+    type Err = ParseError;
+
+    /// `SIZE[,hugepages=on|off][,overcommit=on|off]`.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        Ok(Self { size: text.parse()?, hugepages: false, overcommit: false })
+    }
+}
+
+impl fmt::Display for MemorySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.size)?;
+        for (name, on) in [("hugepages", self.hugepages), ("overcommit", self.overcommit)] {
+            if on {
+                write!(f, ",{name}=on")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<MemorySpec> for String {
+    fn from(memory: MemorySpec) -> Self {
+        memory.to_string()
+    }
+}
+
+impl TryFrom<String> for MemorySpec {
     type Error = ParseError;
 
     fn try_from(text: String) -> Result<Self, ParseError> {

@@ -10,14 +10,15 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::de::{DeTable, DeValue};
-use vmm::spec::{DISK_KEYS, DiskSpec, Memory, SpecError, Stream, Transport, VmSpec};
+use vmm::spec::{DISK_KEYS, DiskSpec, Memory, MemorySpec, SpecError, Stream, Transport, VmSpec};
 
 use super::options::FLAGS;
 use crate::exit::Usage;
 use crate::flags::closest;
 
 /// The memory of a VM that nobody chose.
-const DEFAULT_MEMORY: Memory = Memory(512 << 20);
+const DEFAULT_MEMORY: MemorySpec =
+    MemorySpec { size: Memory(512 << 20), hugepages: false, overcommit: false };
 
 /// What was asked for. Every path in it is absolute.
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -29,7 +30,7 @@ pub struct Asked {
     pub cmdline: Option<String>,
     /// Wider than the spec's, so that `cpus = 300` is answered by the spec's own message.
     pub cpus: Option<u64>,
-    pub memory: Option<Memory>,
+    pub memory: Option<MemorySpec>,
     pub transport: Option<Transport>,
     pub serial: Option<Stream>,
     pub console: Option<Stream>,
@@ -149,6 +150,10 @@ impl Asked {
             serial,
             console,
             disks: self.disk.into_iter().map(|disk| disk.0).collect(),
+            nets: Vec::new(),
+            ports: Vec::new(),
+            vsock: None,
+            balloon: true,
         };
         spec.validate().map_err(|error| usage(error.to_string()))?;
         Ok(spec)

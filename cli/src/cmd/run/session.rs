@@ -24,7 +24,9 @@ pub fn run(spec: VmSpec) -> Result<u8> {
     let signals = Signals::block().context("cannot block signals")?;
     let has_stdin = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
     let resizes = spec.console == Stream::Stdio;
-    let vm = vmm::machine::start(spec)?;
+    let setup =
+        vmm::machine::Setup { name: "vm".to_owned(), stdout: None, log: None, listener: Box::new(drop) };
+    let vm = vmm::machine::start(spec, setup)?;
     let controller = vm.controller();
     // Lives to the end of this function: every way out gives the terminal back.
     let raw = if has_stdin { Raw::enter(io::stdin()).context("cannot set up the terminal")? } else { None };

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::Result;
-use vmm::spec::{DiskSpec, Memory, Stream, Transport, VmSpec};
+use vmm::spec::{DiskSpec, Stream, Transport, VmSpec};
 
 use super::asked::Asked;
 use super::options::FLAGS;
@@ -123,11 +123,15 @@ fn the_defaults_are_a_small_machine_on_the_serial_port() {
         initrd: None,
         cmdline: "console=ttyS0".to_owned(),
         cpus: 1,
-        memory: Memory(512 << 20),
+        memory: "512M".parse().unwrap(),
         transport: Transport::Pci,
         serial: Stream::Stdio,
         console: Stream::Null,
         disks: Vec::new(),
+        nets: Vec::new(),
+        ports: Vec::new(),
+        vsock: None,
+        balloon: true,
     };
     assert_eq!(spec(&[]), wanted);
 }
@@ -171,7 +175,7 @@ fn flags_win_over_the_file_and_disks_add_up() {
     assert_eq!(all.log_file, Some(dir.path().join("skiff.log")));
     let spec = all.resolve().unwrap();
     assert_eq!(spec.kernel, dir.path().join("boot/k"));
-    assert_eq!((spec.cpus, spec.memory), (3, Memory(1 << 30)));
+    assert_eq!((spec.cpus, spec.memory), (3, "1G".parse().unwrap()));
     assert_eq!(spec.serial, Stream::File(dir.path().join("log")));
     let wanted = [
         DiskSpec::new(dir.path().join("a.img")),

@@ -9,7 +9,6 @@
 //!                          └──drain() at the end: waits, then cancels, then gives up
 //! ```
 
-mod buffers;
 mod plain;
 #[cfg(test)]
 mod tests;
@@ -21,7 +20,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-pub use buffers::Buffers;
+pub use crate::virtio::buffers::Buffers;
 
 use super::{Disk, Extent};
 use plain::Plain;

@@ -458,7 +458,9 @@ fn class(kind: DeviceKind) -> u32 {
         DeviceKind::Block => 0x01_80_00,
         // Communication, other.
         DeviceKind::Console => 0x07_80_00,
+        // Network, Ethernet.
+        DeviceKind::Net => 0x02_00_00,
         // Unclassified.
-        DeviceKind::Rng => 0x00_ff_00,
+        DeviceKind::Rng | DeviceKind::Balloon | DeviceKind::Vsock => 0x00_ff_00,
     }
 }

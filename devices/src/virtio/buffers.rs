@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestMemoryBackend};
 
 use arch::memory::SharedRam;
 
-use crate::virtio::chain::{self, Segment};
+use super::chain::{self, Segment};
 
 /// What one system call takes (`IOV_MAX`).
 const MAX_IOVECS: usize = 1024;
@@ -37,7 +37,7 @@ impl Buffers {
     ///
     /// # Errors
     /// If a segment is outside guest RAM after all.
-    pub(super) fn point(&self, from: u64, iovecs: &mut Vec<libc::iovec>) -> io::Result<()> {
+    pub(crate) fn point(&self, from: u64, iovecs: &mut Vec<libc::iovec>) -> io::Result<()> {
         iovecs.clear();
         for segment in chain::slice(&self.segments, from, u64::MAX) {
             for piece in self.ram.get_slices(segment.addr, segment.len as usize) {
@@ -56,7 +56,7 @@ impl Buffers {
     ///
     /// # Errors
     /// If a segment is outside guest RAM after all.
-    pub(super) fn fill(&self, from: u64, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn fill(&self, from: u64, data: &[u8]) -> io::Result<()> {
         let mut rest = data;
         for segment in chain::slice(&self.segments, from, data.len() as u64) {
             // `slice` yields no more than `data.len()` bytes together.
@@ -71,7 +71,7 @@ impl Buffers {
     ///
     /// # Errors
     /// If a segment is outside guest RAM after all.
-    pub(super) fn fetch(&self, from: u64, data: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn fetch(&self, from: u64, data: &mut [u8]) -> io::Result<()> {
         let mut at = 0;
         for segment in chain::slice(&self.segments, from, data.len() as u64) {
             let Some(piece) = data.get_mut(at..at + segment.len as usize) else { break };

@@ -1,0 +1,1 @@
+//! virtio-balloon: memory that the guest gives back (virtio 1.2, 5.5).

@@ -1,0 +1,1 @@
+//! virtio-net: frames between a guest and a back end (virtio 1.2, 5.1).

@@ -1,0 +1,34 @@
+//! What a VM tells of its life while it runs, for `events`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::types::Ended;
+
+/// One thing that happened to a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Notice {
+    /// Its vCPUs run for the first time.
+    Started,
+    /// The guest's kernel has taken over: the first driver of this boot has started its virtio device.
+    Booted,
+    /// It was paused.
+    Paused,
+    /// It goes on.
+    Resumed,
+    /// The guest was reset and boots again.
+    Rebooted,
+    /// The guest's kernel panicked.
+    Panicked {
+        /// The last lines it printed, oldest first.
+        last_lines: Vec<String>,
+    },
+    /// It has ended, and this is the last that is heard of it.
+    Stopped {
+        /// How.
+        end: Ended,
+    },
+}
+
+/// Told of everything, in order, on the thread where it happens; must not block.
+pub type Listener = Box<dyn Fn(Notice) + Send + Sync>;
