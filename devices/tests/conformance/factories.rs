@@ -1,10 +1,12 @@
 //! The devices under test.
 
 use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use devices::disk::engine::EngineKind;
 use devices::disk::{Disk, DiskOptions};
+use devices::limit::{Limit, Limiter, Limits};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
@@ -52,6 +54,7 @@ pub fn all_devices() -> Vec<Factory> {
         rng(),
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
+        block("limited block", limited_block),
     ]
 }
 
@@ -60,7 +63,7 @@ fn rng() -> Factory {
         name: "rng",
         kind: DeviceKind::Rng,
         queues: 1,
-        make: || Made { device: Box::new(Rng::new("rng0")), poke: Box::new(|| {}) },
+        make: || Made { device: Box::new(Rng::new("rng0", Arc::default())), poke: Box::new(|| {}) },
         request: |guest, _| {
             let addr = guest.alloc(64);
             Request {
@@ -81,7 +84,8 @@ fn console() -> Factory {
         queues: 2,
         make: || {
             let size = ConsoleSize { columns: 80, rows: 25 };
-            let (device, input) = Console::new("con0", Box::new(io::sink()), Some(size)).expect("a console");
+            let (device, input) =
+                Console::new("con0", Box::new(io::sink()), Some(size), Arc::default()).expect("a console");
             let poke = Box::new(move || assert!(input.push(b"hello") == 5));
             Made { device: Box::new(device), poke }
         },
@@ -118,7 +122,18 @@ fn disk() -> Arc<Disk> {
 }
 
 fn block_device(engine: EngineKind) -> Made {
-    let options = BlockOptions { queues: 2, queue_size: 64, serial: None, engine };
+    made_of(BlockOptions { engine, ..BlockOptions::default() })
+}
+
+/// Two queues that must wait for each other and the clock before most requests.
+fn limited_block() -> Made {
+    let limit = |rate, burst| Some(Limit { rate: NonZero::new(rate)?, burst: NonZero::new(burst)? });
+    let limits = Limits { bandwidth: limit(10 << 20, 512), ops: limit(2000, 1) };
+    made_of(BlockOptions { limiter: Limiter::new(limits), ..BlockOptions::default() })
+}
+
+fn made_of(options: BlockOptions) -> Made {
+    let options = BlockOptions { queues: 2, queue_size: 64, ..options };
     Made { device: Box::new(Block::new("disk0".to_owned(), disk(), options)), poke: Box::new(|| {}) }
 }
 
