@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
+use devices::limit::Limiter;
 
 use crate::console::{Console, Sink};
 use crate::counting::DeviceCounters;
@@ -80,11 +81,18 @@ pub enum HostError {
     },
 }
 
+/// The host's side of one disk.
+pub(crate) struct HostDisk {
+    pub(crate) disk: Arc<Disk>,
+    /// Here and not with the device, so that a reboot fills no bucket.
+    pub(crate) limiter: Option<Arc<Limiter>>,
+}
+
 /// The host's side of one VM.
 pub(crate) struct Host {
     pub(crate) spec: VmSpec,
     pub(crate) hypervisor: Hypervisor,
-    pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) disks: Vec<HostDisk>,
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
@@ -102,6 +110,7 @@ impl Host {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         memory::check(spec.memory.size)?;
+        survive_file_size_limits();
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
@@ -162,14 +171,20 @@ fn open(what: &'static str, path: &Path) -> Result<File, HostError> {
     File::open(path).map_err(failed)
 }
 
-fn open_disk(disk: &DiskSpec) -> Result<Arc<Disk>, VmError> {
+/// A write beyond `ulimit -f` is an error of that write, as one to a full file system is, and not the end of the process.
+fn survive_file_size_limits() {
+    // SAFETY: to ignore a signal runs nothing in this process.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+fn open_disk(disk: &DiskSpec) -> Result<HostDisk, VmError> {
     if disk.io == DiskIo::Uring {
         // The device asks again when its driver starts it, but then only the log could tell.
         let failed = |source| HostError::NoUring { path: disk.path.display().to_string(), source };
         probe_uring().map_err(failed)?;
     }
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
-    Ok(Disk::open(&options).map(Arc::new)?)
+    Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use arch::boot::{self, Entry, Initrd, Kernel};
 use arch::memory::{GuestRam, SharedRam};
 use arch::regs;
 use devices::bus::Effect;
+use devices::ratelog::Chained;
 use devices::virtio::console::ConsoleSize;
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
@@ -192,7 +193,6 @@ impl Keeper {
             | VmAction::Resume
             | VmAction::State
             | VmAction::Stats
-            | VmAction::ResizeDisk { .. }
             | VmAction::ResizeMemory { .. } => {
                 let _ = reply.send(VmReply::Refused("not yet".to_owned()));
                 return Then::Serve;
@@ -204,6 +204,13 @@ impl Keeper {
             VmAction::ResizeConsole { columns, rows } => {
                 self.machine.board.resize_console(ConsoleSize { columns, rows });
                 Then::Serve
+            }
+            VmAction::ResizeDisk { disk, size } => {
+                let refused = self.machine.board.resize_disk(&disk, size).err();
+                let _ = reply.send(
+                    refused.map_or(VmReply::Done, |error| VmReply::Refused(Chained(&error).to_string())),
+                );
+                return Then::Serve;
             }
             VmAction::Kill => {
                 // Again: whoever asked may have cut the outputs of the boot before this one.

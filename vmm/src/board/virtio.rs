@@ -10,12 +10,13 @@ use devices::irq::{Doorbells, MsiController};
 use devices::pci::PciHost;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
-use devices::virtio::device::VirtioDevice;
+use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
 use devices::virtio::transport::{VirtioMmio, VirtioPci};
 
+use super::disks::Disks;
 use super::{Parts, queues};
 use crate::console::Pace;
 use crate::error::VmError;
@@ -27,17 +28,21 @@ pub(super) struct Added {
     pub(super) mmio: Vec<MmioDevice>,
     /// The console's input.
     pub(super) console: ConsoleInput,
+    /// The disks.
+    pub(super) disks: Disks,
 }
 
 /// Make all virtio devices and put them on the bus.
 pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, VmError> {
     let host = parts.host;
     let mut mmio = Vec::new();
+    let mut disks = Disks::default();
     let mut place = |device: Box<dyn VirtioDevice>| match host.spec.transport {
         Transport::Pci => add_pci(device, parts, pci),
         Transport::Mmio => add_mmio(device, parts, bus, &mut mmio),
     };
-    for (index, (disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
+    for (index, (host_disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
+        let id = format!("disk{index}");
         let options = BlockOptions {
             queues: queues(spec.queues, &host.spec),
             serial: spec.serial.as_deref().map(str::parse).transpose()?,
@@ -46,19 +51,24 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
                 DiskIo::Uring => EngineKind::Uring,
                 DiskIo::Plain => EngineKind::Plain,
             },
+            limiter: host_disk.limiter.clone(),
+            counters: host.counters.of(&id, DeviceKind::Block),
             ..BlockOptions::default()
         };
-        place(Box::new(Block::new(format!("disk{index}"), Arc::clone(disk), options)))?;
+        let block = Block::new(id.clone(), Arc::clone(&host_disk.disk), options);
+        disks.add(id, block.resizer());
+        place(Box::new(block))?;
     }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
-    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()))
+    let counters = host.counters.of("console0", DeviceKind::Console);
+    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()), counters)
         .map_err(VmError::resources("make the console"))?;
     if host.spec.console == Stream::Stdio {
         host.console.connect(Some(Arc::new(input.clone())));
     }
     place(Box::new(console))?;
-    place(Box::new(Rng::new("rng0")))?;
-    Ok(Added { mmio, console: input })
+    place(Box::new(Rng::new("rng0", host.counters.of("rng0", DeviceKind::Rng))))?;
+    Ok(Added { mmio, console: input, disks })
 }
 
 fn add_pci(device: Box<dyn VirtioDevice>, parts: &Parts<'_>, pci: &PciHost) -> Result<(), VmError> {

@@ -292,7 +292,7 @@ fn events_end_the_wait_on_an_old_kernel_too() {
     let mut bench = Bench::new(EngineKind::Plain, file, &options).unwrap();
     let [kick, kill] = [&bench.kick, &bench.kill].map(|event| event.try_clone().unwrap());
     let events = Events { kick, kill };
-    bench.engine = Box::new(Uring::new(Arc::clone(&bench.disk), &events, 32).unwrap().as_on_an_old_kernel());
+    bench.engine = Box::new(Uring::new(Arc::clone(&bench.disk), &events, 32).unwrap().like_an_old_kernel());
     is_woken_by_its_events(bench);
 }
 

@@ -126,7 +126,7 @@ impl<T> Uring<T> {
 
     /// As on a kernel without multishot polls, and without an end of waiting.
     #[cfg(test)]
-    pub(super) fn as_on_an_old_kernel(mut self) -> Self {
+    pub(super) fn like_an_old_kernel(mut self) -> Self {
         self.multishot = false;
         self.timed = false;
         self
