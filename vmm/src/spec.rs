@@ -46,7 +46,7 @@ pub const DISK_KEYS: &[&str] = &[
     "burst",
 ];
 
-/// One VM, as asked for.
+/// One VM, as asked for. What TOML writes as a table stands last, for there nothing plain can follow it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
@@ -67,21 +67,21 @@ pub struct VmSpec {
     pub serial: Stream,
     /// Where the virtio console (hvc0) leads.
     pub console: Stream,
-    /// The disks, in the order of vda, vdb, …
-    #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<DiskSpec>,
-    /// The network devices, in the order of eth0, eth1, …
-    #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
-    pub nets: Vec<NetSpec>,
+    /// Whether the guest has a balloon: it tells of its memory, gives free pages back, and can be asked for more.
+    #[serde(default = "yes")]
+    pub balloon: bool,
     /// The host's ports that lead into the guest, by its first `user` network.
     #[serde(default, rename = "publish", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortForward>,
     /// Stream sockets between guest and host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSpec>,
-    /// Whether the guest has a balloon: it tells of its memory, gives free pages back, and can be asked for more.
-    #[serde(default = "yes")]
-    pub balloon: bool,
+    /// The disks, in the order of vda, vdb, …
+    #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// The network devices, in the order of eth0, eth1, …
+    #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetSpec>,
 }
 
 /// What a field is if it is not given.

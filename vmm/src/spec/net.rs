@@ -54,8 +54,8 @@ pub enum NetBackend {
     Tap(String),
     /// An open tap device, inherited as this file descriptor.
     Fd(i32),
-    /// The user's own network, by passt. The value is always true; text and files say `user`.
-    User(bool),
+    /// The user's own network, by passt.
+    User,
 }
 
 /// A MAC address.

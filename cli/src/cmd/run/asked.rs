@@ -34,6 +34,7 @@ pub struct Asked {
     pub transport: Option<Transport>,
     pub serial: Option<Stream>,
     pub console: Option<Stream>,
+    pub balloon: Option<bool>,
     #[serde(default)]
     pub disk: Vec<DiskEntry>,
     /// The file to take the rest from. A file cannot name another.
@@ -121,6 +122,7 @@ impl Asked {
             transport: self.transport.or(file.transport),
             serial: self.serial.or(file.serial),
             console: self.console.or(file.console),
+            balloon: self.balloon.or(file.balloon),
             disk: file.disk.into_iter().chain(self.disk).collect(),
             config: self.config.or(file.config),
             dry_run: self.dry_run.or(file.dry_run),
@@ -153,7 +155,7 @@ impl Asked {
             nets: Vec::new(),
             ports: Vec::new(),
             vsock: None,
-            balloon: true,
+            balloon: self.balloon.unwrap_or(true),
         };
         spec.validate().map_err(|error| usage(error.to_string()))?;
         Ok(spec)

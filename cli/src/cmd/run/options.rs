@@ -12,8 +12,8 @@ const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, SERIAL, CONSOLE, TRANSPORT, CONFIG, DRY_RUN, VERBOSE,
-    LOG_FILE,
+    KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, SERIAL, CONSOLE, BALLOON, TRANSPORT, CONFIG, DRY_RUN,
+    VERBOSE, LOG_FILE,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
@@ -146,6 +146,20 @@ const CONSOLE: Flag<Asked> = Flag {
     example: Example { args: &["--console", "stdio"], toml: "console = \"stdio\"" },
     apply: |asked, value| {
         asked.console = Some(stream(value)?);
+        Ok(())
+    },
+};
+
+const BALLOON: Flag<Asked> = Flag {
+    name: "balloon",
+    short: None,
+    takes: Takes::Choice("on|off", &["on", "off"]),
+    help: "Whether the guest has a balloon device [default: on]",
+    long: "By it the guest tells how much memory it uses, gives pages that it no longer needs back to the host, and can \
+           be asked for more.",
+    example: Example { args: &["--balloon", "off"], toml: "balloon = false" },
+    apply: |asked, value| {
+        asked.balloon = Some(utf8(value)? == "on");
         Ok(())
     },
 };

@@ -82,6 +82,7 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
         ),
         ("serial", "tty", "--serial: 'tty' is not one of stdio, file=PATH and null"),
         ("console", "file", "--console: 'file' is not one of stdio, file=PATH and null"),
+        ("balloon", "maybe", "[possible values: on, off]"),
         ("transport", "isa", "[possible values: pci, mmio]"),
         ("config", "", "--config: the path is empty: name a file"),
         ("log-file", "", "--log-file: the path is empty: name a file"),
