@@ -9,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 
 use crate::exit::Usage;
+pub use vmm::spec::closest;
 
 /// A flag that changes a `T`.
 pub struct Flag<T> {
@@ -124,14 +125,4 @@ pub fn apply<T>(flags: &[Flag<T>], matches: &ArgMatches, target: &mut T) -> Resu
 /// `value` as UTF-8.
 pub fn utf8(value: &OsStr) -> Result<&str> {
     value.to_str().with_context(|| format!("'{}' is not UTF-8", value.display()))
-}
-
-/// The one of `known` that `wrong` was most likely meant to be.
-pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }
