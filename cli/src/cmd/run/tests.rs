@@ -13,7 +13,7 @@ use crate::flags::{self, Takes};
 
 /// What `args` ask for.
 fn asked(args: &[&str]) -> Result<Asked> {
-    let matches = super::command().try_get_matches_from([&["run"], args].concat())?;
+    let matches = super::VERB.command().try_get_matches_from([&["run"], args].concat())?;
     let mut asked = Asked::default();
     flags::apply(FLAGS, &matches, &mut asked)?;
     Ok(asked)
@@ -51,7 +51,7 @@ fn every_flag_does_what_its_example_says_and_the_same_in_a_file() {
 
 #[test]
 fn every_flag_has_help_and_a_name_of_its_own() {
-    let help = super::command().render_long_help().to_string();
+    let help = super::VERB.command().render_long_help().to_string();
     for (at, flag) in FLAGS.iter().enumerate() {
         assert!(!flag.help.is_empty() && !flag.help.ends_with('.'), "--{}", flag.name);
         assert!(FLAGS.iter().take(at).all(|other| other.name != flag.name), "--{} twice", flag.name);
