@@ -1,6 +1,7 @@
-//! One record per flag: its name, its help, what it does, and an example that is also its test.
+//! One record per flag: its name, its help, what it does, and an example that is also its test; and one per operand.
 //!
-//! The command line, the keys of a file, help texts, and whatever is generated from them all come from these records.
+//! The command line, the keys of a file, help texts, and whatever is generated from them all come from these records. A
+//! [`Described`] is a flag without what it does, so that the flags of all verbs can be looked at alike.
 
 use std::ffi::{OsStr, OsString};
 
@@ -9,6 +10,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 
 use crate::exit::Usage;
+pub use vmm::spec::closest;
 
 /// A flag that changes a `T`.
 pub struct Flag<T> {
@@ -52,11 +54,83 @@ pub struct Example {
     pub toml: &'static str,
 }
 
-impl<T> Flag<T> {
+/// A flag as whoever only tells of it sees it: see [`Flag`].
+#[derive(Clone, Copy)]
+pub struct Described {
+    pub name: &'static str,
+    pub short: Option<char>,
+    pub takes: &'static Takes,
+    pub help: &'static str,
+    pub long: &'static str,
+    pub example: &'static Example,
+}
+
+/// What stands on the command line without a dash.
+pub struct Operand {
+    /// What it is called in the help.
+    pub name: &'static str,
+    /// How many there are.
+    pub count: Count,
+    /// What a shell can complete it with.
+    pub completes: Completes,
+    /// One line.
+    pub help: &'static str,
+}
+
+/// How often an [`Operand`] may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Exactly once.
+    One,
+    /// Once or more.
+    Some,
+    /// As often as wanted, or not at all.
+    Any,
+}
+
+/// What a shell can complete an [`Operand`] with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completes {
+    /// Any VM: what `skiff ps -aq` prints.
+    Vms,
+    /// A VM that runs: what `skiff ps -q` prints.
+    RunningVms,
+    /// Nothing that is there already.
+    Nothing,
+}
+
+impl Operand {
+    fn arg(&self) -> Arg {
+        let arg = Arg::new(self.name).value_name(self.name).help(self.help).value_hint(ValueHint::Other);
+        match self.count {
+            Count::One => arg.required(true),
+            Count::Some => arg.required(true).num_args(1..).action(ArgAction::Append),
+            Count::Any => arg.num_args(0..).action(ArgAction::Append),
+        }
+    }
+
+    /// What was given for it, in order, each once.
+    pub fn given(&self, matches: &ArgMatches) -> Vec<String> {
+        let mut given: Vec<String> = Vec::new();
+        for text in matches.get_many::<String>(self.name).into_iter().flatten() {
+            if !given.contains(text) {
+                given.push(text.clone());
+            }
+        }
+        given
+    }
+
+    /// What was given for one that stands exactly once.
+    pub fn one(&self, matches: &ArgMatches) -> String {
+        matches.get_one::<String>(self.name).cloned().unwrap_or_default()
+    }
+}
+
+impl Described {
     fn arg(&self) -> Arg {
         let arg =
             Arg::new(self.name).long(self.name).short(self.short).help(self.help).long_help(self.long_help());
-        match &self.takes {
+        match self.takes {
             Takes::File(name) => text(arg, name).value_hint(ValueHint::FilePath),
             Takes::Text(name) => text(arg, name),
             Takes::Texts(name) => text(arg, name).action(ArgAction::Append),
@@ -82,6 +156,20 @@ impl<T> Flag<T> {
         }
         help
     }
+}
+
+impl<T> Flag<T> {
+    /// Without what it does.
+    const fn describe(&'static self) -> Described {
+        Described {
+            name: self.name,
+            short: self.short,
+            takes: &self.takes,
+            help: self.help,
+            long: self.long,
+            example: &self.example,
+        }
+    }
 
     /// Every value that was given for this flag, in order.
     fn given(&self, matches: &ArgMatches) -> Vec<OsString> {
@@ -105,9 +193,14 @@ fn text(arg: Arg, name: &'static str) -> Arg {
     arg.value_name(name).value_parser(clap::value_parser!(OsString))
 }
 
-/// Give `command` all of `flags`.
-pub fn add<T>(command: Command, flags: &[Flag<T>]) -> Command {
-    command.args(flags.iter().map(Flag::arg))
+/// All of `flags`, without what they do.
+pub fn describe<T>(flags: &'static [Flag<T>]) -> Vec<Described> {
+    flags.iter().map(Flag::describe).collect()
+}
+
+/// Give `command` all of `flags` and `operands`.
+pub fn add(command: Command, flags: &[Described], operands: &[Operand]) -> Command {
+    command.args(flags.iter().map(Described::arg)).args(operands.iter().map(Operand::arg))
 }
 
 /// Let every flag that was given change `target`.
@@ -124,14 +217,4 @@ pub fn apply<T>(flags: &[Flag<T>], matches: &ArgMatches, target: &mut T) -> Resu
 /// `value` as UTF-8.
 pub fn utf8(value: &OsStr) -> Result<&str> {
     value.to_str().with_context(|| format!("'{}' is not UTF-8", value.display()))
-}
-
-/// The one of `known` that `wrong` was most likely meant to be.
-pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }

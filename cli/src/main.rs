@@ -24,7 +24,7 @@ fn command() -> Command {
         .after_help(exit::HELP)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands(cmd::VERBS.iter().map(|verb| (verb.command)()))
+        .subcommands(cmd::VERBS.iter().map(cmd::Verb::command))
 }
 
 fn main() -> ExitCode {

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write as _};
 
 use anyhow::{Context, Result};
-use clap::{ArgMatches, Command};
+use clap::ArgMatches;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
@@ -18,7 +18,16 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub const VERB: Verb = Verb { name: "run", command, run };
+pub const VERB: Verb = Verb {
+    name: "run",
+    about: "Boot a VM and give it this terminal",
+    long: "Boot a VM and give it this terminal. It runs in the foreground: the guest's poweroff ends it, and so \
+           does Ctrl-] q. A guest's reboot boots it again in place.",
+    after: || format!("{EXAMPLES}\n\n{}", crate::exit::HELP),
+    flags: || flags::describe(options::FLAGS),
+    operands: &[],
+    run,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,17 +41,6 @@ Keys, when the guest has a terminal:
   Ctrl-] q       end the VM
   Ctrl-] p       press its power button
   Ctrl-] Ctrl-]  type Ctrl-]";
-
-fn command() -> Command {
-    let command = Command::new(VERB.name)
-        .about("Boot a VM and give it this terminal")
-        .long_about(
-            "Boot a VM and give it this terminal. It runs in the foreground: the guest's poweroff ends it, and so \
-             does Ctrl-] q. A guest's reboot boots it again in place.",
-        )
-        .after_help(format!("{EXAMPLES}\n\n{}", crate::exit::HELP));
-    flags::add(command, options::FLAGS)
-}
 
 fn run(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
