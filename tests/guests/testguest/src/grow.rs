@@ -18,6 +18,8 @@ pub fn disk() -> Outcome {
     let mut disk = Disk::prepare(&found, 0);
     interrupts::connect(&found, &mut disk)?;
     disk.go();
+    // Of requests: only the change is to be heard.
+    disk.device.rings[0].no_interrupts();
     let before = disk.sectors()?;
     let data = pages(1);
     // SAFETY: a page of our own; the device is idle.
