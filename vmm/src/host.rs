@@ -12,10 +12,12 @@ use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 
 use crate::console::{Console, Hub, Sink};
+use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
 use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
+use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -87,6 +89,8 @@ pub(crate) struct Host {
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
+    pub(crate) counters: DeviceCounters,
+    pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     kernel: File,
     initrd: Option<File>,
 }
@@ -107,7 +111,18 @@ impl Host {
         let console_sink = Sink::open(&spec.console)?;
         let has_stdio = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
         let console = Arc::new(Console::new(stdio, has_stdio));
-        Ok(Self { hypervisor, disks, serial, console_sink, console, kernel, initrd, spec })
+        Ok(Self {
+            hypervisor,
+            disks,
+            serial,
+            console_sink,
+            console,
+            counters: DeviceCounters::default(),
+            vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
+            kernel,
+            initrd,
+            spec,
+        })
     }
 
     /// The kernel file's bytes.
