@@ -18,6 +18,7 @@ use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
 use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
+use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -97,6 +98,7 @@ pub(crate) struct Host {
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
     pub(crate) counters: DeviceCounters,
+    pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     kernel: File,
     initrd: Option<File>,
 }
@@ -125,6 +127,7 @@ impl Host {
             console_sink,
             console,
             counters: DeviceCounters::default(),
+            vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
             kernel,
             initrd,
             spec,

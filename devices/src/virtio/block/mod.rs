@@ -7,7 +7,6 @@ mod config;
 mod request;
 mod resize;
 mod serial;
-mod spin;
 mod worker;
 
 #[cfg(test)]

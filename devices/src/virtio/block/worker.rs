@@ -14,7 +14,6 @@
 
 use std::io;
 use std::num::NonZero;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,7 +25,6 @@ use arch::memory::SharedRam;
 
 use super::request::{Bounds, Kind, Malformed, Request, Status};
 use super::serial::Serial;
-use super::spin::Spin;
 use crate::counters::Counters;
 use crate::disk::Disk;
 use crate::disk::engine::{self, Buffers, Done, Engine, EngineKind, Events, Io, Sleep, Wake};
@@ -35,6 +33,8 @@ use crate::ratelog::{self, Chained};
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::spin::Spin;
+use crate::worker::wait_for;
 
 /// How many requests are handed to the host at once. A request that the host answers from its cache is given back
 /// while the guest has others in the queue, so that the guest and the host work side by side.
@@ -306,17 +306,5 @@ impl Service<'_> {
         self.worker.counters.requests.add(1);
         self.untold = true;
         Ok(())
-    }
-}
-
-/// Sleep until `event` is readable, without reading it.
-fn wait_for(event: &EventFd) {
-    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    loop {
-        // SAFETY: `poll` is one entry and outlives the call.
-        let ready = unsafe { libc::poll(&mut poll, 1, -1) };
-        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return;
-        }
     }
 }
