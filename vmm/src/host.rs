@@ -11,11 +11,13 @@ use std::sync::Arc;
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 
-use crate::console::{Console, Sink};
+use crate::console::{Console, Hub, Sink};
+use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
-use crate::spec::{DiskIo, DiskSpec, VmSpec};
+use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
+use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -87,16 +89,18 @@ pub(crate) struct Host {
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
+    pub(crate) counters: DeviceCounters,
+    pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     kernel: File,
     initrd: Option<File>,
 }
 
 impl Host {
-    /// Open everything that `spec` names.
+    /// Open everything that `spec` names. Its streams that are called `stdio` lead to the hub of that name.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec) -> Result<Self, VmError> {
+    pub(crate) fn open(spec: VmSpec, stdio: Hub) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         memory::check(spec.memory.size)?;
@@ -105,7 +109,20 @@ impl Host {
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
         let console_sink = Sink::open(&spec.console)?;
-        Ok(Self { hypervisor, disks, serial, console_sink, console: Arc::default(), kernel, initrd, spec })
+        let has_stdio = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
+        let console = Arc::new(Console::new(stdio, has_stdio));
+        Ok(Self {
+            hypervisor,
+            disks,
+            serial,
+            console_sink,
+            console,
+            counters: DeviceCounters::default(),
+            vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
+            kernel,
+            initrd,
+            spec,
+        })
     }
 
     /// The kernel file's bytes.

@@ -1,6 +1,8 @@
 //! The guest's RAM: reserved lazily, shown to KVM. Nothing is touched before the guest or its loader does.
 
+use std::fs;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arch::layout;
@@ -174,9 +176,50 @@ pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// How much of `ram` the host has backed with memory of its own, in bytes; 0 where it does not tell.
+pub fn resident(ram: &GuestRam) -> u64 {
+    let range = |region: &GuestRegionMmap<()>| {
+        let start = region.as_ptr() as u64;
+        start..start + region.len()
+    };
+    let regions: Vec<_> = ram.iter().map(range).collect();
+    match fs::read_to_string("/proc/self/smaps") {
+        Ok(smaps) => resident_in(&smaps, &regions),
+        Err(error) => {
+            log::debug!("how much memory is resident is not known: {error}");
+            0
+        }
+    }
+}
+
+/// What `smaps` (proc_pid_smaps(5)) says of the mappings that overlap `regions`.
+fn resident_in(smaps: &str, regions: &[Range<u64>]) -> u64 {
+    let mut ours = false;
+    let mut kib = 0;
+    for line in smaps.lines() {
+        if let Some(mapping) = mapping(line) {
+            ours = regions.iter().any(|region| mapping.start < region.end && region.start < mapping.end);
+        } else if ours && let Some((name, value)) = line.split_once(':') {
+            // Huge pages of hugetlbfs are not part of Rss.
+            if matches!(name, "Rss" | "Private_Hugetlb" | "Shared_Hugetlb") {
+                kib +=
+                    value.trim().strip_suffix(" kB").and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
+            }
+        }
+    }
+    kib << 10
+}
+
+/// The range of the mapping that `line` begins with, if it does: `7f0000000000-7f0040000000 rw-p …`.
+fn mapping(line: &str) -> Option<Range<u64>> {
+    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_memory::Bytes;
 
     #[test]
     fn more_memory_than_the_host_has_is_refused_with_both_figures() {
@@ -191,6 +234,28 @@ mod tests {
         let ram = reserve(Memory(6 << 30)).unwrap();
         let regions: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
         assert_eq!(regions, [(0, 3 << 30), (4 << 30, 3 << 30)]);
+    }
+
+    #[test]
+    fn what_is_touched_is_resident() {
+        let ram = reserve(Memory(64 << 20)).unwrap();
+        assert_eq!(resident(&ram), 0);
+        ram.write_slice(&[1], GuestAddress(20 << 20)).unwrap();
+        let touched = resident(&ram);
+        assert!((4096..=HUGE_PAGE as u64).contains(&touched), "{touched}");
+    }
+
+    #[test]
+    fn only_the_guests_own_mappings_count_huge_pages_too() {
+        let smaps = "\
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \nSize:               2048 kB\nRss:                  12 kB
+7f0000200000-7f0000400000 rw-p 00000000 00:0f 1 /anon_hugepage (deleted)\nRss:  0 kB\nPrivate_Hugetlb:    2048 kB
+7f0000400000-7f0000401000 r-xp 00000000 00:0f 1 /lib/x.so\nRss:  4 kB\nVmFlags: rd ex mr mw me\n";
+        let base = 0x7f00_0000_0000;
+        let of = |start, len| resident_in(smaps, std::slice::from_ref(&(start..start + len)));
+        assert_eq!(of(base, 0x40_0000), (12 << 10) + (2 << 20));
+        assert_eq!(of(base + 0x40_0800, 1), 4 << 10);
+        assert_eq!(of(0, base), 0);
     }
 
     /// Other tests map and unmap memory meanwhile, which may spoil a try; not all of them.

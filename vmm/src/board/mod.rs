@@ -22,6 +22,7 @@ use devices::legacy::serial::{SERIAL_PORTS, SERIAL_PORTS_LEN, SerialPort};
 use devices::pci::host::{CONFIG_PORTS, CONFIG_PORTS_LEN, ECAM_LEN};
 use devices::pci::{ConfigPorts, Ecam, PciHost, Windows};
 use devices::virtio::console::{ConsoleInput, ConsoleSize};
+use devices::virtio::transport::Transport;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::console::Pace;
@@ -39,6 +40,9 @@ pub(crate) struct Parts<'a> {
     pub(crate) phys_bits: u8,
 }
 
+/// A virtio transport as the `vmm` thread holds it.
+type SharedTransport = Arc<Mutex<dyn Transport>>;
+
 /// The devices of one boot.
 pub(crate) struct Board {
     pub(crate) mmio: Bus,
@@ -46,6 +50,7 @@ pub(crate) struct Board {
     pci: Arc<PciHost>,
     power: Arc<Mutex<Power>>,
     console: ConsoleInput,
+    transports: Vec<SharedTransport>,
 }
 
 impl Board {
@@ -67,12 +72,26 @@ impl Board {
             pvpanic: true,
         };
         acpi::write(&tables, parts.ram).map_err(VmError::Acpi)?;
-        Ok(Self { mmio, ports, pci, power, console: virtio.console })
+        Ok(Self { mmio, ports, pci, power, console: virtio.console, transports: virtio.transports })
     }
 
     /// Put every BAR where the guest's configuration says.
     pub(crate) fn settle_bars(&self) {
         self.pci.settle_bars(&self.mmio);
+    }
+
+    /// Stop every virtio device where it is. Nobody drives them meanwhile.
+    pub(crate) fn pause_devices(&self) {
+        for transport in &self.transports {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).pause();
+        }
+    }
+
+    /// Let them go on.
+    pub(crate) fn resume_devices(&self) {
+        for transport in &self.transports {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        }
     }
 
     /// Press the ACPI power button.

@@ -16,7 +16,7 @@ use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
 use devices::virtio::transport::{VirtioMmio, VirtioPci};
 
-use super::{Parts, queues};
+use super::{Parts, SharedTransport, queues};
 use crate::console::Pace;
 use crate::error::VmError;
 use crate::spec::{DiskIo, Stream, Transport};
@@ -27,15 +27,21 @@ pub(super) struct Added {
     pub(super) mmio: Vec<MmioDevice>,
     /// The console's input.
     pub(super) console: ConsoleInput,
+    /// All of them, to pause them.
+    pub(super) transports: Vec<SharedTransport>,
 }
 
 /// Make all virtio devices and put them on the bus.
 pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, VmError> {
     let host = parts.host;
     let mut mmio = Vec::new();
-    let mut place = |device: Box<dyn VirtioDevice>| match host.spec.transport {
-        Transport::Pci => add_pci(device, parts, pci),
-        Transport::Mmio => add_mmio(device, parts, bus, &mut mmio),
+    let mut transports = Vec::new();
+    let mut place = |device: Box<dyn VirtioDevice>| -> Result<(), VmError> {
+        transports.push(match host.spec.transport {
+            Transport::Pci => add_pci(device, parts, pci)?,
+            Transport::Mmio => add_mmio(device, parts, bus, &mut mmio)?,
+        });
+        Ok(())
     };
     for (index, (disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
         let options = BlockOptions {
@@ -58,16 +64,23 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
     }
     place(Box::new(console))?;
     place(Box::new(Rng::new("rng0")))?;
-    Ok(Added { mmio, console: input })
+    Ok(Added { mmio, console: input, transports })
 }
 
-fn add_pci(device: Box<dyn VirtioDevice>, parts: &Parts<'_>, pci: &PciHost) -> Result<(), VmError> {
+fn add_pci(
+    device: Box<dyn VirtioDevice>,
+    parts: &Parts<'_>,
+    pci: &PciHost,
+) -> Result<SharedTransport, VmError> {
     let msi: Arc<dyn MsiController> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let doorbells: Arc<dyn Doorbells> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let transport = VirtioPci::new(device, Arc::clone(parts.ram), msi, doorbells)?;
     let transport = Arc::new(Mutex::new(transport));
-    pci.add(Arc::<Mutex<VirtioPci>>::clone(&transport), [(BAR, transport as _)])?;
-    Ok(())
+    pci.add(
+        Arc::<Mutex<VirtioPci>>::clone(&transport),
+        [(BAR, Arc::<Mutex<VirtioPci>>::clone(&transport) as _)],
+    )?;
+    Ok(transport)
 }
 
 fn add_mmio(
@@ -75,13 +88,14 @@ fn add_mmio(
     parts: &Parts<'_>,
     bus: &Bus,
     placed: &mut Vec<MmioDevice>,
-) -> Result<(), VmError> {
+) -> Result<SharedTransport, VmError> {
     let full = || VmError::TooManyDevices(layout::gsi::MMIO.len());
     let (range, gsi) = layout::mmio_slot(placed.len()).ok_or_else(full)?;
     let line = parts.interrupts.line(gsi).map_err(VmError::resources("make an interrupt line"))?;
     let doorbells: Arc<dyn Doorbells> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let transport = VirtioMmio::new(device, Arc::clone(parts.ram), range.start, line, doorbells)?;
-    bus.insert(range.start, MMIO_LEN, Arc::new(Mutex::new(transport)))?;
+    let transport = Arc::new(Mutex::new(transport));
+    bus.insert(range.start, MMIO_LEN, Arc::<Mutex<VirtioMmio>>::clone(&transport))?;
     placed.push(MmioDevice { range, gsi });
-    Ok(())
+    Ok(transport)
 }

@@ -64,6 +64,7 @@ const TESTS: &[Test] = &[
     ("panic", ends::panic),
     ("triple-fault", ends::triple_fault),
     ("hang", ends::hang),
+    ("idle", ends::idle),
     ("sse-in-ring0", ends::sse_in_ring0),
     ("hostile-queues", hostile::queues),
     ("hostile-rings", hostile::rings),
