@@ -129,7 +129,7 @@ pub enum SpecError {
     VsockCid(u32),
     /// A socket's path that no socket can have.
     #[error(
-        "the vsock's path has {0} bytes: that of a Unix socket has at most {MAX_SOCKET_PATH}, choose a shorter one"
+        "the vsock's path has {0} bytes: a Unix socket has room for {MAX_SOCKET_PATH} and a port, choose a shorter one"
     )]
     VsockPath(usize),
 }
@@ -473,9 +473,9 @@ mod tests {
         let with = |text: &str| refused(|spec| spec.vsock = Some(text.parse().unwrap()));
         assert_eq!(with("/v,cid=2"), "the vsock's cid cannot be 2: 3 to 4294967294");
         assert_eq!(with("/v,cid=4294967295"), "the vsock's cid cannot be 4294967295: 3 to 4294967294");
-        assert!(with(&"x".repeat(108)).contains("108 bytes"));
+        assert!(with(&"x".repeat(97)).contains("97 bytes"));
         let mut spec = good();
-        for path in ["v".to_owned(), "x".repeat(107)] {
+        for path in ["v".to_owned(), "x".repeat(96)] {
             spec.vsock = Some(VsockSpec { path: path.into(), cid: u32::MAX - 1 });
             spec.validate().unwrap();
         }
