@@ -1,10 +1,15 @@
 //! The verbs: one module each.
 
-use anyhow::Result;
+use std::io::{ErrorKind, Write as _};
+
+use anyhow::{Context, Result};
 use clap::{ArgMatches, Command};
 
+use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
 
+mod completions;
+mod man;
 mod run;
 
 /// Something that the program can be asked to do. Its command line, its help and what is generated from them come from this
@@ -42,4 +47,13 @@ impl Verb {
 }
 
 /// All of them, in the order of the help.
-pub const VERBS: &[Verb] = &[run::VERB];
+pub const VERBS: &[Verb] = &[run::VERB, completions::VERB, man::VERB];
+
+/// Write `text` to standard output, and say the exit code.
+fn print(text: &[u8]) -> Result<u8> {
+    match std::io::stdout().write_all(text) {
+        // Whoever read it has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(SUCCESS),
+        result => result.map(|()| SUCCESS).context("cannot write to standard output"),
+    }
+}

@@ -1,14 +1,11 @@
 //! `skiff run`: boot a VM in the foreground, with the terminal as its console.
 
-use std::io::{ErrorKind, Write as _};
-
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
 use super::Verb;
-use crate::exit::SUCCESS;
 use crate::flags;
 use crate::logging::{self, Logging};
 
@@ -61,9 +58,5 @@ fn run(matches: &ArgMatches) -> Result<u8> {
 
 fn print(spec: &VmSpec) -> Result<u8> {
     let text = toml::to_string(spec).context("the spec cannot be written as TOML")?;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever read it has read enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(SUCCESS),
-        result => result.map(|()| SUCCESS).context("cannot write to standard output"),
-    }
+    super::print(text.as_bytes())
 }
