@@ -10,6 +10,8 @@ use std::os::fd::BorrowedFd;
 
 use crate::virtio::buffers::Buffers;
 
+pub mod passt;
+
 /// The length of the header before each frame, in bytes.
 pub const HEADER: usize = 12;
 
