@@ -12,6 +12,7 @@ use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 
 use crate::console::{Console, Sink};
+use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
@@ -87,6 +88,7 @@ pub(crate) struct Host {
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
+    pub(crate) counters: DeviceCounters,
     kernel: File,
     initrd: Option<File>,
 }
@@ -105,7 +107,17 @@ impl Host {
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
         let console_sink = Sink::open(&spec.console)?;
-        Ok(Self { hypervisor, disks, serial, console_sink, console: Arc::default(), kernel, initrd, spec })
+        Ok(Self {
+            hypervisor,
+            disks,
+            serial,
+            console_sink,
+            console: Arc::default(),
+            counters: DeviceCounters::default(),
+            kernel,
+            initrd,
+            spec,
+        })
     }
 
     /// The kernel file's bytes.

@@ -6,7 +6,6 @@
 mod config;
 mod request;
 mod serial;
-mod spin;
 mod worker;
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Driver {
         ring.set_used_ring_address(Some(base as u32 + 0x2000), Some(0));
         ring.set_ready(true);
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let queue = Queue { index, ring, kick: kick.try_clone().unwrap(), indirect: false };
+        let queue = Queue::new(index, ring, kick.try_clone().unwrap(), false);
         (Self { ram: Arc::clone(ram), kick, base, avail: 0, used: 0 }, queue)
     }
 

@@ -11,7 +11,6 @@
 
 use std::io;
 use std::num::NonZero;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,13 +22,14 @@ use arch::memory::SharedRam;
 
 use super::request::{Kind, Limits, Malformed, Request, Status};
 use super::serial::Serial;
-use super::spin::Spin;
 use crate::disk::Disk;
 use crate::disk::engine::{self, Buffers, Done, Engine, EngineKind, Events, Io};
 use crate::ratelog::{self, Chained};
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::spin::Spin;
+use crate::worker::wait_for;
 
 /// How many requests are handed to the host at once. A request that the host answers from its cache is given back
 /// while the guest has others in the queue, so that the guest and the host work side by side.
@@ -240,17 +240,5 @@ impl Service<'_> {
         self.worker.queue.add_used(ram, answer.head, len)?;
         self.untold = true;
         Ok(())
-    }
-}
-
-/// Sleep until `event` is readable, without reading it.
-fn wait_for(event: &EventFd) {
-    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    loop {
-        // SAFETY: `poll` is one entry and outlives the call.
-        let ready = unsafe { libc::poll(&mut poll, 1, -1) };
-        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return;
-        }
     }
 }

@@ -409,6 +409,7 @@ impl Core {
         if self.phase == Phase::Active {
             drop(self.device.stop());
         }
+        self.device.reset();
         self.phase = Phase::Idle;
         self.status.store(0, Ordering::SeqCst);
         self.notices.acknowledge(u8::MAX);
@@ -460,7 +461,7 @@ impl Core {
             let ring = registers.ring(&self.ram, event_idx);
             let ring = ring.map_err(|source| Fault::Queue { index, source })?;
             let kick = kick.try_clone().map_err(Fault::Kick)?;
-            queues.push(Queue { index, ring, kick, indirect });
+            queues.push(Queue::new(index, ring, kick, indirect));
         }
         Ok(queues)
     }
