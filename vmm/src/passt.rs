@@ -140,12 +140,16 @@ impl Backend for Passt {
         self.network.offloads()
     }
 
+    fn set_offloads(&self, accepted: Offloads) -> io::Result<()> {
+        self.network.set_offloads(accepted)
+    }
+
     fn queue_pairs(&self) -> u16 {
         self.network.queue_pairs()
     }
 
-    fn port(&self, index: u16, accepted: Offloads) -> io::Result<Box<dyn Port>> {
-        self.network.port(index, accepted)
+    fn port(&self, index: u16) -> io::Result<Box<dyn Port>> {
+        self.network.port(index)
     }
 }
 

@@ -8,14 +8,13 @@
 //! frame that is sent is given with one.
 
 pub mod frame;
+pub mod passt;
 pub mod tap;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use frame::Frame;
-
-pub mod passt;
 
 /// The length of the header before each frame, in bytes.
 pub const HEADER: usize = 12;

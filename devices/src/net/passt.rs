@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::link::Link;
+use super::frame::Frame;
 use super::{Backend, HEADER, Offloads, Port};
-use crate::virtio::buffers::Buffers;
 
 mod link;
 mod received;
@@ -81,12 +81,16 @@ impl Backend for Passt {
         Offloads::default()
     }
 
+    fn set_offloads(&self, _accepted: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
     fn queue_pairs(&self) -> u16 {
         1
     }
 
     /// Fails with `NotConnected` while passt does not run, and with `ResourceBusy` while the only port is out.
-    fn port(&self, index: u16, _accepted: Offloads) -> io::Result<Box<dyn Port>> {
+    fn port(&self, index: u16) -> io::Result<Box<dyn Port>> {
         if index != 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "passt has one queue pair"));
         }
@@ -111,15 +115,15 @@ impl Port for PasstPort {
         self.0.socket.as_fd()
     }
 
-    fn send(&mut self, header: &[u8; HEADER], frame: &Buffers, skip: u64) -> io::Result<()> {
+    fn send(&mut self, header: &[u8; HEADER], frame: &Frame) -> io::Result<()> {
         // The flags and the GSO type: nothing was offered, so nothing may be asked for.
         if !matches!(header, [0, 0, ..]) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an offload that passt does not have"));
         }
-        lock(&self.0.link).send(frame, skip)
+        lock(&self.0.link).send(frame)
     }
 
-    fn receive(&mut self, room: &Buffers) -> io::Result<usize> {
+    fn receive(&mut self, room: &Frame) -> io::Result<usize> {
         lock(&self.0.link).receive(room)
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use arch::memory::{GuestRam, SharedRam};
 use devices::net::HEADER;
-use devices::virtio::buffers::Buffers;
+use devices::net::frame::Frame;
 use devices::virtio::chain::Segment;
 use rustix::process::{Pid, Signal, kill_process};
 use vm_memory::{Bytes, GuestAddress};
@@ -52,18 +52,20 @@ struct Guest {
 impl Guest {
     fn new(network: &Passt) -> Option<Self> {
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
-        let port = network.port(0, Offloads::default()).ok()?;
+        let port = network.port(0).ok()?;
         Some(Self { ram, port })
     }
 
-    fn memory(&self, at: u64, len: usize) -> Buffers {
-        Buffers::new(&self.ram, vec![Segment { addr: GuestAddress(at), len: len as u32 }])
+    fn memory(&self, at: u64, len: usize) -> Frame {
+        let mut frame = Frame::new(&self.ram);
+        assert!(frame.push(Segment { addr: GuestAddress(at), len: len as u32 }).unwrap());
+        frame
     }
 
     fn send(&mut self, frame: &[u8]) {
         self.ram.write_slice(frame, GuestAddress(0x1000)).unwrap();
         let frame = self.memory(0x1000, frame.len());
-        self.port.send(&[0; HEADER], &frame, 0).unwrap();
+        self.port.send(&[0; HEADER], &frame).unwrap();
     }
 
     /// The next frame for which `wanted` holds.

@@ -15,7 +15,7 @@ use rustix::net::sockopt;
 use super::received::Received;
 use super::{MAX_FRAME, MIN_FRAME, PREFIX};
 use crate::net::HEADER;
-use crate::virtio::buffers::Buffers;
+use crate::net::frame::Frame;
 
 /// What is asked for as the send buffer, in bytes. The host may allow less.
 const SEND_BUFFER: usize = 512 << 10;
@@ -23,8 +23,6 @@ const SEND_BUFFER: usize = 512 << 10;
 const ONE_PIECE: usize = 32 << 10;
 /// What the longest message takes of the send buffer, in bytes, the kernel's own share counted in.
 const LARGEST: usize = 96 << 10;
-/// The segments that one call takes (IOV_MAX).
-const MAX_IOVECS: usize = 1024;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -46,19 +44,18 @@ impl Link {
     }
 
     /// [`crate::net::Port::send`], its header checked.
-    pub(super) fn send(&mut self, frame: &Buffers, skip: u64) -> io::Result<()> {
+    pub(super) fn send(&mut self, frame: &Frame) -> io::Result<()> {
         self.finish()?;
-        let len = frame.total().saturating_sub(skip);
-        let len = usize::try_from(len).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len));
+        let len = usize::try_from(frame.total()).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len));
         let len = len.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "a frame of a length that passt does not take")
         })?;
         if PREFIX + len > ONE_PIECE && !self.has_room()? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let sent = self.send_message(frame, skip, len)?;
+        let sent = self.send_message(frame, len)?;
         if sent < PREFIX + len {
-            self.keep(frame, skip, len, sent)?;
+            self.keep(frame, len, sent)?;
         }
         Ok(())
     }
@@ -74,8 +71,8 @@ impl Link {
     }
 
     /// The kernel took `sent` bytes of this message. passt waits for the others: they must be the next it gets.
-    fn keep(&mut self, frame: &Buffers, skip: u64, len: usize, sent: usize) -> io::Result<()> {
-        self.unsent = message(frame, skip, len)?;
+    fn keep(&mut self, frame: &Frame, len: usize, sent: usize) -> io::Result<()> {
+        self.unsent = message(frame, len)?;
         self.unsent.drain(..sent.min(self.unsent.len()));
         match self.finish() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -96,24 +93,19 @@ impl Link {
     }
 
     /// Give the kernel the frame after its length, from where it lies in guest memory. Says how many bytes it took.
-    fn send_message(&self, frame: &Buffers, skip: u64, len: usize) -> io::Result<usize> {
+    fn send_message(&self, frame: &Frame, len: usize) -> io::Result<usize> {
         // At most MAX_FRAME, so it fits.
         let mut prefix = (len as u32).to_be_bytes();
-        let mut iovecs = Vec::new();
-        frame.point(skip, &mut iovecs)?;
-        if iovecs.len() >= MAX_IOVECS {
-            // More pieces than one call takes, or just as many.
-            let mut message = message(frame, skip, len)?;
-            let iovec = libc::iovec { iov_base: message.as_mut_ptr().cast(), iov_len: message.len() };
-            return send_message(&self.socket, &mut [iovec]);
-        }
-        iovecs.insert(0, libc::iovec { iov_base: prefix.as_mut_ptr().cast(), iov_len: PREFIX });
+        // A frame has fewer pieces than one call takes.
+        let mut iovecs = Vec::with_capacity(1 + frame.iovecs().len());
+        iovecs.push(libc::iovec { iov_base: prefix.as_mut_ptr().cast(), iov_len: PREFIX });
+        iovecs.extend_from_slice(frame.iovecs());
         // `frame` keeps mapped what they point at, and outlives the call as `prefix` does.
         send_message(&self.socket, &mut iovecs)
     }
 
     /// [`crate::net::Port::receive`].
-    pub(super) fn receive(&mut self, room: &Buffers) -> io::Result<usize> {
+    pub(super) fn receive(&mut self, room: &Frame) -> io::Result<usize> {
         loop {
             match self.received.next() {
                 Ok(Some(frame)) => {
@@ -143,11 +135,11 @@ impl Link {
 }
 
 /// The frame after its length, copied out of guest memory.
-fn message(frame: &Buffers, skip: u64, len: usize) -> io::Result<Vec<u8>> {
+fn message(frame: &Frame, len: usize) -> io::Result<Vec<u8>> {
     let mut message = vec![0; PREFIX + len];
     let (prefix, body) = message.split_at_mut(PREFIX);
     prefix.copy_from_slice(&(len as u32).to_be_bytes());
-    frame.fetch(skip, body)?;
+    frame.fetch(0, body)?;
     Ok(message)
 }
 

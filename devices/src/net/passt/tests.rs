@@ -18,7 +18,7 @@ fn pair() -> (Passt, UnixStream) {
 }
 
 fn port(network: &Passt) -> Box<dyn Port> {
-    network.port(0, Offloads::default()).unwrap()
+    network.port(0).unwrap()
 }
 
 fn ram() -> SharedRam {
@@ -26,23 +26,22 @@ fn ram() -> SharedRam {
 }
 
 /// Guest memory at `at`, in pieces of these lengths that do not touch.
-fn buffers(ram: &SharedRam, at: u64, lens: &[u32]) -> Buffers {
+fn memory(ram: &SharedRam, at: u64, lens: &[u32]) -> Frame {
+    let mut frame = Frame::new(ram);
     let mut next = at;
-    let segment = |len: &u32| {
-        let addr = GuestAddress(next);
+    for len in lens {
+        assert!(frame.push(Segment { addr: GuestAddress(next), len: *len }).unwrap());
         next += u64::from(*len) + 8;
-        Segment { addr, len: *len }
-    };
-    Buffers::new(ram, lens.iter().map(segment).collect())
+    }
+    frame
 }
 
-/// Guest memory that holds a header and then `frame`, in pieces of up to `piece` bytes.
-fn frame_in(ram: &SharedRam, frame: &[u8], piece: usize) -> Buffers {
-    let bytes = [&[0; HEADER], frame].concat();
+/// Guest memory that holds `frame`, in pieces of up to `piece` bytes.
+fn frame_in(ram: &SharedRam, bytes: &[u8], piece: usize) -> Frame {
     let lens: Vec<u32> = bytes.chunks(piece).map(|piece| piece.len() as u32).collect();
-    let buffers = buffers(ram, 0x1000, &lens);
-    buffers.fill(0, &bytes).unwrap();
-    buffers
+    let frame = memory(ram, 0x1000, &lens);
+    frame.fill(0, bytes).unwrap();
+    frame
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -68,10 +67,10 @@ fn a_frame_goes_out_after_its_length_and_without_its_header() {
     let (network, mut peer) = pair();
     let mut port = port(&network);
     let ram = ram();
-    // In one piece; in pieces of 16 bytes that one call takes; and in more pieces than one call takes.
-    for (len, piece) in [(60, 4096), (1514, 16), (65535, 65536), (65535, 100), (65535, 32), (14, 1)] {
+    // In one piece, and in as many as a frame can have.
+    for (len, piece) in [(60, 4096), (1514, 16), (65535, 65536), (65535, 65), (14, 1)] {
         let frame = pattern(len);
-        port.send(&CLEAR, &frame_in(&ram, &frame, piece), HEADER as u64).unwrap();
+        port.send(&CLEAR, &frame_in(&ram, &frame, piece)).unwrap();
         assert_eq!(read_message(&mut peer), frame, "{len} bytes in pieces of {piece}");
     }
 }
@@ -83,14 +82,12 @@ fn what_passt_would_not_take_is_refused_and_harms_nothing() {
     let ram = ram();
     let refused = |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
     for len in [0, 1, 13, 65536, 100_000] {
-        refused(port.send(&CLEAR, &frame_in(&ram, &pattern(len), 4096), HEADER as u64));
+        refused(port.send(&CLEAR, &frame_in(&ram, &pattern(len), 4096)));
     }
-    // More is skipped than there is.
-    refused(port.send(&CLEAR, &buffers(&ram, 0, &[8]), HEADER as u64));
     let frame = frame_in(&ram, &pattern(100), 4096);
-    refused(port.send(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &frame, HEADER as u64));
-    refused(port.send(&[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &frame, HEADER as u64));
-    port.send(&CLEAR, &frame, HEADER as u64).unwrap();
+    refused(port.send(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &frame));
+    refused(port.send(&[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &frame));
+    port.send(&CLEAR, &frame).unwrap();
     assert_eq!(read_message(&mut peer), pattern(100));
 }
 
@@ -101,7 +98,7 @@ fn a_frame_is_received_with_a_clear_header_into_scattered_memory() {
     let ram = ram();
     let frame = pattern(3000);
     peer.write_all(&message(&frame)).unwrap();
-    let room = buffers(&ram, 0x2000, &[5, 100, 4000]);
+    let room = memory(&ram, 0x2000, &[5, 100, 4000]);
     room.fill(0, &[0xff; 4105]).unwrap();
     assert_eq!(port.receive(&room).unwrap(), HEADER + frame.len());
     let mut got = vec![0; HEADER + frame.len() + 1];
@@ -117,7 +114,7 @@ fn a_frame_larger_than_the_room_is_cut_off_and_the_next_is_whole() {
     let ram = ram();
     peer.write_all(&message(&pattern(1000))).unwrap();
     peer.write_all(&message(&pattern(64))).unwrap();
-    let room = buffers(&ram, 0x2000, &[100]);
+    let room = memory(&ram, 0x2000, &[100]);
     assert_eq!(port.receive(&room).unwrap(), HEADER + 1000);
     let mut after = [0; 8];
     ram.read_slice(&mut after, GuestAddress(0x2000 + 100)).unwrap();
@@ -134,11 +131,11 @@ fn nothing_of_a_frame_is_taken_until_there_is_room_for_all_of_it() {
     let mut port = port(&network);
     let ram = ram();
     let frame = pattern(65535);
-    let buffers = frame_in(&ram, &frame, 65536);
+    let memory = frame_in(&ram, &frame, 65536);
     for _ in 0..3 {
         let mut sent = 0;
         let error = loop {
-            match port.send(&CLEAR, &buffers, HEADER as u64) {
+            match port.send(&CLEAR, &memory) {
                 Ok(()) => sent += 1,
                 Err(error) => break error,
             }
@@ -150,7 +147,7 @@ fn nothing_of_a_frame_is_taken_until_there_is_room_for_all_of_it() {
             assert_eq!(read_message(&mut peer), frame);
             // As soon as it is called writable, a frame is taken.
             if writable(&*port) {
-                port.send(&CLEAR, &buffers, HEADER as u64).unwrap();
+                port.send(&CLEAR, &memory).unwrap();
                 (n..sent).for_each(|_| assert_eq!(read_message(&mut peer), frame));
                 break;
             }
@@ -174,7 +171,7 @@ fn a_length_that_no_frame_has_ends_the_connection() {
         let mut port = port(&network);
         peer.write_all(&len.to_be_bytes()).unwrap();
         peer.write_all(&pattern(200)).unwrap();
-        let room = buffers(&ram(), 0, &[4096]);
+        let room = memory(&ram(), 0, &[4096]);
         for _ in 0..2 {
             let error = port.receive(&room).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
@@ -188,7 +185,7 @@ fn a_length_that_no_frame_has_ends_the_connection() {
 fn a_port_that_is_dropped_within_a_frame_leaves_it_to_the_next() {
     let (network, mut peer) = pair();
     let ram = ram();
-    let room = buffers(&ram, 0, &[4096]);
+    let room = memory(&ram, 0, &[4096]);
     let frame = pattern(1000);
     let (begin, end) = (message(&pattern(60)), message(&frame));
     let (cut, rest) = end.split_at(500);
@@ -196,7 +193,7 @@ fn a_port_that_is_dropped_within_a_frame_leaves_it_to_the_next() {
     let mut first = port(&network);
     assert_eq!(first.receive(&room).unwrap(), HEADER + 60);
     assert_eq!(first.receive(&room).unwrap_err().kind(), ErrorKind::WouldBlock);
-    let busy = network.port(0, Offloads::default()).err().unwrap();
+    let busy = network.port(0).err().unwrap();
     assert_eq!(busy.kind(), ErrorKind::ResourceBusy, "it has one port");
     drop(first);
     peer.write_all(rest).unwrap();
@@ -210,7 +207,7 @@ fn a_port_that_is_dropped_within_a_frame_leaves_it_to_the_next() {
 fn passts_death_is_seen_by_its_port_and_the_next_passt_gets_a_new_one() {
     let (network, mut peer) = pair();
     let ram = ram();
-    let room = buffers(&ram, 0, &[4096]);
+    let room = memory(&ram, 0, &[4096]);
     let mut old = port(&network);
     // What came before is delivered; a frame of which only a part came is not.
     peer.write_all(&message(&pattern(60))).unwrap();
@@ -218,10 +215,10 @@ fn passts_death_is_seen_by_its_port_and_the_next_passt_gets_a_new_one() {
     drop(peer);
     assert_eq!(old.receive(&room).unwrap(), HEADER + 60);
     assert_eq!(old.receive(&room).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-    let lost = old.send(&CLEAR, &frame_in(&ram, &pattern(60), 4096), HEADER as u64).unwrap_err();
+    let lost = old.send(&CLEAR, &frame_in(&ram, &pattern(60), 4096)).unwrap_err();
     assert_eq!(lost.kind(), ErrorKind::BrokenPipe);
     network.disconnect();
-    assert_eq!(network.port(0, Offloads::default()).err().unwrap().kind(), ErrorKind::NotConnected);
+    assert_eq!(network.port(0).err().unwrap().kind(), ErrorKind::NotConnected);
 
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     network.connect(ours).unwrap();
@@ -237,9 +234,9 @@ fn a_death_with_unread_frames_is_the_end_as_well() {
     let (network, peer) = pair();
     let ram = ram();
     let mut port = port(&network);
-    port.send(&CLEAR, &frame_in(&ram, &pattern(60), 4096), HEADER as u64).unwrap();
+    port.send(&CLEAR, &frame_in(&ram, &pattern(60), 4096)).unwrap();
     drop(peer);
-    let error = port.receive(&buffers(&ram, 0, &[4096])).unwrap_err();
+    let error = port.receive(&memory(&ram, 0, &[4096])).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
 }
 
@@ -248,12 +245,12 @@ fn a_disconnected_port_ends_although_passts_socket_is_open_somewhere() {
     let (network, _leaked) = pair();
     let mut port = port(&network);
     network.disconnect();
-    assert_eq!(port.receive(&buffers(&ram(), 0, &[4096])).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    assert_eq!(port.receive(&memory(&ram(), 0, &[4096])).unwrap_err().kind(), ErrorKind::UnexpectedEof);
 }
 
 #[test]
 fn it_has_one_queue_pair_and_no_offload() {
     let (network, _peer) = pair();
     assert_eq!((network.queue_pairs(), network.offloads()), (1, Offloads::default()));
-    assert_eq!(network.port(1, Offloads::default()).err().unwrap().kind(), ErrorKind::InvalidInput);
+    assert_eq!(network.port(1).err().unwrap().kind(), ErrorKind::InvalidInput);
 }
