@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
+use devices::virtio::balloon::BalloonControl;
 
 use crate::console::{Console, Sink};
 use crate::counting::DeviceCounters;
@@ -90,6 +91,7 @@ pub(crate) struct Host {
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
     pub(crate) counters: DeviceCounters,
+    pub(crate) balloon: Option<BalloonControl>,
     pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     kernel: File,
     initrd: Option<File>,
@@ -103,12 +105,14 @@ impl Host {
     pub(crate) fn open(spec: VmSpec) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        memory::check(spec.memory.size)?;
+        memory::check(&spec.memory)?;
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
         let console_sink = Sink::open(&spec.console)?;
+        let balloon = spec.balloon.then(BalloonControl::new).transpose();
+        let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
         Ok(Self {
             hypervisor,
             disks,
@@ -116,6 +120,7 @@ impl Host {
             console_sink,
             console: Arc::default(),
             counters: DeviceCounters::default(),
+            balloon,
             vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
             kernel,
             initrd,

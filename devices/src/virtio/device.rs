@@ -149,4 +149,8 @@ pub trait VirtioDevice: Send {
     /// Finish or give up what is in flight, end the workers, and hand back the queues as they stand.
     /// An inactive device returns none.
     fn stop(&mut self) -> Vec<Queue>;
+
+    /// The driver has reset it, active or not (2.4): what the driver wrote to the configuration space is as at power-on. Called
+    /// after [`VirtioDevice::stop`].
+    fn reset(&mut self) {}
 }

@@ -8,9 +8,10 @@ use devices::bus::Bus;
 use devices::disk::engine::EngineKind;
 use devices::irq::{Doorbells, MsiController};
 use devices::pci::PciHost;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
-use devices::virtio::device::VirtioDevice;
+use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
@@ -64,6 +65,12 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
     }
     place(Box::new(console))?;
     place(Box::new(Rng::new("rng0")))?;
+    if let Some(control) = &host.balloon {
+        let counters = host.counters.of("balloon0", DeviceKind::Balloon);
+        // A huge page that goes back to the pool may be gone when the guest touches it again, which would end the VM.
+        let reclaim = !host.spec.memory.hugepages;
+        place(Box::new(Balloon::new("balloon0", control.clone(), counters, reclaim)))?;
+    }
     Ok(Added { mmio, console: input, transports })
 }
 
