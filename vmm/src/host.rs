@@ -11,6 +11,7 @@ use std::sync::Arc;
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::Limiter;
+use devices::virtio::balloon::BalloonControl;
 
 use crate::console::{Console, Hub, Sink};
 use crate::counting::DeviceCounters;
@@ -98,6 +99,7 @@ pub(crate) struct Host {
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
     pub(crate) counters: DeviceCounters,
+    pub(crate) balloon: Option<BalloonControl>,
     pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     kernel: File,
     initrd: Option<File>,
@@ -111,7 +113,7 @@ impl Host {
     pub(crate) fn open(spec: VmSpec, stdio: Hub) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        memory::check(spec.memory.size)?;
+        memory::check(&spec.memory)?;
         survive_file_size_limits();
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
         let hypervisor = Hypervisor::open()?;
@@ -120,6 +122,8 @@ impl Host {
         let console_sink = Sink::open(&spec.console)?;
         let has_stdio = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
         let console = Arc::new(Console::new(stdio, has_stdio));
+        let balloon = spec.balloon.then(BalloonControl::new).transpose();
+        let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
         Ok(Self {
             hypervisor,
             disks,
@@ -127,6 +131,7 @@ impl Host {
             console_sink,
             console,
             counters: DeviceCounters::default(),
+            balloon,
             vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
             kernel,
             initrd,

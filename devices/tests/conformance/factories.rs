@@ -7,6 +7,7 @@ use std::sync::Arc;
 use devices::disk::engine::EngineKind;
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::{Limit, Limiter, Limits};
+use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
@@ -52,6 +53,7 @@ pub fn all_devices() -> Vec<Factory> {
     vec![
         console(),
         rng(),
+        balloon(),
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
         block("limited block", limited_block),
@@ -168,6 +170,38 @@ fn block(name: &'static str, make: fn() -> Made) -> Factory {
                     assert_eq!(guest.get(data, 512), [7; 512]);
                 }),
             }
+        },
+    }
+}
+
+/// Pages of 7s on the queues that give them back.
+fn balloon() -> Factory {
+    Factory {
+        name: "balloon",
+        kind: DeviceKind::Balloon,
+        queues: 4,
+        make: || {
+            let control = BalloonControl::new().expect("an eventfd");
+            let device = Balloon::new("balloon0", control.clone(), Arc::default(), true);
+            Made { device: Box::new(device), poke: Box::new(move || control.ask()) }
+        },
+        request: |guest, queue| {
+            let page = guest.put(&[7; 4096]);
+            let number = ((page / 4096) as u32).to_le_bytes();
+            let given = matches!(queue, 0 | 3);
+            let buffers = match queue {
+                3 => vec![Buf::writable(page, 4096)],
+                2 => vec![Buf::readable(page, 3), Buf::readable(page + 3, 7)],
+                _ => {
+                    let addr = guest.put(&number);
+                    vec![Buf::readable(addr, 1), Buf::readable(addr + 1, 3)]
+                }
+            };
+            let check = move |guest: &Guest, len| {
+                assert_eq!(len, 0);
+                assert_eq!(guest.get(page, 4096), [if given { 0 } else { 7 }; 4096]);
+            };
+            Request { buffers, check: Box::new(check) }
         },
     }
 }

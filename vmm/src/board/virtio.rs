@@ -8,6 +8,7 @@ use devices::bus::Bus;
 use devices::disk::engine::EngineKind;
 use devices::irq::{Doorbells, MsiController};
 use devices::pci::PciHost;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
@@ -74,6 +75,12 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
     }
     place(Box::new(console))?;
     place(Box::new(Rng::new("rng0", host.counters.of("rng0", DeviceKind::Rng))))?;
+    if let Some(control) = &host.balloon {
+        let counters = host.counters.of("balloon0", DeviceKind::Balloon);
+        // A huge page that goes back to the pool may be gone when the guest touches it again, which would end the VM.
+        let reclaim = !host.spec.memory.hugepages;
+        place(Box::new(Balloon::new("balloon0", control.clone(), counters, reclaim)))?;
+    }
     Ok(Added { mmio, console: input, disks, transports })
 }
 
