@@ -11,11 +11,11 @@ use std::sync::Arc;
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 
-use crate::console::{Console, Sink};
+use crate::console::{Console, Hub, Sink};
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
-use crate::spec::{DiskIo, DiskSpec, VmSpec};
+use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -92,11 +92,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Open everything that `spec` names.
+    /// Open everything that `spec` names. Its streams that are called `stdio` lead to the hub of that name.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec) -> Result<Self, VmError> {
+    pub(crate) fn open(spec: VmSpec, stdio: Hub) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         memory::check(spec.memory.size)?;
@@ -105,7 +105,9 @@ impl Host {
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
         let console_sink = Sink::open(&spec.console)?;
-        Ok(Self { hypervisor, disks, serial, console_sink, console: Arc::default(), kernel, initrd, spec })
+        let has_stdio = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
+        let console = Arc::new(Console::new(stdio, has_stdio));
+        Ok(Self { hypervisor, disks, serial, console_sink, console, kernel, initrd, spec })
     }
 
     /// The kernel file's bytes.

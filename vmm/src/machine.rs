@@ -20,6 +20,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 
 use crate::board::{Board, Parts};
+use crate::console::Hub;
 use crate::control::{Outcome, Request, Vm, VmAction, VmReply};
 use crate::error::VmError;
 use crate::event::{Event, EventSender, Message};
@@ -51,9 +52,9 @@ pub struct Setup {
 ///
 /// # Errors
 /// If something that the spec names cannot be used, or the host cannot run VMs.
-pub fn start(spec: VmSpec, _setup: Setup) -> Result<Vm, VmError> {
+pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let host = Host::open(spec)?;
+    let host = Host::open(spec, Hub::new(setup.stdout, setup.log))?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();

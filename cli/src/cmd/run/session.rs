@@ -4,6 +4,7 @@
 //! ever held up by a busy VM.
 
 use std::io::{self, IsTerminal, Write as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,8 +25,13 @@ pub fn run(spec: VmSpec) -> Result<u8> {
     let signals = Signals::block().context("cannot block signals")?;
     let has_stdin = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
     let resizes = spec.console == Stream::Stdio;
-    let setup =
-        vmm::machine::Setup { name: "vm".to_owned(), stdout: None, log: None, listener: Box::new(drop) };
+    let stdout = io::stdout().as_fd().try_clone_to_owned().context("cannot use standard output")?;
+    let setup = vmm::machine::Setup {
+        name: "vm".to_owned(),
+        stdout: Some(stdout),
+        log: None,
+        listener: Box::new(drop),
+    };
     let vm = vmm::machine::start(spec, setup)?;
     let controller = vm.controller();
     // Lives to the end of this function: every way out gives the terminal back.
