@@ -7,9 +7,13 @@ mod cmd;
 mod escape;
 mod exit;
 mod flags;
+mod front;
 mod input;
+mod launch;
 mod logging;
+mod process;
 mod signals;
+mod store;
 mod terminal;
 
 use std::process::ExitCode;
