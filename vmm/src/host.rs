@@ -8,14 +8,18 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
+use devices::counters::Counters;
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
+use devices::virtio::vsock::VsockListener;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::console::{Console, Sink};
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
-use crate::spec::{DiskIo, DiskSpec, VmSpec};
+use crate::spec::{DiskIo, DiskSpec, VmSpec, VsockSpec};
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -87,8 +91,16 @@ pub(crate) struct Host {
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
+    pub(crate) vsock: Option<Vsock>,
     kernel: File,
     initrd: Option<File>,
+}
+
+/// What a vsock device is made with, again at each boot.
+pub(crate) struct Vsock {
+    pub(crate) cid: u32,
+    pub(crate) listener: Arc<VsockListener>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl Host {
@@ -105,7 +117,18 @@ impl Host {
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
         let console_sink = Sink::open(&spec.console)?;
-        Ok(Self { hypervisor, disks, serial, console_sink, console: Arc::default(), kernel, initrd, spec })
+        let vsock = spec.vsock.as_ref().map(open_vsock).transpose()?;
+        Ok(Self {
+            hypervisor,
+            disks,
+            serial,
+            console_sink,
+            console: Arc::default(),
+            vsock,
+            kernel,
+            initrd,
+            spec,
+        })
     }
 
     /// The kernel file's bytes.
@@ -158,6 +181,20 @@ fn open_disk(disk: &DiskSpec) -> Result<Arc<Disk>, VmError> {
     }
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
     Ok(Disk::open(&options).map(Arc::new)?)
+}
+
+fn open_vsock(spec: &VsockSpec) -> Result<Vsock, VmError> {
+    let listener = Arc::new(VsockListener::bind(&spec.path)?);
+    raise_file_limit();
+    Ok(Vsock { cid: spec.cid, listener, counters: Arc::default() })
+}
+
+/// Let this process open as many files as it may at all: each connection is one.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Otherwise there are fewer connections at a time.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 #[cfg(test)]

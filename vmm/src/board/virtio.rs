@@ -15,6 +15,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
 use devices::virtio::transport::{VirtioMmio, VirtioPci};
+use devices::virtio::vsock::Vsock;
 
 use super::{Parts, queues};
 use crate::console::Pace;
@@ -58,6 +59,11 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
     }
     place(Box::new(console))?;
     place(Box::new(Rng::new("rng0")))?;
+    if let Some(vsock) = &host.vsock {
+        let (listener, counters) = (Arc::clone(&vsock.listener), Arc::clone(&vsock.counters));
+        let device = Vsock::new("vsock0", vsock.cid, listener, counters);
+        place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
+    }
     Ok(Added { mmio, console: input })
 }
 

@@ -409,6 +409,7 @@ impl Core {
         if self.phase == Phase::Active {
             drop(self.device.stop());
         }
+        self.device.reset();
         self.phase = Phase::Idle;
         self.status.store(0, Ordering::SeqCst);
         self.notices.acknowledge(u8::MAX);
