@@ -8,7 +8,6 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use devices::counters::Counters;
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 use devices::virtio::vsock::VsockListener;
@@ -16,6 +15,7 @@ use devices::virtio::vsock::VsockListener;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::console::{Console, Sink};
+use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
@@ -91,16 +91,11 @@ pub(crate) struct Host {
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
-    pub(crate) vsock: Option<Vsock>,
+    /// Where the host's programs reach the guest by vsock.
+    pub(crate) vsock: Option<Arc<VsockListener>>,
+    pub(crate) counters: DeviceCounters,
     kernel: File,
     initrd: Option<File>,
-}
-
-/// What a vsock device is made with, again at each boot.
-pub(crate) struct Vsock {
-    pub(crate) cid: u32,
-    pub(crate) listener: Arc<VsockListener>,
-    pub(crate) counters: Arc<Counters>,
 }
 
 impl Host {
@@ -125,6 +120,7 @@ impl Host {
             console_sink,
             console: Arc::default(),
             vsock,
+            counters: DeviceCounters::default(),
             kernel,
             initrd,
             spec,
@@ -183,10 +179,10 @@ fn open_disk(disk: &DiskSpec) -> Result<Arc<Disk>, VmError> {
     Ok(Disk::open(&options).map(Arc::new)?)
 }
 
-fn open_vsock(spec: &VsockSpec) -> Result<Vsock, VmError> {
-    let listener = Arc::new(VsockListener::bind(&spec.path)?);
+fn open_vsock(spec: &VsockSpec) -> Result<Arc<VsockListener>, VmError> {
+    let listener = VsockListener::bind(&spec.path)?;
     raise_file_limit();
-    Ok(Vsock { cid: spec.cid, listener, counters: Arc::default() })
+    Ok(Arc::new(listener))
 }
 
 /// Let this process open as many files as it may at all: each connection is one.

@@ -7,6 +7,7 @@ pub mod api;
 mod board;
 mod console;
 pub mod control;
+mod counting;
 mod error;
 mod event;
 mod host;

@@ -10,7 +10,7 @@ use devices::irq::{Doorbells, MsiController};
 use devices::pci::PciHost;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
-use devices::virtio::device::VirtioDevice;
+use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
@@ -59,9 +59,9 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
     }
     place(Box::new(console))?;
     place(Box::new(Rng::new("rng0")))?;
-    if let Some(vsock) = &host.vsock {
-        let (listener, counters) = (Arc::clone(&vsock.listener), Arc::clone(&vsock.counters));
-        let device = Vsock::new("vsock0", vsock.cid, listener, counters);
+    if let Some((listener, spec)) = host.vsock.as_ref().zip(host.spec.vsock.as_ref()) {
+        let counters = host.counters.of("vsock0", DeviceKind::Vsock);
+        let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
         place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
     }
     Ok(Added { mmio, console: input })
