@@ -7,6 +7,7 @@ use devices::disk::DiskError;
 use devices::pci::PciError;
 use devices::virtio::block::SerialError;
 use devices::virtio::transport::TransportError;
+use devices::virtio::vsock::VsockError;
 
 use crate::console::StreamError;
 use crate::host::HostError;
@@ -34,6 +35,9 @@ pub enum VmError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The vsock's socket cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A console stream cannot be used.
     #[error(transparent)]
     Stream(#[from] StreamError),

@@ -8,18 +8,18 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use devices::disk::engine::probe_uring;
-use devices::disk::{Disk, DiskOptions};
-use devices::limit::Limiter;
-use devices::virtio::balloon::BalloonControl;
-
 use crate::console::{Console, Hub, Sink};
 use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
-use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
+use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
 use crate::vcpu::VcpuCounters;
+use devices::disk::engine::probe_uring;
+use devices::disk::{Disk, DiskOptions};
+use devices::limit::Limiter;
+use devices::virtio::balloon::BalloonControl;
+use devices::virtio::vsock::VsockListener;
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -101,6 +101,8 @@ pub(crate) struct Host {
     pub(crate) counters: DeviceCounters,
     pub(crate) balloon: Option<BalloonControl>,
     pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
+    /// Where the host's programs reach the guest by vsock.
+    pub(crate) vsock: Option<Arc<VsockListener>>,
     kernel: File,
     initrd: Option<File>,
 }
@@ -124,6 +126,7 @@ impl Host {
         let console = Arc::new(Console::new(stdio, has_stdio));
         let balloon = spec.balloon.then(BalloonControl::new).transpose();
         let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
+        let vsock = spec.vsock.as_ref().map(open_vsock).transpose()?;
         Ok(Self {
             hypervisor,
             disks,
@@ -133,6 +136,7 @@ impl Host {
             counters: DeviceCounters::default(),
             balloon,
             vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
+            vsock,
             kernel,
             initrd,
             spec,
@@ -195,6 +199,10 @@ fn open_disk(disk: &DiskSpec) -> Result<HostDisk, VmError> {
     }
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
     Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
+}
+
+fn open_vsock(spec: &VsockSpec) -> Result<Arc<VsockListener>, VmError> {
+    Ok(Arc::new(VsockListener::bind(&spec.path)?))
 }
 
 #[cfg(test)]
