@@ -23,6 +23,7 @@ mod mmio;
 mod pci;
 mod serial;
 mod smp;
+mod vsock;
 
 rt::guest_main!(run);
 
@@ -63,6 +64,10 @@ const TESTS: &[Test] = &[
     ("console-echo", console::echo),
     ("rng", console::rng),
     ("smp", smp::start),
+    ("vsock-serve", vsock::serve),
+    ("vsock-connect", vsock::connect),
+    ("vsock-bulk", vsock::bulk),
+    ("vsock-half", vsock::half),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
     ("panic", ends::panic),
