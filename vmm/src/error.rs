@@ -12,6 +12,7 @@ use crate::console::StreamError;
 use crate::host::HostError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::net::NetError;
 use crate::spec::SpecError;
 use crate::vcpu::VcpuError;
 
@@ -33,6 +34,9 @@ pub enum VmError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network cannot be used.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A console stream cannot be used.
     #[error(transparent)]
     Stream(#[from] StreamError),

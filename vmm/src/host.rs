@@ -16,6 +16,7 @@ use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
+use crate::net::{self, Network};
 use crate::spec::{DiskIo, DiskSpec, VmSpec};
 
 /// The largest kernel file that is read.
@@ -85,6 +86,7 @@ pub(crate) struct Host {
     pub(crate) spec: VmSpec,
     pub(crate) hypervisor: Hypervisor,
     pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) nets: Vec<Network>,
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
@@ -94,15 +96,16 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Open everything that `spec` names.
+    /// Open everything that the spec of the VM called `name` names.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec) -> Result<Self, VmError> {
+    pub(crate) fn open(spec: VmSpec, name: &str) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         memory::check(spec.memory.size)?;
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let nets = net::open_all(&spec, name)?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
@@ -110,6 +113,7 @@ impl Host {
         Ok(Self {
             hypervisor,
             disks,
+            nets,
             serial,
             console_sink,
             console: Arc::default(),

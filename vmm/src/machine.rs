@@ -51,9 +51,9 @@ pub struct Setup {
 ///
 /// # Errors
 /// If something that the spec names cannot be used, or the host cannot run VMs.
-pub fn start(spec: VmSpec, _setup: Setup) -> Result<Vm, VmError> {
+pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let host = Host::open(spec)?;
+    let host = Host::open(spec, &setup.name)?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();

@@ -10,7 +10,8 @@ use devices::irq::{Doorbells, MsiController};
 use devices::pci::PciHost;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
-use devices::virtio::device::VirtioDevice;
+use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
@@ -49,6 +50,12 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
             ..BlockOptions::default()
         };
         place(Box::new(Block::new(format!("disk{index}"), Arc::clone(disk), options)))?;
+    }
+    for (index, network) in host.nets.iter().enumerate() {
+        let id = format!("net{index}");
+        let counters = host.counters.of(&id, DeviceKind::Net);
+        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters);
+        place(Box::new(net.map_err(VmError::resources("make a network device"))?))?;
     }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
     let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()))
