@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use devices::net::Backend;
+use devices::net::passt;
 use devices::net::tap::{Tap, TapError};
 use devices::virtio::net::NetOptions;
 
-use crate::spec::{NetBackend, NetSpec, VmSpec};
+use crate::passt::{Options, Passt, PasstError};
+use crate::spec::{NetBackend, NetSpec, PortForward, VmSpec};
 
 /// A network cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +19,9 @@ pub enum NetError {
     /// A tap cannot.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// This build has no user networks.
-    #[error("user networks are not there yet: use --net tap=NAME")]
-    User,
+    /// A user network cannot.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
 }
 
 /// One open network.
@@ -36,20 +38,29 @@ pub(crate) struct Network {
 /// # Errors
 /// The first that cannot be used, named.
 pub(crate) fn open_all(spec: &VmSpec, name: &str) -> Result<Vec<Network>, NetError> {
+    // The first user network is the one that the host's ports lead to.
+    let mut ports = Some(spec.ports.as_slice());
     let open_one = |(position, net): (usize, &NetSpec)| {
         let mac = net.mac.map_or_else(|| address(name, position), |mac| mac.0);
-        Ok(Network { backend: open(net)?, options: NetOptions { mac, mtu: net.mtu } })
+        let user = matches!(net.backend, NetBackend::User);
+        let ports = if user { ports.take().unwrap_or_default() } else { &[] };
+        // Without segments larger than a frame, large frames are what makes it fast.
+        let mtu = net.mtu.or(user.then_some(passt::MTU));
+        Ok(Network { backend: open(net, mac, ports)?, options: NetOptions { mac, mtu } })
     };
     spec.nets.iter().enumerate().map(open_one).collect()
 }
 
-/// Open the back end that `spec` names.
-fn open(spec: &NetSpec) -> Result<Arc<dyn Backend>, NetError> {
+/// Open the back end that `spec` names, for a guest with address `mac`.
+fn open(spec: &NetSpec, mac: [u8; 6], ports: &[PortForward]) -> Result<Arc<dyn Backend>, NetError> {
     let pairs = spec.queues.unwrap_or(1);
     match &spec.backend {
         NetBackend::Tap(name) => Ok(Arc::new(Tap::open(name, pairs)?)),
         NetBackend::Fd(fd) => Ok(Arc::new(Tap::inherit(*fd, pairs)?)),
-        NetBackend::User(_) => Err(NetError::User),
+        NetBackend::User => {
+            let mtu = spec.mtu.unwrap_or(passt::MTU);
+            Ok(Arc::new(Passt::start(&Options { mac, mtu, ports })?))
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! frame that is sent is given with one.
 
 pub mod frame;
+pub mod passt;
 pub mod tap;
 
 use std::io;

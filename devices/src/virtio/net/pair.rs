@@ -15,7 +15,7 @@ use std::io;
 use std::num::NonZero;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryError;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -41,6 +41,9 @@ pub(super) const MAX_FRAMES: u16 = 64;
 pub(super) const MAX_BYTES: u64 = 256 * 1024;
 /// After so many buffers the guest is shown what it has back, interrupt or not: it may be looking.
 pub(super) const PUBLISH: u16 = 16;
+
+/// After a port has broken another is asked for this often: some back ends come back.
+const RETRY: Duration = Duration::from_secs(1);
 
 const KILL: u64 = 0;
 const KICK: u64 = 1;
@@ -153,7 +156,7 @@ impl Pair {
             pair: self,
             epoll,
             port: None,
-            gone: false,
+            retry: None,
             readable: false,
             writable: false,
             spin: Spin::new(cpus),
@@ -183,8 +186,8 @@ struct Service<'a> {
     pair: &'a mut Pair,
     epoll: Epoll,
     port: Option<Box<dyn Port>>,
-    /// The port has broken: there will be no other.
-    gone: bool,
+    /// The port has broken, and when to ask for another.
+    retry: Option<Instant>,
     /// A frame may wait.
     readable: bool,
     /// A frame may be taken.
@@ -224,7 +227,13 @@ impl Service<'_> {
     /// Look at what has happened; with `wait`, sleep until something has. Whether the worker is to end.
     fn events(&mut self, wait: bool) -> Result<bool, Fault> {
         let mut events = [EpollEvent::default(); 8];
-        let count = match self.epoll.wait(if wait { -1 } else { 0 }, &mut events) {
+        let timeout = match self.retry {
+            _ if !wait => 0,
+            None => -1,
+            // Rounded up: not a moment too early.
+            Some(at) => at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+        };
+        let count = match self.epoll.wait(timeout, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error.into()),
@@ -262,18 +271,19 @@ impl Service<'_> {
     /// Open the port when the pair is used, and drop it when it is not.
     fn follow(&mut self) {
         let wanted = self.wanted();
-        if wanted == (self.port.is_some() || self.gone) {
-            return;
-        }
-        if !wanted {
+        if !wanted && (self.port.is_some() || self.retry.is_some()) {
             self.drop_port();
-            self.gone = false;
+            self.retry = None;
+            self.pair.common.shared.reached(self.pair.index, State::Off);
         }
+        let due = self.retry.is_none_or(|at| at <= Instant::now());
+        if wanted && self.port.is_none() && due {
+            self.open_port();
+        }
+    }
+
+    fn open_port(&mut self) {
         let Pair { index, common, backend, .. } = &*self.pair;
-        if !wanted {
-            common.shared.reached(*index, State::Off);
-            return;
-        }
         let opened = backend.port(*index).and_then(|port| {
             watch(&self.epoll, port.fd().as_raw_fd(), PORT, EventSet::IN | EventSet::OUT)?;
             Ok(port)
@@ -281,14 +291,17 @@ impl Service<'_> {
         match opened {
             Ok(port) => {
                 self.port = Some(port);
+                self.retry = None;
                 (self.readable, self.writable) = (true, true);
                 common.shared.reached(*index, State::On);
             }
             Err(error) => {
-                self.gone = true;
+                if self.retry.is_none() {
+                    let device = &common.device;
+                    ratelog::warn(format_args!("{device}: queue pair {index} cannot be opened: {error}"));
+                }
+                self.retry = Some(Instant::now() + RETRY);
                 common.shared.reached(*index, State::Failed);
-                let device = &common.device;
-                ratelog::warn(format_args!("{device}: queue pair {index} cannot be opened: {error}"));
                 if *index == 0 {
                     common.link(false, "the host's side is gone");
                 }
@@ -306,7 +319,7 @@ impl Service<'_> {
     /// The port is of no more use.
     fn lose_port(&mut self) {
         self.drop_port();
-        self.gone = true;
+        self.retry = Some(Instant::now() + RETRY);
         self.pair.common.link(false, "the host's side is gone");
     }
 
@@ -317,7 +330,7 @@ impl Service<'_> {
 
     fn transmit(&mut self) -> Result<bool, Fault> {
         // What the guest sends on a pair that it does not use stays where it is.
-        if !self.gone && (self.port.is_none() || !self.writable) {
+        if self.retry.is_none() && (self.port.is_none() || !self.writable) {
             return Ok(false);
         }
         let Pair { common, transmitter, .. } = &mut *self.pair;
@@ -346,8 +359,9 @@ impl Service<'_> {
 
     /// Ask for the kicks that matter, or say that none is needed. True if there is more to take already.
     fn kicks(&mut self, wanted: bool) -> Result<bool, Fault> {
-        let used = self.port.is_some() || self.gone;
-        let sends = used && (self.gone || self.writable);
+        let gone = self.retry.is_some();
+        let used = self.port.is_some() || gone;
+        let sends = gone || self.port.is_some() && self.writable;
         let Pair { common, receiver, transmitter, control, .. } = &mut *self.pair;
         let ram = &common.ram;
         let mut more = false;
