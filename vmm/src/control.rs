@@ -106,6 +106,10 @@ pub struct Controller {
 }
 
 impl Controller {
+    pub(crate) fn new(messages: Sender<Message>, console: Arc<Console>) -> Self {
+        Self { messages, console }
+    }
+
     /// Ask for something and wait until it is done.
     #[must_use]
     pub fn act(&self, action: VmAction) -> VmReply {
@@ -130,6 +134,11 @@ impl Controller {
     pub fn input(&self, bytes: &[u8]) {
         self.console.input(bytes);
     }
+
+    /// The console, for those who watch it.
+    pub(crate) fn console(&self) -> &Console {
+        &self.console
+    }
 }
 
 /// A running VM. Dropping it leaves it running without an owner; [`Vm::wait`] is its end.
@@ -144,7 +153,7 @@ impl Vm {
         console: Arc<Console>,
         outcome: Receiver<Result<Outcome, VmError>>,
     ) -> Self {
-        Self { controller: Controller { messages, console }, outcome }
+        Self { controller: Controller::new(messages, console), outcome }
     }
 
     /// A way to this VM for another thread.

@@ -25,6 +25,7 @@ use kvm_ioctls::VmFd;
 
 use crate::api::types::Ended;
 use crate::board::{Board, Parts};
+use crate::console::Hub;
 use crate::control::{Outcome, Request, RunState, Vm, VmAction, VmReply};
 use crate::error::VmError;
 use crate::event::{Event, EventSender, Message};
@@ -61,7 +62,7 @@ pub struct Setup {
 /// If something that the spec names cannot be used, or the host cannot run VMs.
 pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let host = Host::open(spec)?;
+    let host = Host::open(spec, Hub::new(setup.stdout, setup.log))?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
@@ -237,7 +238,6 @@ impl Keeper {
             VmAction::Resume => self.resume(),
             VmAction::State => VmReply::State(self.state),
             VmAction::Stats => VmReply::Stats(Box::new(self.stats())),
-            VmAction::ResizeDisk { .. } => VmReply::Refused("not yet".to_owned()),
             VmAction::ResizeMemory { size } => balloon::resize(&self.host, Memory(size)),
             VmAction::PressPowerButton => {
                 self.machine.board.press_power_button();
@@ -246,6 +246,10 @@ impl Keeper {
             VmAction::ResizeConsole { columns, rows } => {
                 self.machine.board.resize_console(ConsoleSize { columns, rows });
                 VmReply::Done
+            }
+            VmAction::ResizeDisk { disk, size } => {
+                let refused = self.machine.board.resize_disk(&disk, size).err();
+                refused.map_or(VmReply::Done, |error| VmReply::Refused(Chained(&error).to_string()))
             }
             VmAction::Kill => {
                 // Again: whoever asked may have cut the outputs of the boot before this one.

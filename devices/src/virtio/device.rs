@@ -150,7 +150,7 @@ pub trait VirtioDevice: Send {
     /// An inactive device returns none.
     fn stop(&mut self) -> Vec<Queue>;
 
-    /// The driver has reset it, active or not (2.4): what the driver wrote to the configuration space is as at power-on. Called
-    /// after [`VirtioDevice::stop`].
+    /// The driver resets the device (virtio 1.2, 2.4), which is inactive by now: forget what belongs to that driver and
+    /// outlived [`VirtioDevice::stop`], such as connections.
     fn reset(&mut self) {}
 }

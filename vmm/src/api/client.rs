@@ -1,10 +1,16 @@
 //! A client's end of the control socket.
 
-use std::io;
+use std::io::{self, BufReader, ErrorKind, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::types::{Attach, Ended, Frame};
+use super::line::{LineError, read_line};
+use super::types::{Attach, Ended, Frame, Request, Response};
 use crate::control::{VmAction, VmReply};
+
+/// The longest answer that is read, in bytes: the figures of a VM with very many devices are the largest.
+const MAX_ANSWER: usize = 4 << 20;
 
 /// The VM could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +19,7 @@ pub enum ClientError {
     #[error("the VM does not answer: it has ended, or is about to")]
     Io(#[from] io::Error),
     /// The answer makes no sense: another version of skiff runs it.
-    #[error("the VM's answer cannot be understood: it was started by another version of skiff")]
+    #[error("the VM's answer cannot be understood ({0}): it was started by another version of skiff")]
     Answer(String),
     /// It says that it cannot.
     #[error("{0}")]
@@ -23,75 +29,130 @@ pub enum ClientError {
 /// A connection to a VM.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    reader: BufReader<UnixStream>,
 }
 
 impl Client {
     /// Talk over a connected socket.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream }
+        Self { reader: BufReader::new(stream) }
     }
 
-    /// Ask for `action`.
+    /// Ask for `action`. [`VmReply::Ended`] is an answer like others.
     ///
     /// # Errors
     /// If the VM cannot be asked, or refuses ([`ClientError::Refused`]; never a [`VmReply::Refused`]).
-    pub fn act(&mut self, _action: VmAction) -> Result<VmReply, ClientError> {
-        Err(ClientError::Refused("not yet".to_owned()))
+    pub fn act(&mut self, action: VmAction) -> Result<VmReply, ClientError> {
+        match self.ask(&Request::Act(action))? {
+            Response::Reply(VmReply::Refused(why)) => Err(ClientError::Refused(why)),
+            Response::Reply(reply) => Ok(reply),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Wait until the VM has ended.
     ///
     /// # Errors
     /// If the VM cannot be asked, or its process died.
-    pub fn wait(self) -> Result<Ended, ClientError> {
-        Err(ClientError::Refused("not yet".to_owned()))
+    pub fn wait(mut self) -> Result<Ended, ClientError> {
+        match self.ask(&Request::Wait)? {
+            Response::Ended(ended) => Ok(ended),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Join the console.
     ///
     /// # Errors
     /// If the VM cannot be asked, or has no console that leads to `stdio`.
-    pub fn attach(self, _how: Attach) -> Result<Frames, ClientError> {
-        Ok(Frames::new(self.stream))
+    pub fn attach(mut self, how: Attach) -> Result<Frames, ClientError> {
+        match self.ask(&Request::Attach(how))? {
+            Response::Attached => Ok(Frames::over(self.reader)?),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
+        let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
+        line.push(b'\n');
+        // It may have said why it does not listen before it stopped listening.
+        let sent = self.reader.get_ref().write_all(&line);
+        let answer = match read_line(&mut self.reader, MAX_ANSWER) {
+            Ok(Some(line)) if line.ends_with(b"\n") => line,
+            Ok(_) => {
+                sent?;
+                return Err(ClientError::Io(ErrorKind::UnexpectedEof.into()));
+            }
+            Err(LineError::Io(error)) => return Err(ClientError::Io(error)),
+            Err(error @ LineError::TooLong(_)) => return Err(ClientError::Answer(error.to_string())),
+        };
+        serde_json::from_slice(&answer).map_err(|error| ClientError::Answer(error.to_string()))
     }
 }
 
-/// An attached console. Clones share the connection, so that one thread can read and another write.
-#[derive(Debug)]
+fn unexpected(response: Response) -> ClientError {
+    match response {
+        Response::Error(why) => ClientError::Refused(why),
+        other => ClientError::Answer(format!("{other:?} does not answer what was asked")),
+    }
+}
+
+/// An attached console. Clones share the connection, so that one thread can read and others write: frames stay whole.
+#[derive(Clone, Debug)]
 pub struct Frames {
-    stream: UnixStream,
+    reader: Arc<Mutex<BufReader<UnixStream>>>,
+    writer: Arc<Mutex<UnixStream>>,
+    stream: Arc<UnixStream>,
 }
 
 impl Frames {
     /// A connection that speaks frames already.
-    #[must_use]
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream }
-    }
-
-    /// For another thread.
     ///
     /// # Errors
     /// If the host has no more file descriptors.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { stream: self.stream.try_clone()? })
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        Self::over(BufReader::new(stream))
+    }
+
+    fn over(reader: BufReader<UnixStream>) -> io::Result<Self> {
+        let writer = reader.get_ref().try_clone()?;
+        let stream = reader.get_ref().try_clone()?;
+        Ok(Self {
+            reader: Arc::new(Mutex::new(reader)),
+            writer: Arc::new(Mutex::new(writer)),
+            stream: Arc::new(stream),
+        })
     }
 
     /// Wait for the next frame. `None` at the end.
     ///
     /// # Errors
     /// If the connection breaks, or carries no frames.
-    pub fn read(&mut self) -> io::Result<Option<Frame>> {
-        Ok(None)
+    pub fn read(&self) -> io::Result<Option<Frame>> {
+        Frame::read(&mut *self.reader.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Send a frame.
+    /// Send a frame. Blocks while the VM takes none, as when its guest does not read what is typed.
     ///
     /// # Errors
-    /// If the connection breaks.
-    pub fn write(&mut self, _frame: &Frame) -> io::Result<()> {
-        Ok(())
+    /// If the connection breaks, or the frame's content is longer than [`MAX_FRAME`](super::types::MAX_FRAME).
+    pub fn write(&self, frame: &Frame) -> io::Result<()> {
+        frame.write(&mut *self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Give up no read and no write for lack of patience, if whoever connected had set limits.
+    ///
+    /// # Errors
+    /// Never, on a connected socket.
+    pub fn wait_for_ever(&self) -> io::Result<()> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)
+    }
+
+    /// End the connection, whoever reads or writes it.
+    pub fn close(&self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

@@ -5,5 +5,7 @@
 //! is a stream of [`types::Frame`]s.
 
 pub mod client;
+mod frame;
+mod line;
 pub mod server;
 pub mod types;

@@ -4,6 +4,7 @@
 //! made for one boot of the guest and dropped with it, which stops its devices. What must outlive a reboot
 //! (disks, consoles) belongs to [`Host`] and is lent to it.
 
+mod disks;
 mod input;
 mod virtio;
 
@@ -30,6 +31,9 @@ use crate::error::VmError;
 use crate::host::Host;
 use crate::interrupts::Interrupts;
 use crate::spec::{Stream, VmSpec};
+use disks::Disks;
+
+pub(crate) use disks::ResizeError;
 
 /// What the board is made with.
 pub(crate) struct Parts<'a> {
@@ -50,6 +54,7 @@ pub(crate) struct Board {
     pci: Arc<PciHost>,
     power: Arc<Mutex<Power>>,
     console: ConsoleInput,
+    disks: Disks,
     transports: Vec<SharedTransport>,
 }
 
@@ -72,7 +77,8 @@ impl Board {
             pvpanic: true,
         };
         acpi::write(&tables, parts.ram).map_err(VmError::Acpi)?;
-        Ok(Self { mmio, ports, pci, power, console: virtio.console, transports: virtio.transports })
+        let virtio::Added { console, disks, transports, .. } = virtio;
+        Ok(Self { mmio, ports, pci, power, console, disks, transports })
     }
 
     /// Put every BAR where the guest's configuration says.
@@ -102,6 +108,14 @@ impl Board {
     /// Tell the guest how large its virtio console is.
     pub(crate) fn resize_console(&self, size: ConsoleSize) {
         self.console.resize(size);
+    }
+
+    /// Make the disk called `id` (such as `disk0`) `size` bytes large, and tell the guest.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be made so.
+    pub(crate) fn resize_disk(&self, id: &str, size: u64) -> Result<(), ResizeError> {
+        self.disks.resize(id, size)
     }
 }
 

@@ -16,7 +16,9 @@ use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
 use devices::virtio::transport::{VirtioMmio, VirtioPci};
+use devices::virtio::vsock::Vsock;
 
+use super::disks::Disks;
 use super::{Parts, SharedTransport, queues};
 use crate::console::Pace;
 use crate::error::VmError;
@@ -28,6 +30,8 @@ pub(super) struct Added {
     pub(super) mmio: Vec<MmioDevice>,
     /// The console's input.
     pub(super) console: ConsoleInput,
+    /// The disks.
+    pub(super) disks: Disks,
     /// All of them, to pause them.
     pub(super) transports: Vec<SharedTransport>,
 }
@@ -36,6 +40,7 @@ pub(super) struct Added {
 pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, VmError> {
     let host = parts.host;
     let mut mmio = Vec::new();
+    let mut disks = Disks::default();
     let mut transports = Vec::new();
     let mut place = |device: Box<dyn VirtioDevice>| -> Result<(), VmError> {
         transports.push(match host.spec.transport {
@@ -44,7 +49,8 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
         });
         Ok(())
     };
-    for (index, (disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
+    for (index, (host_disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
+        let id = format!("disk{index}");
         let options = BlockOptions {
             queues: queues(spec.queues, &host.spec),
             serial: spec.serial.as_deref().map(str::parse).transpose()?,
@@ -53,25 +59,35 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
                 DiskIo::Uring => EngineKind::Uring,
                 DiskIo::Plain => EngineKind::Plain,
             },
+            limiter: host_disk.limiter.clone(),
+            counters: host.counters.of(&id, DeviceKind::Block),
             ..BlockOptions::default()
         };
-        place(Box::new(Block::new(format!("disk{index}"), Arc::clone(disk), options)))?;
+        let block = Block::new(id.clone(), Arc::clone(&host_disk.disk), options);
+        disks.add(id, block.resizer());
+        place(Box::new(block))?;
     }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
-    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()))
+    let counters = host.counters.of("console0", DeviceKind::Console);
+    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()), counters)
         .map_err(VmError::resources("make the console"))?;
     if host.spec.console == Stream::Stdio {
         host.console.connect(Some(Arc::new(input.clone())));
     }
     place(Box::new(console))?;
-    place(Box::new(Rng::new("rng0")))?;
+    place(Box::new(Rng::new("rng0", host.counters.of("rng0", DeviceKind::Rng))))?;
     if let Some(control) = &host.balloon {
         let counters = host.counters.of("balloon0", DeviceKind::Balloon);
         // A huge page that goes back to the pool may be gone when the guest touches it again, which would end the VM.
         let reclaim = !host.spec.memory.hugepages;
         place(Box::new(Balloon::new("balloon0", control.clone(), counters, reclaim)))?;
     }
-    Ok(Added { mmio, console: input, transports })
+    if let Some((listener, spec)) = host.vsock.as_ref().zip(host.spec.vsock.as_ref()) {
+        let counters = host.counters.of("vsock0", DeviceKind::Vsock);
+        let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
+        place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
+    }
+    Ok(Added { mmio, console: input, disks, transports })
 }
 
 fn add_pci(

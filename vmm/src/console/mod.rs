@@ -1,21 +1,32 @@
 //! The host's side of the guest's character devices: where output goes, where input comes from, and the last lines.
 //!
-//! A [`Console`] lives as long as the VM; the devices it is wired to are made anew at each reboot of the guest.
+//! A [`Console`] lives as long as the VM, and so does its [`Hub`], to which the devices print whose stream is `stdio`. The
+//! devices are made anew at each reboot of the guest.
 
+mod hub;
+mod logfile;
 mod output;
+mod ring;
+mod send;
 mod tail;
+mod viewers;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-pub(crate) use output::{Cut, Output, Pace};
+pub(crate) use hub::Hub;
+pub(crate) use output::{Output, Pace};
+pub(crate) use viewers::{Seen, Viewer};
+
+use output::Target;
+use send::Cut;
 use tail::Tail;
 
 use crate::spec::Stream;
@@ -38,7 +49,7 @@ pub enum StreamError {
         /// As it was given.
         path: String,
     },
-    /// Standard output cannot be duplicated, or a thread or eventfd cannot be had.
+    /// The host has no more file descriptors.
     #[error("cannot set up the guest's console")]
     Setup(#[source] io::Error),
 }
@@ -54,6 +65,9 @@ pub(crate) trait InputPort: Send + Sync {
 /// Shared by the devices that print, the thread that types and the `vmm` thread.
 #[derive(Default)]
 pub(crate) struct Console {
+    hub: Arc<Hub>,
+    /// A device prints to the hub, or is typed at.
+    has_stdio: bool,
     tail: Arc<Mutex<Tail>>,
     port: Mutex<Option<Arc<dyn InputPort>>>,
     /// Of the outputs of this boot.
@@ -61,37 +75,57 @@ pub(crate) struct Console {
     ended: AtomicBool,
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Console {
+    /// A console whose `stdio` is `hub`; `has_stdio` says whether any stream leads there.
+    pub(crate) fn new(hub: Hub, has_stdio: bool) -> Self {
+        Self { hub: Arc::new(hub), has_stdio, ..Self::default() }
+    }
+
+    /// Where `stdio` leads.
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Whether a device's stream leads to the hub.
+    pub(crate) fn has_stdio(&self) -> bool {
+        self.has_stdio
+    }
+
     /// An output to `sink` for a device that hands over its bytes as `pace` says.
     pub(crate) fn output(&self, sink: &Sink, pace: Pace) -> Result<Output, StreamError> {
-        let file = match sink {
-            Sink::Null => None,
-            Sink::File(file) => Some(file.try_clone().map_err(StreamError::Setup)?),
+        let target = match sink {
+            Sink::Null => Target::Nowhere,
+            Sink::Stdio => Target::Hub { hub: Arc::clone(&self.hub), waits: true },
+            Sink::File(file) => Target::File(file.try_clone().map_err(StreamError::Setup)?),
         };
-        let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Output::new(file, cut, pace, Arc::clone(&self.tail)))
+        let cut = lock(&self.cut).clone();
+        Ok(Output::new(target, cut, pace, Arc::clone(&self.tail)))
     }
 
     /// Let no device wait for whoever reads its output: what is not taken at once is dropped. Never blocks.
     pub(crate) fn cut(&self) {
-        self.cut.lock().unwrap_or_else(PoisonError::into_inner).cut();
+        lock(&self.cut).cut();
     }
 
     /// The devices of this boot are gone, and so is whatever still writes for them. Those made next are waited for again.
     pub(crate) fn next_boot(&self) {
-        std::mem::take(&mut *self.cut.lock().unwrap_or_else(PoisonError::into_inner)).cut();
+        std::mem::take(&mut *lock(&self.cut)).cut();
     }
 
     /// From now on, typed bytes go to `port`.
     pub(crate) fn connect(&self, port: Option<Arc<dyn InputPort>>) {
-        *self.port.lock().unwrap_or_else(PoisonError::into_inner) = port;
+        *lock(&self.port) = port;
     }
 
     /// Type `bytes`: blocks until a device has taken them all, or the VM has ended. Where no device takes
     /// input, they are dropped.
     pub(crate) fn input(&self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.ended.load(Ordering::SeqCst) {
-            let port = self.port.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let port = lock(&self.port).clone();
             let Some(port) = port else { return };
             let taken = port.push(bytes);
             bytes = bytes.get(taken..).unwrap_or_default();
@@ -109,7 +143,7 @@ impl Console {
 
     /// The last lines that the guest printed, oldest first.
     pub(crate) fn last_lines(&self) -> Vec<String> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).lines()
+        lock(&self.tail).lines()
     }
 }
 
@@ -126,6 +160,8 @@ fn wait_for_room(port: &dyn InputPort) {
 /// An opened [`Stream`], kept over reboots.
 pub(crate) enum Sink {
     Null,
+    /// The console's hub.
+    Stdio,
     File(File),
 }
 
@@ -133,11 +169,7 @@ impl Sink {
     pub(crate) fn open(stream: &Stream) -> Result<Self, StreamError> {
         match stream {
             Stream::Null => Ok(Self::Null),
-            Stream::Stdio => {
-                let stdout: OwnedFd =
-                    io::stdout().as_fd().try_clone_to_owned().map_err(StreamError::Setup)?;
-                Ok(Self::File(own(stdout.into())))
-            }
+            Stream::Stdio => Ok(Self::Stdio),
             Stream::File(path) => {
                 // A fifo without a reader is refused; waiting for one could last for ever.
                 let flags = libc::O_NONBLOCK | libc::O_NOCTTY;

@@ -18,40 +18,19 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-
+use super::hub::Hub;
+use super::lock;
+use super::send::{Cut, send};
 use super::tail::Tail;
 
 /// How long a byte may wait for company.
 const LINGER: Duration = Duration::from_millis(8);
 /// How much is gathered at most.
 const GATHERED: usize = 1024;
-
-/// How much is written at once: so much fits a pipe that has any room at all (`PIPE_BUF`).
-const PIECE: usize = 4096;
-/// How often a writer that waits for its reader looks whether it is cut.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-
-/// Tells outputs that their readers are not worth waiting for any more.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cut(Arc<AtomicBool>);
-
-impl Cut {
-    /// From now on, what cannot be written at once is dropped.
-    pub(crate) fn cut(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    fn is_cut(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-}
 
 /// How a device hands over its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +41,39 @@ pub(crate) enum Pace {
     Pieces,
 }
 
+/// Where the bytes go.
+pub(super) enum Target {
+    /// Nowhere: as asked for, or since nobody reads them any more.
+    Nowhere,
+    /// To a file of its own.
+    File(File),
+    /// To everybody who wants what is printed on `stdio`.
+    Hub {
+        /// Shared with other devices.
+        hub: Arc<Hub>,
+        /// Standard output is waited for.
+        waits: bool,
+    },
+}
+
+impl Target {
+    fn take(&mut self, bytes: &[u8], cut: &Cut) {
+        match self {
+            Self::Nowhere => {}
+            Self::Hub { hub, waits } => hub.print(bytes, cut, waits),
+            Self::File(file) => {
+                if let Err(error) = send(file, bytes, || cut.is_cut()) {
+                    log::warn!("the guest's output is dropped from here on: {error}");
+                    *self = Self::Nowhere;
+                }
+            }
+        }
+    }
+}
+
 struct Pending {
     bytes: Vec<u8>,
-    /// `None` drops the output: as asked for, or since nobody reads it any more.
-    file: Option<File>,
+    target: Target,
     cut: Cut,
     tail: Arc<Mutex<Tail>>,
     /// A byte was sent within the last [`LINGER`]: the thread looks after those that follow.
@@ -75,44 +83,9 @@ struct Pending {
 
 impl Pending {
     fn flush(&mut self) {
+        self.target.take(&self.bytes, &self.cut);
         lock(&self.tail).push(&self.bytes);
-        if let Some(file) = &mut self.file
-            && let Err(error) = send(file, &self.bytes, &self.cut)
-        {
-            log::warn!("the guest's output is dropped from here on: {error}");
-            self.file = None;
-        }
         self.bytes.clear();
-    }
-}
-
-/// Write all of `bytes`, at the pace of whoever reads them.
-///
-/// # Errors
-/// If the host refuses, or `cut` ends the wait (`TimedOut`).
-fn send(file: &mut File, mut bytes: &[u8], cut: &Cut) -> io::Result<()> {
-    while !bytes.is_empty() {
-        wait_for_room(file, cut)?;
-        match file.write(bytes.get(..PIECE).unwrap_or(bytes)) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            // Whoever shares the open file may have made it non-blocking, and may be faster to fill it.
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn wait_for_room(file: &File, cut: &Cut) -> io::Result<()> {
-    loop {
-        match poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&LOOK)) {
-            Ok(0) if cut.is_cut() => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(0) | Err(Errno::INTR) => {}
-            // Room, or an error that the write will tell.
-            Ok(_) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 
@@ -124,15 +97,11 @@ pub(crate) struct Output {
     thread: Option<JoinHandle<()>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Output {
-    /// Output to `file`, remembered in `tail`, until `cut` at the latest.
-    pub(crate) fn new(file: Option<File>, cut: Cut, pace: Pace, tail: Arc<Mutex<Tail>>) -> Self {
-        let gathers = file.is_some() && pace == Pace::Bytes;
-        let pending = Pending { bytes: Vec::new(), file, cut, tail, busy: false, ended: false };
+    /// Output to `target`, remembered in `tail`, until `cut` at the latest.
+    pub(super) fn new(target: Target, cut: Cut, pace: Pace, tail: Arc<Mutex<Tail>>) -> Self {
+        let gathers = pace == Pace::Bytes && !matches!(target, Target::Nowhere);
+        let pending = Pending { bytes: Vec::new(), target, cut, tail, busy: false, ended: false };
         Self { pending: Arc::new((Mutex::new(pending), Condvar::new())), gathers, thread: None }
     }
 
@@ -220,7 +189,7 @@ mod tests {
     #[test]
     fn output_arrives_in_order_and_in_full() {
         let (mut reader, file) = pipe();
-        let mut output = Output::new(Some(file), Cut::default(), Pace::Bytes, Arc::default());
+        let mut output = Output::new(Target::File(file), Cut::default(), Pace::Bytes, Arc::default());
         let sent: Vec<u8> =
             (0..20_000_u32).map(|n| if n % 70 == 0 { b'\n' } else { (n % 251) as u8 }).collect();
         let expected = sent.clone();
@@ -238,7 +207,7 @@ mod tests {
     #[test]
     fn a_prompt_without_a_newline_is_not_held_back() {
         let (mut reader, file) = pipe();
-        let mut output = Output::new(Some(file), Cut::default(), Pace::Bytes, Arc::default());
+        let mut output = Output::new(Target::File(file), Cut::default(), Pace::Bytes, Arc::default());
         for byte in b"login: " {
             output.write_all(&[*byte]).unwrap();
         }
@@ -252,7 +221,7 @@ mod tests {
     fn a_reader_that_goes_away_is_no_error_and_the_tail_goes_on() {
         let (reader, file) = pipe();
         let tail = Arc::<Mutex<Tail>>::default();
-        let mut output = Output::new(Some(file), Cut::default(), Pace::Bytes, Arc::clone(&tail));
+        let mut output = Output::new(Target::File(file), Cut::default(), Pace::Bytes, Arc::clone(&tail));
         drop(reader);
         output.write_all(b"one\n").unwrap();
         output.write_all(b"two\n").unwrap();
@@ -263,7 +232,7 @@ mod tests {
     fn a_reader_that_does_not_read_is_waited_for_until_the_output_is_cut() {
         let (reader, file) = pipe();
         let cut = Cut::default();
-        let mut output = Output::new(Some(file), cut.clone(), Pace::Bytes, Arc::default());
+        let mut output = Output::new(Target::File(file), cut.clone(), Pace::Bytes, Arc::default());
         let (told, ended) = std::sync::mpsc::channel();
         // Joined by nobody: if this does not end, the test fails and does not hang.
         std::thread::spawn(move || {
@@ -283,7 +252,7 @@ mod tests {
     fn a_file_that_somebody_made_non_blocking_gets_all_the_same() {
         let (mut reader, file) = pipe();
         rustix::io::ioctl_fionbio(&file, true).unwrap();
-        let mut output = Output::new(Some(file), Cut::default(), Pace::Pieces, Arc::default());
+        let mut output = Output::new(Target::File(file), Cut::default(), Pace::Pieces, Arc::default());
         let writer = std::thread::spawn(move || output.write_all(&[b'x'; 300_000]).unwrap());
         std::thread::sleep(Duration::from_millis(50));
         let mut received = Vec::new();

@@ -1,6 +1,6 @@
 //! The last lines that a guest printed, for the report of its end.
 
-use std::collections::VecDeque;
+use super::ring::Ring;
 
 /// How much is kept.
 const KEPT: usize = 8192;
@@ -9,21 +9,24 @@ const KEPT: usize = 8192;
 const LINES: usize = 64;
 
 /// The end of a guest's output, bounded.
-#[derive(Debug, Default)]
-pub(crate) struct Tail(VecDeque<u8>);
+#[derive(Debug)]
+pub(crate) struct Tail(Ring);
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self(Ring::new(KEPT))
+    }
+}
 
 impl Tail {
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        let bytes = bytes.get(bytes.len().saturating_sub(KEPT)..).unwrap_or_default();
-        let excess = (self.0.len() + bytes.len()).saturating_sub(KEPT);
-        self.0.drain(..excess);
-        self.0.extend(bytes);
+        self.0.push(bytes);
     }
 
     /// The last lines, oldest first. Control characters are taken out: a guest must not drive the terminal of
     /// whoever reads the report.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let bytes: Vec<u8> = self.0.iter().copied().collect();
+        let bytes = self.0.bytes();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<String> = text
             .lines()
@@ -49,7 +52,7 @@ mod tests {
         assert_eq!(lines.first().map(String::as_str), Some("line 9936"));
         assert_eq!(lines.last().map(String::as_str), Some("line 9999"));
         tail.push(&[b'x'; 3 * KEPT]);
-        assert_eq!(tail.0.len(), KEPT);
+        assert_eq!(tail.0.bytes().len(), KEPT);
     }
 
     #[test]

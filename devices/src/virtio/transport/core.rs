@@ -472,7 +472,7 @@ impl Core {
             let ring = registers.ring(&self.ram, event_idx);
             let ring = ring.map_err(|source| Fault::Queue { index, source })?;
             let kick = kick.try_clone().map_err(Fault::Kick)?;
-            queues.push(Queue { index, ring, kick, indirect });
+            queues.push(Queue::new(index, ring, kick, indirect));
         }
         Ok(queues)
     }

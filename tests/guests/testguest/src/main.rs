@@ -15,6 +15,7 @@ mod balloon;
 mod block;
 mod console;
 mod ends;
+mod grow;
 mod hostile;
 mod interrupts;
 mod machine;
@@ -23,6 +24,7 @@ mod mmio;
 mod pci;
 mod serial;
 mod smp;
+mod vsock;
 
 rt::guest_main!(run);
 
@@ -56,16 +58,24 @@ const TESTS: &[Test] = &[
     ("block-readonly", block::readonly),
     ("block-queues", block::queues),
     ("block-errors", block::errors),
+    ("block-full", block::full),
+    ("block-grow", grow::disk),
+    ("block-throttled", block::throttled),
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
     ("balloon", balloon::pages_go),
     ("smp", smp::start),
+    ("vsock-serve", vsock::serve),
+    ("vsock-connect", vsock::connect),
+    ("vsock-bulk", vsock::bulk),
+    ("vsock-half", vsock::half),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
     ("panic", ends::panic),
     ("triple-fault", ends::triple_fault),
     ("hang", ends::hang),
+    ("idle", ends::idle),
     ("sse-in-ring0", ends::sse_in_ring0),
     ("hostile-queues", hostile::queues),
     ("hostile-rings", hostile::rings),
