@@ -1,14 +1,19 @@
-//! One record per flag: its name, its help, what it does, and an example that is also its test.
+//! One record per flag: its name, its help, what it does, and an example that is also its test; and one per operand.
 //!
-//! The command line, the keys of a file, help texts, and whatever is generated from them all come from these records.
+//! The command line, the keys of a file, help texts, and whatever is generated from them all come from these records. A
+//! [`Described`] is a flag without what it does, so that the flags of all verbs can be looked at alike.
 
 use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+use clap_complete::ArgValueCandidates;
 
+use crate::cmd::VERBS;
+use crate::completion;
 use crate::exit::Usage;
+pub use vmm::spec::closest;
 
 /// A flag that changes a `T`.
 pub struct Flag<T> {
@@ -52,11 +57,113 @@ pub struct Example {
     pub toml: &'static str,
 }
 
-impl<T> Flag<T> {
+impl Example {
+    /// The arguments as a shell takes them.
+    pub fn command_line(&self) -> String {
+        self.args.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Takes {
+    /// What the value is called, if there is one.
+    pub fn value_name(&self) -> Option<&'static str> {
+        match self {
+            Self::File(name) | Self::Text(name) | Self::Texts(name) | Self::Choice(name, _) => Some(name),
+            Self::Nothing | Self::Count => None,
+        }
+    }
+}
+
+/// A flag as whoever only tells of it sees it: see [`Flag`].
+#[derive(Clone, Copy)]
+pub struct Described {
+    pub name: &'static str,
+    pub short: Option<char>,
+    pub takes: &'static Takes,
+    pub help: &'static str,
+    pub long: &'static str,
+    pub example: &'static Example,
+}
+
+/// What stands on the command line without a dash.
+pub struct Operand {
+    /// What it is called in the help.
+    pub name: &'static str,
+    /// How many there are.
+    pub count: Count,
+    /// What a shell can complete it with.
+    pub completes: Completes,
+    /// One line.
+    pub help: &'static str,
+}
+
+/// How often an [`Operand`] may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Exactly once.
+    One,
+    /// Once or more.
+    Some,
+    /// As often as wanted, or not at all.
+    Any,
+}
+
+/// What a shell can complete an [`Operand`] with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completes {
+    /// Any VM: what `skiff ps -aq` prints.
+    Vms,
+    /// A VM that runs: what `skiff ps -q` prints.
+    RunningVms,
+    /// A verb. Nothing else is taken.
+    Verbs,
+    /// One of these words. Nothing else is taken.
+    Words(&'static [&'static str]),
+    /// Nothing that is there already.
+    Nothing,
+}
+
+impl Operand {
+    fn arg(&self) -> Arg {
+        let arg = Arg::new(self.name).value_name(self.name).help(self.help).value_hint(ValueHint::Other);
+        let arg = match self.completes {
+            Completes::Vms => arg.add(ArgValueCandidates::new(completion::vms)),
+            Completes::RunningVms => arg.add(ArgValueCandidates::new(completion::running_vms)),
+            Completes::Verbs => {
+                arg.value_parser(PossibleValuesParser::new(VERBS.iter().map(|verb| verb.name)))
+            }
+            Completes::Words(words) => arg.value_parser(PossibleValuesParser::new(words)),
+            Completes::Nothing => arg,
+        };
+        match self.count {
+            Count::One => arg.required(true),
+            Count::Some => arg.required(true).num_args(1..).action(ArgAction::Append),
+            Count::Any => arg.num_args(0..).action(ArgAction::Append),
+        }
+    }
+
+    /// What was given for it, in order, each once.
+    pub fn given(&self, matches: &ArgMatches) -> Vec<String> {
+        let mut given: Vec<String> = Vec::new();
+        for text in matches.get_many::<String>(self.name).into_iter().flatten() {
+            if !given.contains(text) {
+                given.push(text.clone());
+            }
+        }
+        given
+    }
+
+    /// What was given for one that stands exactly once.
+    pub fn one(&self, matches: &ArgMatches) -> String {
+        matches.get_one::<String>(self.name).cloned().unwrap_or_default()
+    }
+}
+
+impl Described {
     fn arg(&self) -> Arg {
         let arg =
             Arg::new(self.name).long(self.name).short(self.short).help(self.help).long_help(self.long_help());
-        match &self.takes {
+        match self.takes {
             Takes::File(name) => text(arg, name).value_hint(ValueHint::FilePath),
             Takes::Text(name) => text(arg, name),
             Takes::Texts(name) => text(arg, name).action(ArgAction::Append),
@@ -75,12 +182,26 @@ impl<T> Flag<T> {
             help.push_str(self.long);
         }
         help.push_str("\n\nExample:    ");
-        help.push_str(&self.example.args.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        help.push_str(&self.example.command_line());
         if !self.example.toml.is_empty() {
             help.push_str("\nIn a file:  ");
             help.push_str(&self.example.toml.replace('\n', "\n            "));
         }
         help
+    }
+}
+
+impl<T> Flag<T> {
+    /// Without what it does.
+    const fn describe(&'static self) -> Described {
+        Described {
+            name: self.name,
+            short: self.short,
+            takes: &self.takes,
+            help: self.help,
+            long: self.long,
+            example: &self.example,
+        }
     }
 
     /// Every value that was given for this flag, in order.
@@ -105,9 +226,14 @@ fn text(arg: Arg, name: &'static str) -> Arg {
     arg.value_name(name).value_parser(clap::value_parser!(OsString))
 }
 
-/// Give `command` all of `flags`.
-pub fn add<T>(command: Command, flags: &[Flag<T>]) -> Command {
-    command.args(flags.iter().map(Flag::arg))
+/// All of `flags`, without what they do.
+pub fn describe<T>(flags: &'static [Flag<T>]) -> Vec<Described> {
+    flags.iter().map(Flag::describe).collect()
+}
+
+/// Give `command` all of `flags` and `operands`.
+pub fn add(command: Command, flags: &[Described], operands: &[Operand]) -> Command {
+    command.args(flags.iter().map(Described::arg)).args(operands.iter().map(Operand::arg))
 }
 
 /// Let every flag that was given change `target`.
@@ -124,14 +250,4 @@ pub fn apply<T>(flags: &[Flag<T>], matches: &ArgMatches, target: &mut T) -> Resu
 /// `value` as UTF-8.
 pub fn utf8(value: &OsStr) -> Result<&str> {
     value.to_str().with_context(|| format!("'{}' is not UTF-8", value.display()))
-}
-
-/// The one of `known` that `wrong` was most likely meant to be.
-pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }

@@ -4,12 +4,17 @@
 //! are said once, by [`exit::report`].
 
 mod cmd;
+mod completion;
 mod escape;
 mod exit;
 mod flags;
+mod front;
 mod input;
+mod launch;
 mod logging;
+mod process;
 mod signals;
+mod store;
 mod terminal;
 
 use std::process::ExitCode;
@@ -24,10 +29,15 @@ fn command() -> Command {
         .after_help(exit::HELP)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands(cmd::VERBS.iter().map(|verb| (verb.command)()))
+        .subcommands(cmd::VERBS.iter().map(cmd::Verb::command))
 }
 
 fn main() -> ExitCode {
+    match completion::answer(command) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::from(exit::SUCCESS),
+        Err(error) => return exit::report_clap(&error),
+    }
     let matches = match command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return exit::report_clap(&error),

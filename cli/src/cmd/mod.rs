@@ -1,19 +1,93 @@
 //! The verbs: one module each.
 
-use anyhow::Result;
+use std::io::{ErrorKind, Write as _};
+
+use anyhow::{Context as _, Result};
 use clap::{ArgMatches, Command};
 
-mod run;
+use crate::exit::SUCCESS;
+use crate::flags::{self, Described, Operand};
 
-/// Something that the program can be asked to do.
+mod completions;
+mod events;
+mod logs;
+mod man;
+mod many;
+mod power;
+mod ps;
+mod resize;
+mod rm;
+mod run;
+mod start;
+mod stats;
+mod table;
+
+/// Something that the program can be asked to do. Its command line, its help and what is generated from them come from this
+/// record.
 pub struct Verb {
     /// Its name on the command line.
     pub name: &'static str,
-    /// Its flags and help.
-    pub command: fn() -> Command,
+    /// One line of help.
+    pub about: &'static str,
+    /// Its whole help; empty if the line says it all.
+    pub long: &'static str,
+    /// What stands below the flags in its help; may be empty.
+    pub after: fn() -> String,
+    /// Its flags.
+    pub flags: fn() -> Vec<Described>,
+    /// What it takes without a dash, in order.
+    pub operands: &'static [Operand],
     /// Does it, and says the exit code.
     pub run: fn(&ArgMatches) -> Result<u8>,
 }
 
+impl Verb {
+    /// Its command line.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.name).about(self.about);
+        if !self.long.is_empty() {
+            command = command.long_about(self.long);
+        }
+        let after = (self.after)();
+        if !after.is_empty() {
+            command = command.after_help(after);
+        }
+        flags::add(command, &(self.flags)(), self.operands)
+    }
+}
+
+/// Print `text`. A reader that has read enough is no error.
+pub fn print(text: &str) -> Result<u8> {
+    print_more(text).map(|_| SUCCESS)
+}
+
+/// Print `text` now. Says whether somebody reads it.
+pub fn print_more(text: &str) -> Result<bool> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write to standard output"),
+    }
+}
+
 /// All of them, in the order of the help.
-pub const VERBS: &[Verb] = &[run::VERB];
+pub const VERBS: &[Verb] = &[
+    run::VERB,
+    ps::PS,
+    start::START,
+    power::STOP,
+    power::KILL,
+    power::PAUSE,
+    power::RESUME,
+    start::ATTACH,
+    logs::VERB,
+    power::WAIT,
+    ps::INSPECT,
+    stats::VERB,
+    events::VERB,
+    resize::VERB,
+    rm::RENAME,
+    rm::RM,
+    completions::VERB,
+    man::VERB,
+];

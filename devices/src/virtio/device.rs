@@ -149,4 +149,8 @@ pub trait VirtioDevice: Send {
     /// Finish or give up what is in flight, end the workers, and hand back the queues as they stand.
     /// An inactive device returns none.
     fn stop(&mut self) -> Vec<Queue>;
+
+    /// The driver resets the device (virtio 1.2, 2.4), which is inactive by now: forget what belongs to that driver and
+    /// outlived [`VirtioDevice::stop`], such as connections.
+    fn reset(&mut self) {}
 }

@@ -158,6 +158,15 @@ impl Frames {
         Ok(room)
     }
 
+    /// Give up no read and no write for lack of patience, if whoever connected had set limits.
+    ///
+    /// # Errors
+    /// Never, on a connected socket.
+    pub fn wait_for_ever(&self) -> io::Result<()> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)
+    }
+
     /// End the connection, whoever reads or writes it.
     pub fn close(&self) {
         // It may be closed already.

@@ -14,6 +14,7 @@ use rt::{println, pvh};
 mod block;
 mod console;
 mod ends;
+mod grow;
 mod hostile;
 mod interrupts;
 mod machine;
@@ -22,6 +23,7 @@ mod mmio;
 mod pci;
 mod serial;
 mod smp;
+mod vsock;
 
 rt::guest_main!(run);
 
@@ -55,15 +57,23 @@ const TESTS: &[Test] = &[
     ("block-readonly", block::readonly),
     ("block-queues", block::queues),
     ("block-errors", block::errors),
+    ("block-full", block::full),
+    ("block-grow", grow::disk),
+    ("block-throttled", block::throttled),
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
     ("smp", smp::start),
+    ("vsock-serve", vsock::serve),
+    ("vsock-connect", vsock::connect),
+    ("vsock-bulk", vsock::bulk),
+    ("vsock-half", vsock::half),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
     ("panic", ends::panic),
     ("triple-fault", ends::triple_fault),
     ("hang", ends::hang),
+    ("idle", ends::idle),
     ("sse-in-ring0", ends::sse_in_ring0),
     ("hostile-queues", hostile::queues),
     ("hostile-rings", hostile::rings),
