@@ -12,8 +12,9 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::rng::Rng;
-use devices::virtio::testing::{Buf, Guest};
+use devices::virtio::testing::{Buf, FakeNet, Guest};
 use devices::virtio::vsock::{Vsock, VsockListener};
 
 /// A fresh device.
@@ -55,6 +56,7 @@ pub fn all_devices() -> Vec<Factory> {
     vec![
         console(),
         rng(),
+        net(),
         balloon(),
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
@@ -110,6 +112,63 @@ fn console() -> Factory {
             Request {
                 buffers: vec![Buf::readable(addr, 4), Buf::readable(addr + 4, 10)],
                 check: Box::new(|_, len| assert_eq!(len, 0)),
+            }
+        },
+    }
+}
+
+/// What the network sends all the time.
+const FRAME: [u8; 60] = [0x5a; 60];
+
+/// Receives on queue 0, sends on queue 1, and turns all offloads off on queue 2.
+fn net() -> Factory {
+    Factory {
+        name: "net",
+        kind: DeviceKind::Net,
+        queues: 3,
+        make: || {
+            let network = FakeNet::new(1, FakeNet::ALL);
+            let options = NetOptions { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) };
+            let backend = Arc::<FakeNet>::clone(&network);
+            let device = Net::new("net0".to_owned(), backend, options, Arc::default()).expect("a network");
+            let poke = Box::new(move || {
+                // If the guest takes none, they pile up.
+                network.give(0, [0; 12], &FRAME);
+                while network.take(0).is_some() {}
+            });
+            Made { device: Box::new(device), poke }
+        },
+        request: |guest, queue| match queue {
+            0 => {
+                let addr = guest.alloc(2048);
+                Request {
+                    buffers: vec![Buf::writable(addr, 20), Buf::writable(addr + 20, 1600)],
+                    check: Box::new(move |guest, len| {
+                        assert_eq!(len, 72);
+                        assert_eq!(guest.get(addr, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+                        assert_eq!(guest.get(addr + 12, 60), FRAME);
+                    }),
+                }
+            }
+            1 => {
+                let addr = guest.put(&[[0; 12].as_slice(), FRAME.as_slice()].concat());
+                Request {
+                    buffers: vec![Buf::readable(addr, 5), Buf::readable(addr + 5, 67)],
+                    check: Box::new(|_, len| assert_eq!(len, 0)),
+                }
+            }
+            _ => {
+                let addr = guest.put(&[5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xee]);
+                Request {
+                    buffers: vec![
+                        Buf::readable(addr, 1),
+                        Buf::readable(addr + 1, 9),
+                        Buf::writable(addr + 10, 1),
+                    ],
+                    check: Box::new(move |guest, len| {
+                        assert_eq!((len, guest.get(addr + 10, 1)), (1, vec![0]));
+                    }),
+                }
             }
         },
     }
