@@ -1,99 +1,20 @@
 //! `skiff run` on a terminal and on pipes, with a tiny guest on /dev/kvm: keys, signals, exit codes, and the
 //! terminal given back. Without a usable /dev/kvm these tests say so and pass.
 
+mod support;
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What the guest prints first.
-const READY: &str = "R";
-
-/// 32-bit code that prints R, then echoes what the serial port gives it; o switches the machine off (ACPI sleep
-/// control), p says that the kernel panicked (pvpanic).
-#[rustfmt::skip]
-const GUEST: [u8; 52] = [
-    0x66, 0xba, 0xf8, 0x03, //  0       mov  dx, 0x3f8
-    0xb0, b'R',             //  4       mov  al, 'R'
-    0xee,                   //  6       out  dx, al
-    0x66, 0xba, 0xfd, 0x03, //  7 next: mov  dx, 0x3fd
-    0xec,                   // 11       in   al, dx
-    0xa8, 0x01,             // 12       test al, 1
-    0x74, 0xf7,             // 14       jz   next
-    0x66, 0xba, 0xf8, 0x03, // 16       mov  dx, 0x3f8
-    0xec,                   // 20       in   al, dx
-    0x3c, b'o',             // 21       cmp  al, 'o'
-    0x74, 0x07,             // 23       je   off
-    0x3c, b'p',             // 25       cmp  al, 'p'
-    0x74, 0x0d,             // 27       je   panic
-    0xee,                   // 29       out  dx, al
-    0xeb, 0xe7,             // 30       jmp  next
-    0x66, 0xba, 0x00, 0x06, // 32 off:  mov  dx, 0x600
-    0xb0, 0x34,             // 36       mov  al, S5 << 2 | SLP_EN
-    0xee,                   // 38       out  dx, al
-    0xf4,                   // 39 halt: hlt
-    0xeb, 0xfd,             // 40       jmp  halt
-    0x66, 0xba, 0x05, 0x05, // 42 panic: mov dx, 0x505
-    0xb0, 0x01,             // 46       mov  al, 1
-    0xee,                   // 48       out  dx, al
-    0xf4,                   // 49 halt: hlt
-    0xeb, 0xfd,             // 50       jmp  halt
-];
-
-/// An ELF with [`GUEST`] at 1 MiB as its PVH entry (XEN_ELFNOTE_PHYS32_ENTRY).
-fn kernel() -> Vec<u8> {
-    const LOAD: u64 = 0x10_0000;
-    const CODE: u64 = 0x1000;
-    const NOTE: u64 = 64 + 2 * 56;
-    let mut elf = Vec::new();
-    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    elf.extend([2_u16, 62].into_iter().flat_map(u16::to_le_bytes));
-    elf.extend(1_u32.to_le_bytes());
-    elf.extend([LOAD, 64, 0].into_iter().flat_map(u64::to_le_bytes));
-    elf.extend(0_u32.to_le_bytes());
-    elf.extend([64_u16, 56, 2, 64, 0, 0].into_iter().flat_map(u16::to_le_bytes));
-    let len = GUEST.len() as u64;
-    for (kind, flags, words) in
-        [(1_u32, 5_u32, [CODE, LOAD, LOAD, len, len, 4096]), (4, 4, [NOTE, 0, 0, 20, 20, 4])]
-    {
-        elf.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
-        elf.extend(words.into_iter().flat_map(u64::to_le_bytes));
-    }
-    elf.extend([4_u32, 4, 18].into_iter().flat_map(u32::to_le_bytes));
-    elf.extend(b"Xen\0");
-    elf.extend((LOAD as u32).to_le_bytes());
-    elf.resize(CODE as usize, 0);
-    elf.extend(GUEST);
-    elf
-}
-
-/// A kernel file in a directory that goes with it. `None` where no VM can run.
-fn guest() -> Option<(tempfile::TempDir, PathBuf)> {
-    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
-        eprintln!("skipped: /dev/kvm: {error}");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("guest.elf");
-    std::fs::write(&path, kernel()).unwrap();
-    Some((dir, path))
-}
-
-fn skiff(kernel: &PathBuf) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
-    command.args(["run", "--memory", "64M", "--kernel"]).arg(kernel).env_remove("SKIFF_LOG");
-    command
-}
+use support::{PATIENCE, READY, guest, run, skiff, wait};
 
 /// skiff on a terminal of its own, as its session's leader.
 struct OnTerminal {
@@ -104,7 +25,7 @@ struct OnTerminal {
     screen: Receiver<Vec<u8>>,
     seen: String,
     before: Termios,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl OnTerminal {
@@ -118,8 +39,8 @@ impl OnTerminal {
         let keyboard = File::from(keyboard);
         let before = tcgetattr(&line).unwrap();
         let end = || Stdio::from(line.try_clone().unwrap());
-        let mut command = skiff(&kernel);
-        command.args(args).stdin(end()).stdout(end()).stderr(end()).env("XDG_STATE_HOME", dir.path());
+        let mut command = run(&kernel);
+        command.args(args).stdin(end()).stdout(end()).stderr(end());
         // SAFETY: only system calls are made between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -139,7 +60,7 @@ impl OnTerminal {
                 }
             }
         });
-        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, _dir: dir };
+        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, dir };
         it.wait_for(READY);
         it.wait_for("Ctrl-] q ends the VM");
         assert!(it.is_raw());
@@ -193,20 +114,6 @@ impl OnTerminal {
         assert_eq!(after.input_modes, self.before.input_modes);
         assert_eq!(after.output_modes, self.before.output_modes);
         status.code().unwrap_or_else(|| panic!("skiff died: {status}; {:?}", self.seen))
-    }
-}
-
-fn wait(child: &mut Child) -> ExitStatus {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if Instant::now() > until {
-            let _ = child.kill();
-            panic!("skiff does not end");
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -275,7 +182,7 @@ fn log_lines_stay_out_of_the_guests_terminal() {
 #[test]
 fn a_pipe_feeds_the_guest_and_has_no_escape() {
     let Some((_dir, kernel)) = guest() else { return };
-    let mut child = skiff(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = run(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"a\x1dqo").unwrap();
     let status = wait(&mut child);
     let mut output = String::new();
@@ -286,7 +193,7 @@ fn a_pipe_feeds_the_guest_and_has_no_escape() {
 #[test]
 fn a_reader_that_leaves_does_not_end_the_vm() {
     let Some((_dir, kernel)) = guest() else { return };
-    let mut child = skiff(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = run(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     child.stdin.take().unwrap().write_all(b"aaaaaaaaaaaaaaaao").unwrap();
     assert_eq!(wait(&mut child).code(), Some(0));
