@@ -8,8 +8,12 @@ use std::ffi::{OsStr, OsString};
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+use clap_complete::ArgValueCandidates;
 
+use crate::cmd::VERBS;
+use crate::completion;
 use crate::exit::Usage;
+pub use vmm::spec::closest;
 
 /// A flag that changes a `T`.
 pub struct Flag<T> {
@@ -53,6 +57,23 @@ pub struct Example {
     pub toml: &'static str,
 }
 
+impl Example {
+    /// The arguments as a shell takes them.
+    pub fn command_line(&self) -> String {
+        self.args.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Takes {
+    /// What the value is called, if there is one.
+    pub fn value_name(&self) -> Option<&'static str> {
+        match self {
+            Self::File(name) | Self::Text(name) | Self::Texts(name) | Self::Choice(name, _) => Some(name),
+            Self::Nothing | Self::Count => None,
+        }
+    }
+}
+
 /// A flag as whoever only tells of it sees it: see [`Flag`].
 #[derive(Clone, Copy)]
 pub struct Described {
@@ -94,6 +115,10 @@ pub enum Completes {
     Vms,
     /// A VM that runs: what `skiff ps -q` prints.
     RunningVms,
+    /// A verb. Nothing else is taken.
+    Verbs,
+    /// One of these words. Nothing else is taken.
+    Words(&'static [&'static str]),
     /// Nothing that is there already.
     Nothing,
 }
@@ -101,6 +126,15 @@ pub enum Completes {
 impl Operand {
     fn arg(&self) -> Arg {
         let arg = Arg::new(self.name).value_name(self.name).help(self.help).value_hint(ValueHint::Other);
+        let arg = match self.completes {
+            Completes::Vms => arg.add(ArgValueCandidates::new(completion::vms)),
+            Completes::RunningVms => arg.add(ArgValueCandidates::new(completion::running_vms)),
+            Completes::Verbs => {
+                arg.value_parser(PossibleValuesParser::new(VERBS.iter().map(|verb| verb.name)))
+            }
+            Completes::Words(words) => arg.value_parser(PossibleValuesParser::new(words)),
+            Completes::Nothing => arg,
+        };
         match self.count {
             Count::One => arg.required(true),
             Count::Some => arg.required(true).num_args(1..).action(ArgAction::Append),
@@ -148,7 +182,7 @@ impl Described {
             help.push_str(self.long);
         }
         help.push_str("\n\nExample:    ");
-        help.push_str(&self.example.args.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        help.push_str(&self.example.command_line());
         if !self.example.toml.is_empty() {
             help.push_str("\nIn a file:  ");
             help.push_str(&self.example.toml.replace('\n', "\n            "));
@@ -216,14 +250,4 @@ pub fn apply<T>(flags: &[Flag<T>], matches: &ArgMatches, target: &mut T) -> Resu
 /// `value` as UTF-8.
 pub fn utf8(value: &OsStr) -> Result<&str> {
     value.to_str().with_context(|| format!("'{}' is not UTF-8", value.display()))
-}
-
-/// The one of `known` that `wrong` was most likely meant to be.
-pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }

@@ -4,6 +4,7 @@
 //! are said once, by [`exit::report`].
 
 mod cmd;
+mod completion;
 mod escape;
 mod exit;
 mod flags;
@@ -32,6 +33,11 @@ fn command() -> Command {
 }
 
 fn main() -> ExitCode {
+    match completion::answer(command) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::from(exit::SUCCESS),
+        Err(error) => return exit::report_clap(&error),
+    }
     let matches = match command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return exit::report_clap(&error),

@@ -22,6 +22,8 @@ pub enum Effect {
     Reset,
     /// The guest's kernel says that it panicked (pvpanic).
     Panicked,
+    /// A driver has started its virtio device (DRIVER_OK): whoever waits for the guest's kernel may know.
+    DriverReady,
     /// The guest moved, enabled or disabled PCI BARs: `pci::PciHost::settle_bars` puts their ranges where
     /// configuration space says, before the vCPU runs on.
     MoveBars,

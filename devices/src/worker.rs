@@ -8,6 +8,7 @@
 //! The body is given a kill event; it must return soon after that event is readable.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -69,6 +70,18 @@ impl<T: Send + 'static> Worker<T> {
 impl<T: Send + 'static> Drop for Worker<T> {
     fn drop(&mut self) {
         drop(self.join());
+    }
+}
+
+/// Sleep until `event` is readable, without reading it.
+pub(crate) fn wait_for(event: &EventFd) {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: `poll` is one entry and outlives the call.
+        let ready = unsafe { libc::poll(&mut poll, 1, -1) };
+        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
     }
 }
 

@@ -10,8 +10,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 
+mod bytes;
+mod cli;
 mod facts;
+mod host;
+mod life;
+mod network;
 mod scenario;
+mod sockets;
 mod vm;
 
 use scenario::Scenario;

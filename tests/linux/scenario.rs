@@ -1,14 +1,14 @@
 //! The tests themselves. Boots are what costs, so one boot checks all that fits into it.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::bytes::{hash, noise};
 use crate::facts::Facts;
-use crate::vm::{Ended, Vm};
+use crate::vm::{Ended, Kernel, Vm};
+use crate::{life, network, sockets};
 
 const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 const MIB: usize = 1 << 20;
@@ -28,6 +28,22 @@ enum Kind {
     ManyCpus,
     /// The kernel as a plain ELF file.
     Vmlinux,
+    /// Two guests of different releases and the host on a bridge.
+    Bridge,
+    /// A network without root.
+    User,
+    /// Its tap goes away.
+    TapGone,
+    /// Stream sockets to and from the host.
+    Vsock,
+    /// The power button, pause, and a second start.
+    Button,
+    /// Memory that the guest gives back.
+    Balloon,
+    /// A disk that grows under the guest.
+    GrowingDisk,
+    /// The host's file system is full.
+    FullDisk,
 }
 
 impl Kind {
@@ -39,6 +55,14 @@ impl Kind {
             Kind::SmallMemory => "small-memory",
             Kind::ManyCpus => "many-cpus",
             Kind::Vmlinux => "vmlinux",
+            Kind::Bridge => "bridge",
+            Kind::User => "user-net",
+            Kind::TapGone => "tap-gone",
+            Kind::Vsock => "vsock",
+            Kind::Button => "button",
+            Kind::Balloon => "balloon",
+            Kind::GrowingDisk => "growing-disk",
+            Kind::FullDisk => "full-disk",
         }
     }
 }
@@ -62,7 +86,8 @@ pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
     kernels.sort();
     ensure!(!kernels.is_empty(), "no kernels in {}", dir.display());
     let mut list = Vec::new();
-    // The long ones first, so that shards are of a length.
+    // The long ones first, so that shards are of a length. What does not depend on the kernel's age is done once.
+    add(&mut list, &kernels, &LIVES);
     for kind in [Kind::Boot, Kind::Panic] {
         for kernel in &kernels {
             for transport in TRANSPORTS {
@@ -70,20 +95,40 @@ pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
             }
         }
     }
-    // What does not depend on the kernel's age is done once.
-    for (kernel, transport, kind) in [
-        ("12-cloud", "pci", Kind::LargeMemory),
-        ("12-cloud", "pci", Kind::SmallMemory),
-        ("13-cloud", "mmio", Kind::ManyCpus),
-        ("12-generic", "pci", Kind::Vmlinux),
-    ] {
+    add(&mut list, &kernels, &SIZES);
+    Ok(list)
+}
+
+/// VMs that live on, and their networks.
+const LIVES: [(&str, &str, Kind); 10] = [
+    ("12-cloud", "mmio", Kind::Vsock),
+    ("13-cloud", "pci", Kind::Bridge),
+    ("12-cloud", "pci", Kind::User),
+    ("13-cloud", "pci", Kind::Vsock),
+    ("12-cloud", "pci", Kind::Button),
+    ("11-cloud", "mmio", Kind::Button),
+    ("13-cloud", "pci", Kind::Balloon),
+    ("12-cloud", "mmio", Kind::GrowingDisk),
+    ("12-cloud", "pci", Kind::TapGone),
+    ("12-cloud", "pci", Kind::FullDisk),
+];
+
+/// Machines of all sizes.
+const SIZES: [(&str, &str, Kind); 4] = [
+    ("12-cloud", "pci", Kind::LargeMemory),
+    ("12-cloud", "pci", Kind::SmallMemory),
+    ("13-cloud", "mmio", Kind::ManyCpus),
+    ("12-generic", "pci", Kind::Vmlinux),
+];
+
+fn add(list: &mut Vec<Scenario>, kernels: &[PathBuf], wanted: &[(&str, &'static str, Kind)]) {
+    for (kernel, transport, kind) in wanted {
         list.extend(kernels.iter().find(|path| path.ends_with(kernel)).map(|path| Scenario {
-            kind,
+            kind: *kind,
             kernel: path.clone(),
             transport,
         }));
     }
-    Ok(list)
 }
 
 impl Scenario {
@@ -100,6 +145,7 @@ impl Scenario {
     pub fn run(&self, skiff: &Path, work: &Path) -> Result<()> {
         let dir = work.join(self.name().replace('/', "-"));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let kernel = Kernel { dir: &self.kernel, transport: self.transport };
         let vm = Vm {
             skiff,
             kernel: self.kernel.join("vmlinuz"),
@@ -118,6 +164,17 @@ impl Scenario {
             Kind::SmallMemory => size(Vm { memory: 128, ..vm }),
             Kind::ManyCpus => size(Vm { cpus: 8, memory: 512, ..vm }),
             Kind::Vmlinux => size(Vm { kernel: self.kernel.join("vmlinux"), ..vm }),
+            Kind::Bridge => {
+                let older = Kernel { dir: &self.kernel.with_file_name("12-cloud"), ..kernel };
+                network::bridge(skiff, &older, &kernel, &dir)
+            }
+            Kind::User => network::user(skiff, &kernel, &dir),
+            Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
+            Kind::Vsock => sockets::vsock(skiff, &kernel, &dir),
+            Kind::Button => life::button(skiff, &kernel, &dir),
+            Kind::Balloon => life::balloon(skiff, &kernel, &dir),
+            Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),
+            Kind::FullDisk => life::full_disk(skiff, &kernel, &dir),
         }?;
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
     }
@@ -201,34 +258,4 @@ fn judge_size(vm: &Vm<'_>, facts: &Facts) -> Result<()> {
         );
     }
     facts.last("ready").map(|_| ())
-}
-
-/// Bytes without a pattern, the same every time (xorshift).
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(&mut next).flatten().take(length).collect()
-}
-
-/// The SHA-256 of the first `length` bytes of a file, by coreutils.
-fn hash(file: &Path, length: usize) -> Result<String> {
-    let part = file.with_extension("part");
-    let mut bytes = Vec::new();
-    let source = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    source
-        .take(length as u64)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {}", file.display()))?;
-    fs::write(&part, bytes).with_context(|| format!("cannot write {}", part.display()))?;
-    let output = Command::new("sha256sum").arg(&part).output().context("cannot run sha256sum")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    match text.split_whitespace().next() {
-        Some(hash) if output.status.success() => Ok(hash.to_string()),
-        _ => bail!("sha256sum failed: {}", String::from_utf8_lossy(&output.stderr)),
-    }
 }

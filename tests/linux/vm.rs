@@ -10,6 +10,38 @@ use anyhow::{Context, Result, bail};
 /// An emulated guest on a busy machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// A kernel to run.
+#[derive(Clone, Copy)]
+pub struct Kernel<'a> {
+    /// Its files' directory.
+    pub dir: &'a Path,
+    /// How its guest's devices are reached.
+    pub transport: &'static str,
+}
+
+impl Kernel<'_> {
+    /// The bzImage, as a flag takes it.
+    pub fn image(&self) -> String {
+        self.dir.join("vmlinuz").display().to_string()
+    }
+
+    /// An initrd with everything that network tests need, in `dir`: the kernel unpacks one archive after the other.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn initrd(&self, dir: &Path) -> Result<String> {
+        let name = self.dir.file_name().unwrap_or_default().display().to_string();
+        let path = dir.join(format!("initrd-{name}"));
+        let mut bytes = Vec::new();
+        for part in ["initramfs", "extra"] {
+            let part = self.dir.join(part);
+            bytes.extend(fs::read(&part).with_context(|| format!("cannot read {}", part.display()))?);
+        }
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path.display().to_string())
+    }
+}
+
 /// What to run.
 pub struct Vm<'a> {
     pub skiff: &'a Path,

@@ -2,3 +2,4 @@
 
 pub mod machine;
 pub mod pattern;
+pub mod stream;

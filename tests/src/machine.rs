@@ -7,6 +7,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -36,6 +37,7 @@ pub struct Machine {
     console: OsString,
     arguments: Vec<OsString>,
     answer: Option<(String, String)>,
+    file_size: Option<u64>,
     limit: Duration,
 }
 
@@ -103,6 +105,7 @@ impl Machine {
             console: "null".into(),
             arguments: Vec::new(),
             answer: None,
+            file_size: None,
             limit: TIME_LIMIT,
         }
     }
@@ -179,6 +182,13 @@ impl Machine {
         self
     }
 
+    /// No file can be written beyond this many bytes, as on a host whose file system is full.
+    #[must_use]
+    pub fn file_size(mut self, bytes: u64) -> Self {
+        self.file_size = Some(bytes);
+        self
+    }
+
     /// Another time limit.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
@@ -198,6 +208,9 @@ impl Machine {
         command.args(&self.arguments);
         let stdin = if self.answer.is_some() { Stdio::piped() } else { Stdio::null() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(bytes) = self.file_size {
+            limit_file_size(&mut command, bytes);
+        }
         command
     }
 
@@ -230,6 +243,19 @@ impl Machine {
             text: Default::default(),
         }
     }
+}
+
+fn limit_file_size(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    let set = move || {
+        // SAFETY: `limit` outlives the call.
+        match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: setrlimit is one system call, which may be made between fork and exec.
+    unsafe { command.pre_exec(set) };
 }
 
 fn need_kvm() {

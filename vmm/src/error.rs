@@ -12,6 +12,7 @@ use crate::console::StreamError;
 use crate::host::HostError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::passt::PasstError;
 use crate::spec::SpecError;
 use crate::vcpu::VcpuError;
 
@@ -36,6 +37,9 @@ pub enum VmError {
     /// A console stream cannot be used.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// A user network cannot be had.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// The guest's memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -7,9 +7,11 @@ use devices::bus::Effect;
 use crate::control::Request;
 use crate::error::VmError;
 
-/// What a vCPU tells the `vmm` thread. That vCPU waits.
+/// What a vCPU tells the `vmm` thread. That vCPU waits for the end of this boot, except after [`Event::Booted`].
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// A driver has started its virtio device, the first of this boot.
+    Booted,
     /// Its access asks something of the whole machine.
     Effect(Effect),
     /// The guest's processor shut down: a triple fault.

@@ -10,12 +10,16 @@ use std::sync::Arc;
 
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
+use devices::limit::Limiter;
+use devices::virtio::balloon::BalloonControl;
 
 use crate::console::{Console, Hub, Sink};
+use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
 use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
+use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -79,14 +83,24 @@ pub enum HostError {
     },
 }
 
+/// The host's side of one disk.
+pub(crate) struct HostDisk {
+    pub(crate) disk: Arc<Disk>,
+    /// Here and not with the device, so that a reboot fills no bucket.
+    pub(crate) limiter: Option<Arc<Limiter>>,
+}
+
 /// The host's side of one VM.
 pub(crate) struct Host {
     pub(crate) spec: VmSpec,
     pub(crate) hypervisor: Hypervisor,
-    pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) disks: Vec<HostDisk>,
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
+    pub(crate) counters: DeviceCounters,
+    pub(crate) balloon: Option<BalloonControl>,
+    pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     kernel: File,
     initrd: Option<File>,
 }
@@ -99,7 +113,8 @@ impl Host {
     pub(crate) fn open(spec: VmSpec, stdio: Hub) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        memory::check(spec.memory.size)?;
+        memory::check(&spec.memory)?;
+        survive_file_size_limits();
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
@@ -107,7 +122,21 @@ impl Host {
         let console_sink = Sink::open(&spec.console)?;
         let has_stdio = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
         let console = Arc::new(Console::new(stdio, has_stdio));
-        Ok(Self { hypervisor, disks, serial, console_sink, console, kernel, initrd, spec })
+        let balloon = spec.balloon.then(BalloonControl::new).transpose();
+        let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
+        Ok(Self {
+            hypervisor,
+            disks,
+            serial,
+            console_sink,
+            console,
+            counters: DeviceCounters::default(),
+            balloon,
+            vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
+            kernel,
+            initrd,
+            spec,
+        })
     }
 
     /// The kernel file's bytes.
@@ -152,14 +181,20 @@ fn open(what: &'static str, path: &Path) -> Result<File, HostError> {
     File::open(path).map_err(failed)
 }
 
-fn open_disk(disk: &DiskSpec) -> Result<Arc<Disk>, VmError> {
+/// A write beyond `ulimit -f` is an error of that write, as one to a full file system is, and not the end of the process.
+fn survive_file_size_limits() {
+    // SAFETY: to ignore a signal runs nothing in this process.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+fn open_disk(disk: &DiskSpec) -> Result<HostDisk, VmError> {
     if disk.io == DiskIo::Uring {
         // The device asks again when its driver starts it, but then only the log could tell.
         let failed = |source| HostError::NoUring { path: disk.path.display().to_string(), source };
         probe_uring().map_err(failed)?;
     }
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
-    Ok(Disk::open(&options).map(Arc::new)?)
+    Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
 }
 
 #[cfg(test)]

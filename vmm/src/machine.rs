@@ -3,6 +3,9 @@
 //! [`build`] is the one path to a machine: at start, and again at each reboot of the guest, which drops
 //! the old machine whole and builds a new one around the same [`Host`].
 
+mod balloon;
+mod pause;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,24 +16,29 @@ use arch::boot::{self, Entry, Initrd, Kernel};
 use arch::memory::{GuestRam, SharedRam};
 use arch::regs;
 use devices::bus::Effect;
+use devices::ratelog::Chained;
 use devices::virtio::console::ConsoleSize;
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 
+use crate::api::types::Ended;
 use crate::board::{Board, Parts};
 use crate::console::Hub;
-use crate::control::{Outcome, Request, Vm, VmAction, VmReply};
+use crate::control::{Outcome, Request, RunState, Vm, VmAction, VmReply};
 use crate::error::VmError;
 use crate::event::{Event, EventSender, Message};
 use crate::host::Host;
 use crate::interrupts::Interrupts;
 use crate::kvm::KvmError;
 use crate::memory;
-use crate::notice::Listener;
-use crate::spec::VmSpec;
+use crate::notice::{Listener, Notice};
+use crate::spec::{Memory, VmSpec};
+use crate::stats::VmStats;
 use crate::vcpu::{self, Vcpus};
+
+use balloon::Questions;
 
 /// A guest that crashes sooner than this after its start did not start at all; later, a triple fault is
 /// one of the ways to reset a PC.
@@ -58,11 +66,13 @@ pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
-    let keeper = Keeper::start(host, messages.clone(), inbox)?;
+    let listener: Arc<dyn Fn(Notice) + Send + Sync> = Arc::from(setup.listener);
+    let keeper = Keeper::start(host, Arc::clone(&listener), messages.clone(), inbox)?;
     let run = move || {
         let console = Arc::clone(&keeper.host.console);
         let result = keeper.run();
         console.end();
+        listener(Notice::Stopped { end: ended(&result) });
         // Nobody waits any more: nobody is to be told.
         let _ = outcome.send(result);
     };
@@ -71,18 +81,26 @@ pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     Ok(Vm::new(messages, console, outcomes))
 }
 
+/// A VM's end for those who only read of it.
+fn ended(result: &Result<Outcome, VmError>) -> Ended {
+    match result {
+        Ok(outcome) => Ended::Outcome(outcome.clone()),
+        Err(error) => Ended::Failed(Chained(error).to_string()),
+    }
+}
+
 /// One boot of the guest. Fields drop in this order: vCPUs before what they use, devices before the VM.
 struct Machine {
     vcpus: Vcpus,
     board: Arc<Board>,
     _vm: Arc<VmFd>,
-    _ram: SharedRam,
+    ram: SharedRam,
 }
 
 /// Build a machine, its vCPUs paused before their first instruction.
 fn build(host: &Host, events: EventSender) -> Result<Machine, VmError> {
     let vm = Arc::new(host.hypervisor.create_vm()?);
-    let ram = memory::reserve(host.spec.memory.size)?;
+    let ram = memory::reserve(&host.spec.memory)?;
     memory::register(&vm, &ram)?;
     let interrupts = create_chips(&vm)?;
     let cpuid = host.hypervisor.supported_cpuid()?;
@@ -91,10 +109,10 @@ fn build(host: &Host, events: EventSender) -> Result<Machine, VmError> {
     let board = Arc::new(Board::build(&parts)?);
     let entry = load(host, &ram)?;
     let vcpus = vcpu::create(host, &vm, &cpuid, &entry)?;
-    let context = vcpu::Context { board: Arc::clone(&board), ram: Arc::clone(&ram), events };
-    let vcpus =
-        Vcpus::spawn(vcpus, &Arc::new(context)).map_err(VmError::resources("start the vCPU threads"))?;
-    Ok(Machine { vcpus, board, _vm: vm, _ram: ram })
+    let context = Arc::new(vcpu::Context::new(Arc::clone(&board), Arc::clone(&ram), events));
+    let vcpus = Vcpus::spawn(vcpus, &host.vcpu_counters, &context)
+        .map_err(VmError::resources("start the vCPU threads"))?;
+    Ok(Machine { vcpus, board, _vm: vm, ram })
 }
 
 /// The interrupt controllers and the timer that KVM itself has.
@@ -134,11 +152,19 @@ fn load(host: &Host, ram: &GuestRam) -> Result<Entry, VmError> {
 ///                │
 ///                └── Shutdown, Panicked, Kill, failure ──► machine dropped ──► Outcome
 /// ```
+///
+/// All of that is the same while the VM is paused: what a vCPU asked for just before is done, and after a reset the new
+/// machine stays before its first instruction until the VM is resumed.
 struct Keeper {
     host: Host,
+    listener: Arc<dyn Fn(Notice) + Send + Sync>,
     messages: Sender<Message>,
     inbox: Receiver<Message>,
     machine: Machine,
+    state: RunState,
+    questions: Questions,
+    started: Instant,
+    /// Counted from 0.
     boot: u64,
     booted: Instant,
 }
@@ -151,32 +177,50 @@ enum Then {
 }
 
 impl Keeper {
-    fn start(host: Host, messages: Sender<Message>, inbox: Receiver<Message>) -> Result<Self, VmError> {
+    fn start(
+        host: Host,
+        listener: Arc<dyn Fn(Notice) + Send + Sync>,
+        messages: Sender<Message>,
+        inbox: Receiver<Message>,
+    ) -> Result<Self, VmError> {
         let machine = build(&host, EventSender::new(messages.clone(), 0))?;
         machine.vcpus.run();
-        Ok(Self { host, messages, inbox, machine, boot: 0, booted: Instant::now() })
+        let (state, now) = (RunState::Running, Instant::now());
+        Ok(Self {
+            host,
+            listener,
+            messages,
+            inbox,
+            machine,
+            state,
+            questions: Questions::default(),
+            started: now,
+            boot: 0,
+            booted: now,
+        })
     }
 
     /// Serve until the VM ends.
     fn run(mut self) -> Result<Outcome, VmError> {
+        (self.listener)(Notice::Started);
         loop {
             // The keeper holds a sender itself: the channel never closes.
             let Ok(message) = self.inbox.recv() else { return Err(VmError::Vanished) };
             match self.serve(message) {
                 Then::Serve => {}
                 Then::Reboot => self = self.reboot()?,
-                Then::End(result) => {
-                    // Devices and consoles are done before anybody hears of the end.
-                    drop(self.machine);
-                    return result.map(|outcome| match outcome {
-                        Outcome::Panicked { .. } => {
-                            Outcome::Panicked { last_lines: self.host.console.last_lines() }
-                        }
-                        other => other,
-                    });
-                }
+                Then::End(result) => return self.end(result),
             }
         }
+    }
+
+    /// Devices and consoles are done before anybody hears of the end.
+    fn end(self, result: Result<Outcome, VmError>) -> Result<Outcome, VmError> {
+        drop(self.machine);
+        let Ok(Outcome::Panicked { .. }) = result else { return result };
+        let last_lines = self.host.console.last_lines();
+        (self.listener)(Notice::Panicked { last_lines: last_lines.clone() });
+        Ok(Outcome::Panicked { last_lines })
     }
 
     fn serve(&mut self, message: Message) -> Then {
@@ -188,42 +232,80 @@ impl Keeper {
     }
 
     fn act(&mut self, Request { action, reply }: Request) -> Then {
-        let then = match action {
-            VmAction::Pause
-            | VmAction::Resume
-            | VmAction::State
-            | VmAction::Stats
-            | VmAction::ResizeDisk { .. }
-            | VmAction::ResizeMemory { .. } => {
-                let _ = reply.send(VmReply::Refused("not yet".to_owned()));
-                return Then::Serve;
-            }
+        let mut then = Then::Serve;
+        let answer = match action {
+            VmAction::Pause => self.pause(),
+            VmAction::Resume => self.resume(),
+            VmAction::State => VmReply::State(self.state),
+            VmAction::Stats => VmReply::Stats(Box::new(self.stats())),
+            VmAction::ResizeMemory { size } => balloon::resize(&self.host, Memory(size)),
             VmAction::PressPowerButton => {
                 self.machine.board.press_power_button();
-                Then::Serve
+                VmReply::Done
             }
             VmAction::ResizeConsole { columns, rows } => {
                 self.machine.board.resize_console(ConsoleSize { columns, rows });
-                Then::Serve
+                VmReply::Done
+            }
+            VmAction::ResizeDisk { disk, size } => {
+                let refused = self.machine.board.resize_disk(&disk, size).err();
+                refused.map_or(VmReply::Done, |error| VmReply::Refused(Chained(&error).to_string()))
             }
             VmAction::Kill => {
                 // Again: whoever asked may have cut the outputs of the boot before this one.
                 self.host.console.cut();
-                Then::End(Ok(Outcome::Killed))
+                then = Then::End(Ok(Outcome::Killed));
+                VmReply::Done
             }
         };
         // Whoever asked may have gone.
-        let _ = reply.send(VmReply::Done);
+        let _ = reply.send(answer);
         then
+    }
+
+    fn pause(&mut self) -> VmReply {
+        if self.state == RunState::Running {
+            match pause::pause(&self.machine.vcpus, &self.machine.board) {
+                Ok(paused) => paused.keep(),
+                Err(stuck) => return VmReply::Refused(stuck.to_string()),
+            }
+            self.state = RunState::Paused;
+            (self.listener)(Notice::Paused);
+        }
+        VmReply::Done
+    }
+
+    fn resume(&mut self) -> VmReply {
+        if self.state == RunState::Paused {
+            pause::resume(&self.machine.vcpus, &self.machine.board);
+            self.state = RunState::Running;
+            (self.listener)(Notice::Resumed);
+        }
+        VmReply::Done
+    }
+
+    fn stats(&mut self) -> VmStats {
+        self.questions.ask(&self.host);
+        VmStats {
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            boots: self.boot.saturating_add(1),
+            vcpus: self.machine.vcpus.stats(),
+            memory: balloon::stats(&self.host, &self.machine.ram),
+            devices: self.host.counters.stats(),
+        }
     }
 
     fn react(&mut self, event: Event) -> Then {
         match event {
+            Event::Booted => {
+                (self.listener)(Notice::Booted);
+                Then::Serve
+            }
             Event::Effect(Effect::Shutdown) => Then::End(Ok(Outcome::PoweredOff)),
             Event::Effect(Effect::Panicked) => Then::End(Ok(Outcome::Panicked { last_lines: Vec::new() })),
             Event::Effect(Effect::Reset) => Then::Reboot,
-            // Nothing for this thread, but the vCPU waits.
-            Event::Effect(Effect::None | Effect::MoveBars) => Then::Serve,
+            // No vCPU sends these.
+            Event::Effect(Effect::None | Effect::MoveBars | Effect::DriverReady) => Then::Serve,
             Event::TripleFault if self.booted.elapsed() < STARTED => Then::End(Err(VmError::TripleFault)),
             Event::TripleFault => Then::Reboot,
             Event::Failed(error) => Then::End(Err(error)),
@@ -232,13 +314,15 @@ impl Keeper {
 
     /// The guest is reset: everything of the old boot goes before anything of the new one comes.
     fn reboot(self) -> Result<Self, VmError> {
-        let Self { host, messages, inbox, machine, boot, .. } = self;
         log::info!("the guest resets");
-        drop(machine);
-        host.console.next_boot();
-        let boot = boot + 1;
-        let machine = build(&host, EventSender::new(messages.clone(), boot))?;
-        machine.vcpus.run();
-        Ok(Self { host, messages, inbox, machine, boot, booted: Instant::now() })
+        drop(self.machine);
+        self.host.console.next_boot();
+        let boot = self.boot + 1;
+        let machine = build(&self.host, EventSender::new(self.messages.clone(), boot))?;
+        if self.state == RunState::Running {
+            machine.vcpus.run();
+        }
+        (self.listener)(Notice::Rebooted);
+        Ok(Self { machine, boot, booted: Instant::now(), ..self })
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::SECTOR;
 
-/// A disk could not be opened.
+/// A disk could not be opened or resized.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// Nothing is there.
@@ -121,6 +121,66 @@ pub enum DiskError {
     Lock {
         /// The disk.
         path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A size that no disk can have.
+    #[error("the disk {} cannot be {size} bytes large: give a multiple of {SECTOR}", path.display())]
+    OddSize {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        size: u64,
+    },
+    /// It would lose what is at its end.
+    #[error(
+        "the disk {} is {now} bytes large and cannot be made {size}: what lies beyond would be lost; a disk only grows",
+        path.display()
+    )]
+    Shrink {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        size: u64,
+        /// What it is.
+        now: u64,
+    },
+    /// A block device grows by its own means.
+    #[error(
+        "the block device {} is {there} bytes large, not {size}: make it larger first (with `lvextend` or the like), then \
+         ask again",
+        path.display()
+    )]
+    DeviceTooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        size: u64,
+        /// What the host has.
+        there: u64,
+    },
+    /// It was opened for reading.
+    #[error(
+        "the disk {} is readonly and cannot be made larger: do it with `truncate -s {size} {}`, then ask again",
+        path.display(), path.display()
+    )]
+    ReadOnly {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        size: u64,
+    },
+    /// The host says no.
+    #[error(
+        "cannot make the disk {} {size} bytes large: check what its file system allows, and ulimit -f",
+        path.display()
+    )]
+    Grow {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        size: u64,
         /// The host's reason.
         #[source]
         source: io::Error,

@@ -17,6 +17,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use erase::{Erase, Extent};
 pub use error::DiskError;
@@ -58,7 +59,8 @@ pub struct Disk {
     path: PathBuf,
     readonly: bool,
     backing: Backing,
-    size: u64,
+    /// In bytes. Only grows.
+    size: AtomicU64,
     /// `Some` when the file is open for direct I/O.
     direct: Option<Alignment>,
     logical_block: u32,
@@ -86,17 +88,46 @@ impl Disk {
             path: options.path.clone(),
             readonly: options.readonly,
             backing,
-            size,
+            size: AtomicU64::new(size),
             direct,
             logical_block,
             physical_block: blocks.physical.max(logical_block),
         })
     }
 
-    /// Its size in bytes, a multiple of [`SECTOR`].
+    /// Its size in bytes, a multiple of [`SECTOR`]. It may grow at any time.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::SeqCst)
+    }
+
+    /// Make it `size` bytes large from now on. A file that is shorter is made longer, by a hole; a file that was made longer by
+    /// someone else is taken as it is, and so is a block device.
+    ///
+    /// # Errors
+    /// If that would cut something off, or the file or device is shorter and cannot be made longer. The disk
+    /// is then as it was.
+    pub fn resize(&self, size: u64) -> Result<(), DiskError> {
+        let path = || self.path.clone();
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            return Err(DiskError::OddSize { path: path(), size });
+        }
+        let now = self.size();
+        if size < now {
+            return Err(DiskError::Shrink { path: path(), size, now });
+        }
+        let there = probe::size(&self.file, &self.path)?;
+        match self.backing {
+            _ if there >= size => {}
+            Backing::BlockDevice => return Err(DiskError::DeviceTooSmall { path: path(), size, there }),
+            Backing::File if self.readonly => return Err(DiskError::ReadOnly { path: path(), size }),
+            Backing::File => {
+                self.file.set_len(size).map_err(|source| DiskError::Grow { path: path(), size, source })?;
+            }
+        }
+        // Two at once: the larger one stays.
+        self.size.fetch_max(size, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Whether it may only be read.

@@ -119,3 +119,43 @@ fn the_file_stays_open_and_locked_while_anyone_has_the_disk() {
     drop(other);
     Disk::open(&options(&file)).unwrap();
 }
+
+#[test]
+fn a_file_grows_by_a_hole() {
+    let file = file(64 * 1024);
+    let disk = Disk::open(&options(&file)).unwrap();
+    disk.resize(1 << 40).unwrap();
+    let metadata = file.as_file().metadata().unwrap();
+    assert_eq!((disk.size(), metadata.len()), (1 << 40, 1 << 40));
+    assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 < 1 << 20, "it takes no place");
+    disk.resize(1 << 40).unwrap();
+}
+
+#[test]
+fn a_file_that_someone_else_made_longer_is_taken_as_it_is() {
+    let file = file(64 * 1024);
+    let disk = Disk::open(&DiskOptions { readonly: true, ..options(&file) }).unwrap();
+    let error = disk.resize(128 * 1024).unwrap_err();
+    assert!(matches!(error, DiskError::ReadOnly { .. }) && error.to_string().contains("truncate -s 131072"));
+    file.as_file().set_len(256 * 1024).unwrap();
+    assert_eq!(disk.size(), 64 * 1024, "not before it is asked to");
+    disk.resize(128 * 1024).unwrap();
+    assert_eq!((disk.size(), file.as_file().metadata().unwrap().len()), (128 * 1024, 256 * 1024));
+    disk.resize(256 * 1024).unwrap();
+}
+
+#[test]
+fn nothing_is_ever_cut_off() {
+    let file = file(64 * 1024);
+    let disk = Disk::open(&options(&file)).unwrap();
+    for (size, text) in [
+        (0, "multiple of 512"),
+        (64 * 1024 + 1, "multiple of 512"),
+        (512, "would be lost"),
+        (1 << 63, "cannot make the disk"),
+    ] {
+        let error = disk.resize(size).unwrap_err().to_string();
+        assert!(error.contains(text) && error.contains(&*file.path().to_string_lossy()), "{error}");
+        assert_eq!((disk.size(), file.as_file().metadata().unwrap().len()), (64 * 1024, 64 * 1024));
+    }
+}

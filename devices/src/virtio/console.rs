@@ -20,6 +20,7 @@ use super::chain::Chain;
 use super::device::{ActivateError, Activation, DeviceKind, Interrupt, RING_FEATURES, VirtioDevice};
 use super::events::{self, Outcome, Serve};
 use super::queue::{Queue, QueueError};
+use crate::counters::Counters;
 use crate::worker::Worker;
 
 mod input;
@@ -54,6 +55,7 @@ pub struct Console {
     id: String,
     input: Arc<Shared>,
     output: Output,
+    counters: Arc<Counters>,
     worker: Option<Worker<State>>,
 }
 
@@ -65,13 +67,15 @@ struct State {
     transmit: Queue,
     input: Arc<Shared>,
     output: Arc<output::Buffer>,
+    counters: Arc<Counters>,
     /// Bytes of the request at the head of transmitq that are in the output buffer already.
     sent: u64,
 }
 
 impl Console {
     /// A console called `id` that writes what the guest says to `sink`, and the handle for what the guest hears.
-    /// `size` is given where there is a terminal that has one; without it the guest is told none.
+    /// `size` is given where there is a terminal that has one; without it the guest is told none. What passes is counted in
+    /// `counters`.
     ///
     /// # Errors
     /// If the host has no more threads or file descriptors.
@@ -79,11 +83,12 @@ impl Console {
         id: &str,
         sink: Box<dyn io::Write + Send>,
         size: Option<ConsoleSize>,
+        counters: Arc<Counters>,
     ) -> io::Result<(Self, ConsoleInput)> {
         let input = Arc::new(Shared::new(size)?);
         let output = Output::start(&format!("out:{id}"), sink)?;
         let handle = ConsoleInput::new(Arc::clone(&input));
-        Ok((Self { id: id.to_owned(), input, output, worker: None }, handle))
+        Ok((Self { id: id.to_owned(), input, output, counters, worker: None }, handle))
     }
 }
 
@@ -130,7 +135,9 @@ impl VirtioDevice for Console {
         let kick_receive = kick_receive.map_err(ActivateError::Events)?;
         let kick_transmit = kick_transmit.map_err(ActivateError::Events)?;
         let (input, output) = (Arc::clone(&self.input), self.output.buffer());
-        let state = State { ram, interrupt: interrupt.clone(), receive, transmit, input, output, sent: 0 };
+        let counters = Arc::clone(&self.counters);
+        let state =
+            State { ram, interrupt: interrupt.clone(), receive, transmit, input, output, counters, sent: 0 };
         let sources = [
             (&kick_receive, KICK_RECEIVE),
             (&kick_transmit, KICK_TRANSMIT),
@@ -166,7 +173,7 @@ impl Serve for State {
 impl State {
     /// Put input into the guest's buffers as long as there are both.
     fn receive(&mut self) -> Result<(), QueueError> {
-        let (ram, input) = (&self.ram, &self.input);
+        let (ram, input, counters) = (&self.ram, &self.input, &self.counters);
         events::serve(&mut self.receive, ram, &self.interrupt, |chain| {
             let mut piece = [0; 4096];
             let len = usize::try_from(chain.writable_len()).unwrap_or(piece.len()).min(piece.len());
@@ -174,14 +181,24 @@ impl State {
             if count == 0 && len > 0 {
                 return Outcome::Later;
             }
-            Outcome::Done(chain.write(ram, 0, piece.get(..count).unwrap_or_default()) as u32)
+            let written = chain.write(ram, 0, piece.get(..count).unwrap_or_default());
+            counters.requests.add(1);
+            counters.to_guest.add(written as u64);
+            Outcome::Done(written as u32)
         })
     }
 
     /// Take output from the guest's buffers as long as there is room.
     fn transmit(&mut self) -> Result<(), QueueError> {
-        let (ram, output, sent) = (&self.ram, &self.output, &mut self.sent);
-        events::serve(&mut self.transmit, ram, &self.interrupt, |chain| send(chain, ram, output, sent))
+        let (ram, output, sent, counters) = (&self.ram, &self.output, &mut self.sent, &self.counters);
+        events::serve(&mut self.transmit, ram, &self.interrupt, |chain| {
+            let outcome = send(chain, ram, output, sent);
+            if outcome != Outcome::Later {
+                counters.requests.add(1);
+                counters.from_guest.add(chain.readable_len());
+            }
+            outcome
+        })
     }
 
     /// Return a request that is too long for the output buffer and was cut by a stop: what is left of it is

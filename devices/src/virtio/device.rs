@@ -149,4 +149,8 @@ pub trait VirtioDevice: Send {
     /// Finish or give up what is in flight, end the workers, and hand back the queues as they stand.
     /// An inactive device returns none.
     fn stop(&mut self) -> Vec<Queue>;
+
+    /// Forget what the driver told the device beside its registers, as at power-on (2.4). It is inactive. A device that is
+    /// stopped and activated without this goes on as it was.
+    fn reset(&mut self) {}
 }

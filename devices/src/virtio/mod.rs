@@ -13,6 +13,7 @@ pub mod events;
 pub mod net;
 pub mod queue;
 pub mod rng;
+mod spin;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

@@ -3,7 +3,7 @@
 //! The ring itself is virtio-queue's; this adds the checks that tell a broken guest from an empty ring,
 //! and the doorbell. A queue is moved into a device by `activate` and out of it by `stop`, positions and all.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
@@ -46,9 +46,20 @@ pub struct Queue {
     pub kick: EventFd,
     /// Whether `VIRTIO_F_INDIRECT_DESC` was negotiated.
     pub indirect: bool,
+    /// Entries after the used index that were written and that the guest does not see yet.
+    unpublished: u16,
+    /// The used index when it was last decided whether to interrupt.
+    told: u16,
 }
 
 impl Queue {
+    /// Queue `index`, as its ring stands.
+    #[must_use]
+    pub fn new(index: u16, ring: virtio_queue::Queue, kick: EventFd, indirect: bool) -> Self {
+        let told = ring.next_used();
+        Self { index, ring, kick, indirect, unpublished: 0, told }
+    }
+
     /// The next request, or `None` when the guest has made no more available.
     ///
     /// # Errors
@@ -64,11 +75,8 @@ impl Queue {
         if ahead > size || size == 0 {
             return Err(QueueError::AvailIndex { ahead, size });
         }
-        let slot = self.ring.avail_ring().checked_add(4 + 2 * u64::from(next % size));
-        let slot = slot.ok_or(QueueError::Ring(virtio_queue::Error::AddressOverflow))?;
-        let head: u16 = ram
-            .read_obj(GuestAddress(slot))
-            .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
+        let slot = offset(self.ring.avail_ring(), 4 + 2 * u64::from(next % size))?;
+        let head: u16 = ram.read_obj(slot).map_err(memory)?;
         let table = GuestAddress(self.ring.desc_table());
         let chain =
             Chain::parse(ram, table, size, u16::from_le(head), self.indirect).map_err(QueueError::Chain)?;
@@ -78,7 +86,12 @@ impl Queue {
 
     /// Put the request popped last back: the next [`Queue::pop`] returns it again.
     pub fn unpop(&mut self) {
-        self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(1));
+        self.unpop_all(1);
+    }
+
+    /// Put the `count` requests popped last back.
+    pub fn unpop_all(&mut self, count: u16) {
+        self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(count));
     }
 
     /// Give the request with this head back, `len` bytes of its writable part written.
@@ -89,22 +102,62 @@ impl Queue {
         self.ring.add_used(ram, head, len).map_err(QueueError::Ring)
     }
 
+    /// Put a request in the used ring as [`Queue::add_used`] does, but do not show it to the guest before
+    /// [`Queue::publish_used`]: what belongs together is seen together, and the index is written once for many.
+    ///
+    /// # Errors
+    /// If the used ring is outside guest memory.
+    pub fn put_used(&mut self, ram: &GuestRam, head: u16, len: u32) -> Result<(), QueueError> {
+        let at = self.ring.next_used().wrapping_add(self.unpublished) % self.ring.size().max(1);
+        let entry = u64::from(head) | u64::from(len) << 32;
+        let slot = offset(self.ring.used_ring(), 4 + 8 * u64::from(at))?;
+        ram.write_obj(entry.to_le(), slot).map_err(memory)?;
+        self.unpublished = self.unpublished.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Show the guest what was put in the used ring. Whether there was anything.
+    ///
+    /// # Errors
+    /// If the used ring is outside guest memory.
+    pub fn publish_used(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
+        if self.unpublished == 0 {
+            return Ok(false);
+        }
+        let next = self.ring.next_used().wrapping_add(std::mem::take(&mut self.unpublished));
+        self.ring.set_next_used(next);
+        let index = offset(self.ring.used_ring(), 2)?;
+        ram.store(next.to_le(), index, Ordering::Release).map_err(memory)?;
+        Ok(true)
+    }
+
     /// Whether the guest wants an interrupt for what was used since the last call (2.7.7).
     ///
     /// # Errors
     /// If the available ring is outside guest memory.
     pub fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
-        if !self.ring.needs_notification(ram).map_err(QueueError::Ring)? {
-            return Ok(false);
-        }
+        let used = self.ring.next_used();
+        let told = std::mem::replace(&mut self.told, used);
+        // The used index is written before the guest's wish is read: one of the two sides sees the other.
+        fence(Ordering::SeqCst);
+        let avail = self.ring.avail_ring();
         if self.ring.event_idx_enabled() {
-            return Ok(true);
+            let event = offset(avail, 4 + 2 * u64::from(self.ring.size()))?;
+            let event = u16::from_le(ram.load(event, Ordering::Relaxed).map_err(memory)?);
+            return Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(told));
         }
-        // virtio-queue orders this read after the used index but does not look at the flag itself.
-        let flags: u16 = ram
-            .read_obj(GuestAddress(self.ring.avail_ring()))
-            .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        let flags = u16::from_le(ram.load(GuestAddress(avail), Ordering::Relaxed).map_err(memory)?);
+        Ok(flags & NO_INTERRUPT == 0)
+    }
+
+    /// How many requests the guest has made available and not got back: those that were not popped, and those in hand.
+    ///
+    /// # Errors
+    /// If the available ring is outside guest memory.
+    pub fn outstanding(&self, ram: &GuestRam) -> Result<u16, QueueError> {
+        let avail = self.ring.avail_idx(ram, Ordering::Acquire).map_err(QueueError::Ring)?.0;
+        let used = self.ring.next_used().wrapping_add(self.unpublished);
+        Ok(avail.wrapping_sub(used).min(self.ring.size()))
     }
 
     /// Ask the guest to ring (again). True if it made more available in the meantime without ringing: look again.
@@ -122,4 +175,13 @@ impl Queue {
     pub fn disable_kicks(&mut self, ram: &GuestRam) -> Result<(), QueueError> {
         self.ring.disable_notification(ram).map_err(QueueError::Ring)
     }
+}
+
+/// What lies `offset` bytes into a ring.
+fn offset(ring: u64, offset: u64) -> Result<GuestAddress, QueueError> {
+    ring.checked_add(offset).map(GuestAddress).ok_or(QueueError::Ring(virtio_queue::Error::AddressOverflow))
+}
+
+fn memory(error: vm_memory::GuestMemoryError) -> QueueError {
+    QueueError::Ring(virtio_queue::Error::GuestMemory(error))
 }

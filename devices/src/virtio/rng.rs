@@ -1,11 +1,14 @@
 //! virtio-rng: the host's random numbers for the guest (virtio 1.2, 5.4). One queue, one thread.
 
+use std::sync::Arc;
+
 use arch::memory::SharedRam;
 
 use super::chain::Chain;
 use super::device::{ActivateError, Activation, DeviceKind, Interrupt, RING_FEATURES, VirtioDevice};
 use super::events::{self, Outcome, Serve};
 use super::queue::{Queue, QueueError};
+use crate::counters::Counters;
 use crate::worker::Worker;
 
 /// Entries of its queue. Drivers keep one request in it.
@@ -16,6 +19,7 @@ const MOST: usize = 64 << 10;
 /// The device.
 pub struct Rng {
     id: String,
+    counters: Arc<Counters>,
     worker: Option<Worker<State>>,
 }
 
@@ -24,13 +28,14 @@ struct State {
     ram: SharedRam,
     interrupt: Interrupt,
     queue: Queue,
+    counters: Arc<Counters>,
 }
 
 impl Rng {
-    /// A random number generator called `id`.
+    /// A random number generator called `id`, which counts in `counters`.
     #[must_use]
-    pub fn new(id: &str) -> Self {
-        Self { id: id.to_owned(), worker: None }
+    pub fn new(id: &str, counters: Arc<Counters>) -> Self {
+        Self { id: id.to_owned(), counters, worker: None }
     }
 }
 
@@ -62,7 +67,8 @@ impl VirtioDevice for Rng {
         let queue = queues.into_iter().next().ok_or(ActivateError::MissingQueue(0))?;
         // The thread owns the queue; the epoll has its event registered before that.
         let kick = queue.kick.try_clone().map_err(ActivateError::Events)?;
-        let state = State { ram, interrupt: interrupt.clone(), queue };
+        let counters = Arc::clone(&self.counters);
+        let state = State { ram, interrupt: interrupt.clone(), queue, counters };
         self.worker = Some(events::start(&self.id, &interrupt, state, &[(&kick, 0)])?);
         Ok(())
     }
@@ -74,13 +80,15 @@ impl VirtioDevice for Rng {
 
 impl Serve for State {
     fn event(&mut self, _token: u64) -> Result<(), QueueError> {
-        let ram = &self.ram;
-        events::serve(&mut self.queue, ram, &self.interrupt, |chain| Outcome::Done(fill(chain, ram)))
+        let (ram, counters) = (&self.ram, &self.counters);
+        events::serve(&mut self.queue, ram, &self.interrupt, |chain| {
+            Outcome::Done(fill(chain, ram, counters))
+        })
     }
 }
 
 /// Fill the writable part of a request; returns how many bytes were written.
-fn fill(chain: &Chain, ram: &SharedRam) -> u32 {
+fn fill(chain: &Chain, ram: &SharedRam, counters: &Counters) -> u32 {
     let len = usize::try_from(chain.writable_len()).unwrap_or(MOST).min(MOST);
     let mut bytes = vec![0; len];
     let mut done = 0;
@@ -91,10 +99,14 @@ fn fill(chain: &Chain, ram: &SharedRam) -> u32 {
             Err(error) => {
                 // Only a host without the call gets here; the guest is told how much there is.
                 log::error!("the host has no random numbers: {error}");
+                counters.errors.add(1);
                 break;
             }
         }
     }
     bytes.truncate(done);
-    chain.write(ram, 0, &bytes) as u32
+    let written = chain.write(ram, 0, &bytes);
+    counters.requests.add(1);
+    counters.to_guest.add(written as u64);
+    written as u32
 }

@@ -1,10 +1,13 @@
 //! The devices under test.
 
 use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use devices::disk::engine::EngineKind;
 use devices::disk::{Disk, DiskOptions};
+use devices::limit::{Limit, Limiter, Limits};
+use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
@@ -50,8 +53,10 @@ pub fn all_devices() -> Vec<Factory> {
     vec![
         console(),
         rng(),
+        balloon(),
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
+        block("limited block", limited_block),
     ]
 }
 
@@ -60,7 +65,7 @@ fn rng() -> Factory {
         name: "rng",
         kind: DeviceKind::Rng,
         queues: 1,
-        make: || Made { device: Box::new(Rng::new("rng0")), poke: Box::new(|| {}) },
+        make: || Made { device: Box::new(Rng::new("rng0", Arc::default())), poke: Box::new(|| {}) },
         request: |guest, _| {
             let addr = guest.alloc(64);
             Request {
@@ -81,7 +86,8 @@ fn console() -> Factory {
         queues: 2,
         make: || {
             let size = ConsoleSize { columns: 80, rows: 25 };
-            let (device, input) = Console::new("con0", Box::new(io::sink()), Some(size)).expect("a console");
+            let (device, input) =
+                Console::new("con0", Box::new(io::sink()), Some(size), Arc::default()).expect("a console");
             let poke = Box::new(move || assert!(input.push(b"hello") == 5));
             Made { device: Box::new(device), poke }
         },
@@ -118,7 +124,18 @@ fn disk() -> Arc<Disk> {
 }
 
 fn block_device(engine: EngineKind) -> Made {
-    let options = BlockOptions { queues: 2, queue_size: 64, serial: None, engine };
+    made_of(BlockOptions { engine, ..BlockOptions::default() })
+}
+
+/// Two queues that must wait for each other and the clock before most requests.
+fn limited_block() -> Made {
+    let limit = |rate, burst| Some(Limit { rate: NonZero::new(rate)?, burst: NonZero::new(burst)? });
+    let limits = Limits { bandwidth: limit(10 << 20, 512), ops: limit(2000, 1) };
+    made_of(BlockOptions { limiter: Limiter::new(limits), ..BlockOptions::default() })
+}
+
+fn made_of(options: BlockOptions) -> Made {
+    let options = BlockOptions { queues: 2, queue_size: 64, ..options };
     Made { device: Box::new(Block::new("disk0".to_owned(), disk(), options)), poke: Box::new(|| {}) }
 }
 
@@ -153,6 +170,38 @@ fn block(name: &'static str, make: fn() -> Made) -> Factory {
                     assert_eq!(guest.get(data, 512), [7; 512]);
                 }),
             }
+        },
+    }
+}
+
+/// Pages of 7s on the queues that give them back.
+fn balloon() -> Factory {
+    Factory {
+        name: "balloon",
+        kind: DeviceKind::Balloon,
+        queues: 4,
+        make: || {
+            let control = BalloonControl::new().expect("an eventfd");
+            let device = Balloon::new("balloon0", control.clone(), Arc::default(), true);
+            Made { device: Box::new(device), poke: Box::new(move || control.ask()) }
+        },
+        request: |guest, queue| {
+            let page = guest.put(&[7; 4096]);
+            let number = ((page / 4096) as u32).to_le_bytes();
+            let given = matches!(queue, 0 | 3);
+            let buffers = match queue {
+                3 => vec![Buf::writable(page, 4096)],
+                2 => vec![Buf::readable(page, 3), Buf::readable(page + 3, 7)],
+                _ => {
+                    let addr = guest.put(&number);
+                    vec![Buf::readable(addr, 1), Buf::readable(addr + 1, 3)]
+                }
+            };
+            let check = move |guest: &Guest, len| {
+                assert_eq!(len, 0);
+                assert_eq!(guest.get(page, 4096), [if given { 0 } else { 7 }; 4096]);
+            };
+            Request { buffers, check: Box::new(check) }
         },
     }
 }

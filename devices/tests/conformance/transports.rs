@@ -17,7 +17,7 @@ fn pci() -> Pci {
     let ram: SharedRam = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
     let doorbells = Arc::<FakeDoorbells>::default();
     let bus = FakeBus::new(Arc::clone(&doorbells));
-    let (_, registers) = PciRegisters::make(Box::new(Rng::new("rng0")), &ram, bus);
+    let (_, registers) = PciRegisters::make(Box::new(Rng::new("rng0", Arc::default())), &ram, bus);
     Pci { registers, doorbells }
 }
 

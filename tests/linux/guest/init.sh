@@ -36,7 +36,7 @@ load_drivers() {
         if read -r id <"$vendor" && [ "$id" = 0x1af4 ]; then load virtio_pci; break; fi
     done
     [ -e /sys/bus/acpi/devices/LNRO0005:00 ] && load virtio_mmio
-    # One virtio device of each kind at most is looked for: 2 is block, 3 console, 4 entropy.
+    # 1 is net, 2 block, 3 console, 4 entropy, 5 balloon, 19 vsock.
     for kind in /sys/bus/virtio/devices/*/device; do
         [ -e "$kind" ] || continue
         read -r id <"$kind"
@@ -44,6 +44,10 @@ load_drivers() {
         0x0002) load virtio_blk ;;
         0x0003) load virtio_console ;;
         0x0004) load virtio_rng ;;
+        # These are there only in guests that have `extra.sh`.
+        0x0001) load virtio_net ;;
+        0x0005) load virtio_balloon ;;
+        0x0013) load vmw_vsock_virtio_transport ;;
         esac
     done
     # Linux 5.11 split the driver in two; the older one does all by itself.
@@ -174,6 +178,7 @@ actions=poweroff
 for word in $(/bin/busybox cat /proc/cmdline); do
     case "$word" in skiff.do=*) actions=${word#skiff.do=} ;; esac
 done
+[ ! -e /extra.sh ] || . /extra.sh
 load_drivers
 read -r _ memory _ </proc/meminfo
 say "ready cpus=$(first /sys/devices/system/cpu/online) memory=${memory}K kernel=$(first /proc/sys/kernel/osrelease)"

@@ -1,10 +1,14 @@
 //! virtio-blk, with the data checked on the host.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use skiff_tests::machine::{Machine, Transport};
+use skiff_tests::machine::{Machine, Transport, guest};
 use skiff_tests::pattern;
 use tempfile::TempDir;
+use vmm::control::{Outcome, Vm, VmAction, VmReply};
+use vmm::machine::Setup;
+use vmm::spec::{self, DiskSpec, Memory, MemorySpec, Stream, VmSpec};
 
 use crate::on_both;
 
@@ -17,6 +21,9 @@ on_both!(
     a_readonly_disk_stays_as_it_is,
     every_queue_works,
     impossible_requests_end_with_an_error,
+    a_host_without_room_is_an_error_of_the_write,
+    a_limited_disk_keeps_to_its_limit,
+    a_disk_grows_under_its_guest,
 );
 
 const SECTORS: u64 = 8192;
@@ -100,6 +107,75 @@ fn every_queue_works(transport: Transport) {
 fn impossible_requests_end_with_an_error(transport: Transport) {
     let (_directory, path) = disk("disk");
     run("block-errors", transport, &path, "");
+}
+
+fn a_host_without_room_is_an_error_of_the_write(transport: Transport) {
+    for options in ["", ",io=plain"] {
+        let (directory, path) = disk("disk");
+        let log = directory.path().join("log");
+        let machine = Machine::guest("block-full").cmdline("full=4096").file_size(4096 * 512);
+        let machine = machine.transport(transport).disk(format!("path={}{options}", path.display()));
+        machine.flag("--log-file", &log).run().passed(&["block-full"]);
+        let log = std::fs::read_to_string(&log).unwrap();
+        let failed = format!("a write on {} failed: File too large", path.display());
+        let lines = log.lines().filter(|line| line.contains(&failed)).count();
+        assert!((1..100).contains(&lines), "the host is told, and not at the guest's pace: {log}");
+    }
+}
+
+fn a_limited_disk_keeps_to_its_limit(transport: Transport) {
+    for options in ["", ",io=plain"] {
+        let (_directory, path) = disk("disk");
+        let ended = run("block-throttled", transport, &path, &format!(",ops=10{options}"));
+        let took: u64 = ended.said("took-ms").parse().unwrap();
+        assert!(took >= 150, "two of twelve reads had to wait for a tenth of a second each: {ended:#?}");
+    }
+}
+
+fn a_disk_grows_under_its_guest(transport: Transport) {
+    let (directory, path) = disk("disk");
+    let serial = directory.path().join("serial");
+    let vm = in_this_process("block-grow", transport, &path, &serial);
+    let said = |what: &str| std::fs::read_to_string(&serial).unwrap_or_default().contains(what);
+    let start = Instant::now();
+    while !said("larger-than 8192\n") {
+        assert!(start.elapsed() < Duration::from_secs(60), "the guest does not wait");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let resize = |disk: &str, size| vm.controller().act(VmAction::ResizeDisk { disk: disk.to_owned(), size });
+    let refused = |reply| matches!(reply, VmReply::Refused(why) if !why.is_empty());
+    assert!(refused(resize("disk1", 10_000 * 512)));
+    assert!(refused(resize("disk0", 8000 * 512)));
+    assert_eq!(resize("disk0", 10_000 * 512), VmReply::Done);
+    assert_eq!(vm.wait().unwrap(), Outcome::PoweredOff);
+    assert!(said("sectors 10000\n") && said("ok block-grow"), "{:?}", std::fs::read_to_string(&serial));
+    assert_eq!(path.metadata().unwrap().len(), 10_000 * 512);
+    assert!(pattern::is_written(&path, 8192, 1).unwrap(), "the new sector is not in the file");
+}
+
+/// A machine whose serial port leads to a file.
+fn in_this_process(test: &str, transport: Transport, disk: &Path, serial: &Path) -> Vm {
+    let spec = VmSpec {
+        kernel: guest("testguest"),
+        initrd: None,
+        cmdline: format!("test={test}"),
+        cpus: 1,
+        memory: MemorySpec { size: Memory(64 << 20), hugepages: false, overcommit: false },
+        transport: match transport {
+            Transport::Pci => spec::Transport::Pci,
+            Transport::Mmio => spec::Transport::Mmio,
+        },
+        serial: Stream::File(serial.to_owned()),
+        console: Stream::Null,
+        disks: vec![DiskSpec::new(disk)],
+        nets: Vec::new(),
+        ports: Vec::new(),
+        vsock: None,
+        balloon: false,
+    };
+    let listener: vmm::notice::Listener = Box::new(|_| {});
+    let setup = Setup { name: test.to_owned(), stdout: None, log: None, listener };
+    vmm::machine::start(spec, setup).unwrap()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// What is built: each is a PVH kernel.
-const GUESTS: [&str; 3] = ["hello", "testguest", "ioguest"];
+const GUESTS: [&str; 4] = ["hello", "testguest", "ioguest", "netguest"];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

@@ -3,17 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::debian::Release;
 use crate::debian::busybox;
-use crate::debian::kernel::{Flavour, GUEST_MODULES, Kernel};
+use crate::debian::kernel::{EXTRA_MODULES, Flavour, GUEST_MODULES, Kernel};
 use crate::initramfs::{Archive, key};
-use crate::paths;
+use crate::{paths, tool};
 
 const INIT: &str = include_str!("../../linux/guest/init.sh");
+const EXTRA: &str = include_str!("../../linux/guest/extra.sh");
 /// Goes up when the layout below changes.
 const LAYOUT: &str = "1";
 
@@ -40,6 +42,20 @@ impl Guest {
             paths::write_whole(&stamp, key.as_bytes())?;
         }
         Ok(Guest { kernel, initramfs })
+    }
+
+    /// Makes what the guests of network tests have besides, as `extra` beside the initramfs: more drivers, programs, and the
+    /// script for them. The kernel unpacks one after the other where both are joined.
+    ///
+    /// # Errors
+    /// When a program is missing or the target directory cannot be written.
+    pub fn ensure_extra(&self, tool: &Path) -> Result<()> {
+        let bytes = build_extra(&self.kernel, tool)?;
+        let extra = self.kernel.dir().join("extra");
+        if !fs::read(&extra).is_ok_and(|old| old == bytes) {
+            paths::write_whole(&extra, &bytes)?;
+        }
+        Ok(())
     }
 
     /// All kernels that whole-machine tests run on, oldest release first.
@@ -80,8 +96,15 @@ fn build(kernel: &Kernel) -> Result<Vec<u8>> {
     archive.link("bin/sh", "busybox");
     archive.device("dev/console", 5, 1);
     archive.device("dev/null", 1, 3);
+    add_modules(&mut archive, kernel, GUEST_MODULES)?;
+    archive.file("init", 0o755, INIT.as_bytes());
+    Ok(archive.finish())
+}
+
+/// Puts drivers where `init.sh` looks for them, with the order in which each is loaded.
+fn add_modules(archive: &mut Archive, kernel: &Kernel, modules: &[&str]) -> Result<()> {
     let mut done = BTreeSet::new();
-    for wanted in GUEST_MODULES {
+    for wanted in modules {
         let order = kernel.modules(&[wanted])?;
         if order.is_empty() {
             continue;
@@ -94,6 +117,29 @@ fn build(kernel: &Kernel) -> Result<Vec<u8>> {
             }
         }
     }
-    archive.file("init", 0o755, INIT.as_bytes());
+    Ok(())
+}
+
+fn build_extra(kernel: &Kernel, guest_tool: &Path) -> Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut archive = Archive::default();
+    for dir in ["bin", "lib", "lib/x86_64-linux-gnu", "lib64", "modules"] {
+        archive.dir(dir);
+    }
+    archive.file("bin/guest-tool", 0o755, &read(guest_tool)?);
+    let iperf3 = tool::find("iperf3").context("iperf3 is not installed: run `cargo xtask setup`")?;
+    archive.file("bin/iperf3", 0o755, &read(&iperf3)?);
+    for library in libraries(&iperf3)? {
+        archive.file(library.trim_start_matches('/'), 0o755, &read(Path::new(&library))?);
+    }
+    add_modules(&mut archive, kernel, EXTRA_MODULES)?;
+    archive.file("extra.sh", 0o644, EXTRA.as_bytes());
     Ok(archive.finish())
+}
+
+/// The files of the libraries that a program is linked with, and of its loader.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let listed = tool::capture(Command::new("ldd").arg(program))?;
+    let paths = listed.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(paths.map(str::to_owned).collect())
 }

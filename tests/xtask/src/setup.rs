@@ -22,6 +22,10 @@ const NEEDS: &[Need] = &[
     Need { package: "qemu-utils", presence: "qemu-img" },
     Need { package: "xz-utils", presence: "xz" },
     Need { package: "debian-archive-keyring", presence: "/usr/share/keyrings/debian-archive-keyring.gpg" },
+    // For networks of users, and for the tests of networks.
+    Need { package: "passt", presence: "passt" },
+    Need { package: "iperf3", presence: "iperf3" },
+    Need { package: "iproute2", presence: "ip" },
     // The C parts of some dependencies, and the linker.
     Need { package: "gcc", presence: "cc" },
 ];

@@ -16,6 +16,7 @@ use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use self::typing::Typing;
 use super::types::{Ended, Response};
 use crate::control::Controller;
 
-/// How many clients are served at once.
+/// How many clients are served at once. For one more, one that asks nothing is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// How long clients may take to hear of the VM's end.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -66,19 +67,37 @@ struct Shared {
 #[derive(Default)]
 struct Open {
     next: u64,
-    streams: BTreeMap<u64, Arc<UnixStream>>,
+    /// By number: the oldest first.
+    clients: BTreeMap<u64, Arc<Client>>,
+}
+
+/// One connection.
+struct Client {
+    stream: UnixStream,
+    /// It asks nothing at the moment.
+    idle: AtomicBool,
 }
 
 /// A place among the connections, given back when it is dropped.
 struct Place {
     shared: Arc<Shared>,
     number: u64,
-    stream: Arc<UnixStream>,
+    client: Arc<Client>,
+}
+
+impl Place {
+    fn stream(&self) -> &UnixStream {
+        &self.client.stream
+    }
+
+    fn set_idle(&self, idle: bool) {
+        self.client.idle.store(idle, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.open().streams.remove(&self.number);
+        self.shared.open().clients.remove(&self.number);
         self.shared.closed.notify_all();
     }
 }
@@ -96,6 +115,7 @@ pub fn start(controller: Controller, listener: UnixListener, owner: Option<Owner
     if let Some(Owner { stream, ends_vm }) = owner {
         stream.set_nonblocking(false)?;
         let place = shared.place(stream).map_err(io::Error::other)?;
+        place.set_idle(false);
         named_thread("api:owner").spawn(move || attached::owner(&place, ends_vm))?;
     }
     let accepting = Arc::clone(&shared);
@@ -122,6 +142,18 @@ impl Server {
     }
 }
 
+impl Open {
+    /// Close the oldest connection that asks nothing. Says whether there was one.
+    fn make_room(&mut self) -> bool {
+        let oldest = self.clients.iter().find(|(_, client)| client.idle.load(Ordering::SeqCst));
+        let Some((&number, client)) = oldest else { return false };
+        // Its thread finds out and ends.
+        let _ = client.stream.shutdown(Shutdown::Both);
+        self.clients.remove(&number);
+        true
+    }
+}
+
 impl Shared {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,28 +166,28 @@ impl Shared {
         if self.end.get().is_some() {
             return Err("the VM has ended".to_owned());
         }
-        if open.streams.len() >= MAX_CONNECTIONS {
+        if open.clients.len() >= MAX_CONNECTIONS && !open.make_room() {
             return Err(format!(
                 "{MAX_CONNECTIONS} clients are connected to this VM, which is all that it serves: close some"
             ));
         }
         let number = open.next;
         open.next = open.next.wrapping_add(1);
-        let stream = Arc::new(stream);
-        open.streams.insert(number, Arc::clone(&stream));
-        Ok(Place { shared: Arc::clone(self), number, stream })
+        let client = Arc::new(Client { stream, idle: AtomicBool::new(true) });
+        open.clients.insert(number, Arc::clone(&client));
+        Ok(Place { shared: Arc::clone(self), number, client })
     }
 
     fn shutdown(&self, how: Shutdown) {
-        for stream in self.open().streams.values() {
+        for client in self.open().clients.values() {
             // It may be gone already.
-            let _ = stream.shutdown(how);
+            let _ = client.stream.shutdown(how);
         }
     }
 
     /// Within [`FAREWELL`]. Says whether all are.
     fn wait_until_closed(&self) -> bool {
-        let some = |open: &mut Open| !open.streams.is_empty();
+        let some = |open: &mut Open| !open.clients.is_empty();
         let waited = self.closed.wait_timeout_while(self.open(), FAREWELL, some);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }

@@ -4,6 +4,7 @@
 //! made for one boot of the guest and dropped with it, which stops its devices. What must outlive a reboot
 //! (disks, consoles) belongs to [`Host`] and is lent to it.
 
+mod disks;
 mod input;
 mod virtio;
 
@@ -22,6 +23,7 @@ use devices::legacy::serial::{SERIAL_PORTS, SERIAL_PORTS_LEN, SerialPort};
 use devices::pci::host::{CONFIG_PORTS, CONFIG_PORTS_LEN, ECAM_LEN};
 use devices::pci::{ConfigPorts, Ecam, PciHost, Windows};
 use devices::virtio::console::{ConsoleInput, ConsoleSize};
+use devices::virtio::transport::Transport;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::console::Pace;
@@ -29,6 +31,9 @@ use crate::error::VmError;
 use crate::host::Host;
 use crate::interrupts::Interrupts;
 use crate::spec::{Stream, VmSpec};
+use disks::Disks;
+
+pub(crate) use disks::ResizeError;
 
 /// What the board is made with.
 pub(crate) struct Parts<'a> {
@@ -39,6 +44,9 @@ pub(crate) struct Parts<'a> {
     pub(crate) phys_bits: u8,
 }
 
+/// A virtio transport as the `vmm` thread holds it.
+type SharedTransport = Arc<Mutex<dyn Transport>>;
+
 /// The devices of one boot.
 pub(crate) struct Board {
     pub(crate) mmio: Bus,
@@ -46,6 +54,8 @@ pub(crate) struct Board {
     pci: Arc<PciHost>,
     power: Arc<Mutex<Power>>,
     console: ConsoleInput,
+    disks: Disks,
+    transports: Vec<SharedTransport>,
 }
 
 impl Board {
@@ -67,12 +77,27 @@ impl Board {
             pvpanic: true,
         };
         acpi::write(&tables, parts.ram).map_err(VmError::Acpi)?;
-        Ok(Self { mmio, ports, pci, power, console: virtio.console })
+        let virtio::Added { console, disks, transports, .. } = virtio;
+        Ok(Self { mmio, ports, pci, power, console, disks, transports })
     }
 
     /// Put every BAR where the guest's configuration says.
     pub(crate) fn settle_bars(&self) {
         self.pci.settle_bars(&self.mmio);
+    }
+
+    /// Stop every virtio device where it is. Nobody drives them meanwhile.
+    pub(crate) fn pause_devices(&self) {
+        for transport in &self.transports {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).pause();
+        }
+    }
+
+    /// Let them go on.
+    pub(crate) fn resume_devices(&self) {
+        for transport in &self.transports {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        }
     }
 
     /// Press the ACPI power button.
@@ -83,6 +108,14 @@ impl Board {
     /// Tell the guest how large its virtio console is.
     pub(crate) fn resize_console(&self, size: ConsoleSize) {
         self.console.resize(size);
+    }
+
+    /// Make the disk called `id` (such as `disk0`) `size` bytes large, and tell the guest.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be made so.
+    pub(crate) fn resize_disk(&self, id: &str, size: u64) -> Result<(), ResizeError> {
+        self.disks.resize(id, size)
     }
 }
 

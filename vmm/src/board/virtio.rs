@@ -8,15 +8,17 @@ use devices::bus::Bus;
 use devices::disk::engine::EngineKind;
 use devices::irq::{Doorbells, MsiController};
 use devices::pci::PciHost;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
-use devices::virtio::device::VirtioDevice;
+use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
 use devices::virtio::transport::{VirtioMmio, VirtioPci};
 
-use super::{Parts, queues};
+use super::disks::Disks;
+use super::{Parts, SharedTransport, queues};
 use crate::console::Pace;
 use crate::error::VmError;
 use crate::spec::{DiskIo, Stream, Transport};
@@ -27,17 +29,27 @@ pub(super) struct Added {
     pub(super) mmio: Vec<MmioDevice>,
     /// The console's input.
     pub(super) console: ConsoleInput,
+    /// The disks.
+    pub(super) disks: Disks,
+    /// All of them, to pause them.
+    pub(super) transports: Vec<SharedTransport>,
 }
 
 /// Make all virtio devices and put them on the bus.
 pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, VmError> {
     let host = parts.host;
     let mut mmio = Vec::new();
-    let mut place = |device: Box<dyn VirtioDevice>| match host.spec.transport {
-        Transport::Pci => add_pci(device, parts, pci),
-        Transport::Mmio => add_mmio(device, parts, bus, &mut mmio),
+    let mut disks = Disks::default();
+    let mut transports = Vec::new();
+    let mut place = |device: Box<dyn VirtioDevice>| -> Result<(), VmError> {
+        transports.push(match host.spec.transport {
+            Transport::Pci => add_pci(device, parts, pci)?,
+            Transport::Mmio => add_mmio(device, parts, bus, &mut mmio)?,
+        });
+        Ok(())
     };
-    for (index, (disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
+    for (index, (host_disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
+        let id = format!("disk{index}");
         let options = BlockOptions {
             queues: queues(spec.queues, &host.spec),
             serial: spec.serial.as_deref().map(str::parse).transpose()?,
@@ -46,28 +58,46 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
                 DiskIo::Uring => EngineKind::Uring,
                 DiskIo::Plain => EngineKind::Plain,
             },
+            limiter: host_disk.limiter.clone(),
+            counters: host.counters.of(&id, DeviceKind::Block),
             ..BlockOptions::default()
         };
-        place(Box::new(Block::new(format!("disk{index}"), Arc::clone(disk), options)))?;
+        let block = Block::new(id.clone(), Arc::clone(&host_disk.disk), options);
+        disks.add(id, block.resizer());
+        place(Box::new(block))?;
     }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
-    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()))
+    let counters = host.counters.of("console0", DeviceKind::Console);
+    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()), counters)
         .map_err(VmError::resources("make the console"))?;
     if host.spec.console == Stream::Stdio {
         host.console.connect(Some(Arc::new(input.clone())));
     }
     place(Box::new(console))?;
-    place(Box::new(Rng::new("rng0")))?;
-    Ok(Added { mmio, console: input })
+    place(Box::new(Rng::new("rng0", host.counters.of("rng0", DeviceKind::Rng))))?;
+    if let Some(control) = &host.balloon {
+        let counters = host.counters.of("balloon0", DeviceKind::Balloon);
+        // A huge page that goes back to the pool may be gone when the guest touches it again, which would end the VM.
+        let reclaim = !host.spec.memory.hugepages;
+        place(Box::new(Balloon::new("balloon0", control.clone(), counters, reclaim)))?;
+    }
+    Ok(Added { mmio, console: input, disks, transports })
 }
 
-fn add_pci(device: Box<dyn VirtioDevice>, parts: &Parts<'_>, pci: &PciHost) -> Result<(), VmError> {
+fn add_pci(
+    device: Box<dyn VirtioDevice>,
+    parts: &Parts<'_>,
+    pci: &PciHost,
+) -> Result<SharedTransport, VmError> {
     let msi: Arc<dyn MsiController> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let doorbells: Arc<dyn Doorbells> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let transport = VirtioPci::new(device, Arc::clone(parts.ram), msi, doorbells)?;
     let transport = Arc::new(Mutex::new(transport));
-    pci.add(Arc::<Mutex<VirtioPci>>::clone(&transport), [(BAR, transport as _)])?;
-    Ok(())
+    pci.add(
+        Arc::<Mutex<VirtioPci>>::clone(&transport),
+        [(BAR, Arc::<Mutex<VirtioPci>>::clone(&transport) as _)],
+    )?;
+    Ok(transport)
 }
 
 fn add_mmio(
@@ -75,13 +105,14 @@ fn add_mmio(
     parts: &Parts<'_>,
     bus: &Bus,
     placed: &mut Vec<MmioDevice>,
-) -> Result<(), VmError> {
+) -> Result<SharedTransport, VmError> {
     let full = || VmError::TooManyDevices(layout::gsi::MMIO.len());
     let (range, gsi) = layout::mmio_slot(placed.len()).ok_or_else(full)?;
     let line = parts.interrupts.line(gsi).map_err(VmError::resources("make an interrupt line"))?;
     let doorbells: Arc<dyn Doorbells> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let transport = VirtioMmio::new(device, Arc::clone(parts.ram), range.start, line, doorbells)?;
-    bus.insert(range.start, MMIO_LEN, Arc::new(Mutex::new(transport)))?;
+    let transport = Arc::new(Mutex::new(transport));
+    bus.insert(range.start, MMIO_LEN, Arc::<Mutex<VirtioMmio>>::clone(&transport))?;
     placed.push(MmioDevice { range, gsi });
-    Ok(())
+    Ok(transport)
 }

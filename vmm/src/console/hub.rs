@@ -136,3 +136,134 @@ impl Feed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, Read};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::console::Seen;
+
+    fn with_pipe(log: Option<PathBuf>) -> (PipeReader, Arc<Hub>) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        (reader, Arc::new(Hub::new(Some(writer.into()), log)))
+    }
+
+    fn print(hub: &Hub, bytes: &[u8]) {
+        hub.print(bytes, &Cut::default(), &mut true);
+    }
+
+    /// What a viewer saw when there is no more, which must be without gaps.
+    fn seen(viewer: &Viewer) -> Vec<u8> {
+        let piece = |seen| match seen {
+            Seen::Output(bytes) => bytes,
+            Seen::Skipped(count) => panic!("{count} bytes are missing"),
+        };
+        std::iter::from_fn(|| viewer.next()).flat_map(piece).collect()
+    }
+
+    #[test]
+    fn everybody_gets_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let (mut reader, hub) = with_pipe(Some(log.clone()));
+        let viewer = hub.view(true);
+        print(&hub, b"one\n");
+        print(&hub, b"two\n");
+        let late = hub.view(true);
+        let later = hub.view(false);
+        hub.close();
+        drop(hub);
+        let mut direct = Vec::new();
+        reader.read_to_end(&mut direct).unwrap();
+        let all = b"one\ntwo\n".to_vec();
+        assert_eq!(
+            [direct, std::fs::read(log).unwrap(), seen(&viewer), seen(&late)],
+            [(); 4].map(|()| all.clone())
+        );
+        assert_eq!(seen(&later), b"");
+    }
+
+    #[test]
+    fn between_history_and_live_nothing_is_missing_or_said_twice() {
+        let hub = Arc::new(Hub::default());
+        let printer = Arc::clone(&hub);
+        let printing = std::thread::spawn(move || {
+            // Less than the history and a viewer's queue hold.
+            for n in 0..5000_u32 {
+                print(&printer, format!("{n}\n").as_bytes());
+            }
+        });
+        let viewers: Vec<_> = (0..50).map(|_| hub.view(true)).collect();
+        printing.join().unwrap();
+        hub.close();
+        let all: String = (0..5000).map(|n| format!("{n}\n")).collect();
+        for viewer in viewers {
+            assert!(seen(&viewer) == all.as_bytes());
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_viewer() {
+        let hub = Hub::default();
+        let (slow, gone) = (hub.view(false), hub.view(false));
+        hub.dismiss(&gone);
+        for _ in 0..100 {
+            print(&hub, &[b'x'; 32 * 1024]);
+        }
+        hub.close();
+        assert!(matches!(slow.next(), Some(Seen::Skipped(count)) if count > 2_000_000));
+        assert_eq!(gone.next(), None);
+        assert_eq!(hub.view(false).next(), None);
+    }
+
+    #[test]
+    fn standard_output_is_waited_for_until_its_owner_leaves_and_is_then_closed() {
+        let (mut reader, hub) = with_pipe(None);
+        let (printer, viewer) = (Arc::clone(&hub), hub.view(false));
+        let printing = std::thread::spawn(move || {
+            print(&printer, &[b'x'; 1 << 18]);
+            print(&printer, b"on without it");
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!printing.is_finished(), "a pipe does not hold so much");
+        hub.leave_stdout();
+        printing.join().unwrap();
+        hub.close();
+        assert_eq!(seen(&viewer).len(), (1 << 18) + 13);
+        let mut direct = Vec::new();
+        reader.read_to_end(&mut direct).unwrap();
+        assert!(direct.len() < 1 << 18);
+    }
+
+    #[test]
+    fn a_device_that_is_cut_is_not_waited_for_and_those_of_the_next_boot_are() {
+        let (mut reader, hub) = with_pipe(None);
+        let (cut, mut waits) = (Cut::default(), true);
+        cut.cut();
+        hub.print(&[b'x'; 1 << 18], &cut, &mut waits);
+        assert!(!waits);
+        let since = Instant::now();
+        for _ in 0..1000 {
+            hub.print(b"lost", &cut, &mut waits);
+        }
+        assert!(since.elapsed() < Duration::from_secs(10), "each of them waits");
+        let next = std::thread::spawn(move || print(&hub, b"next boot"));
+        let mut direct = Vec::new();
+        reader.read_to_end(&mut direct).unwrap();
+        next.join().unwrap();
+        assert!(direct.ends_with(b"xnext boot"));
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_not_missed() {
+        let (reader, hub) = with_pipe(None);
+        drop(reader);
+        let viewer = hub.view(false);
+        print(&hub, b"a");
+        print(&hub, b"b");
+        hub.close();
+        assert_eq!(seen(&viewer), b"ab");
+    }
+}

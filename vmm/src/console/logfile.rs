@@ -43,6 +43,24 @@ fn older(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// The file at `path`, as it is in `open` or anew, with room for `len` more bytes of `largest`.
+fn with_room<'a>(
+    open: &'a mut Option<Open>,
+    path: &Path,
+    len: u64,
+    largest: u64,
+) -> io::Result<&'a mut Open> {
+    let mut current = match open.take() {
+        Some(current) => current,
+        None => Open::append(path)?,
+    };
+    if current.len > 0 && current.len.saturating_add(len) > largest {
+        std::fs::rename(path, older(path))?;
+        current = Open::append(path)?;
+    }
+    Ok(open.insert(current))
+}
+
 impl LogFile {
     pub(super) fn new(path: PathBuf) -> Self {
         let (open, failed, complained) = (None, None, None);
@@ -64,34 +82,20 @@ impl LogFile {
 
     /// On failure, says how many of `bytes` are in the file all the same.
     fn try_append(&mut self, bytes: &[u8]) -> Result<(), (io::Error, usize)> {
-        self.make_room(bytes.len() as u64).map_err(|error| (error, 0))?;
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let open = with_room(&mut self.open, &self.path, bytes.len() as u64, self.largest);
+        let open = open.map_err(|error| (error, 0))?;
         if self.missing > 0 {
             let note =
                 format!("\r\n[skiff: {} bytes of the guest's output are missing here]\r\n", self.missing);
+            let before = open.len;
             if let Err((error, _)) = open.write(note.as_bytes()) {
                 // Half a note would only puzzle. If this fails as well, it does.
-                let _ = open.file.set_len(open.len);
+                let _ = open.file.set_len(before);
                 return Err((error, 0));
             }
             self.missing = 0;
         }
         open.write(bytes)
-    }
-
-    /// See to it that there is an open file with room for `len` bytes.
-    fn make_room(&mut self, len: u64) -> io::Result<()> {
-        let open = match self.open.take() {
-            Some(open) => open,
-            None => Open::append(&self.path)?,
-        };
-        if open.len == 0 || open.len.saturating_add(len) <= self.largest {
-            self.open = Some(open);
-            return Ok(());
-        }
-        std::fs::rename(&self.path, older(&self.path))?;
-        self.open = Some(Open::append(&self.path)?);
-        Ok(())
     }
 
     fn fail(&mut self, error: &io::Error, lost: usize) {

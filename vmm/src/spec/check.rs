@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::net::{MAX_TAP_NAME, MTUS};
+use super::vsock::{GUEST_CIDS, MAX_SOCKET_PATH};
 use super::{
-    DiskSpec, MAX_CMDLINE, MAX_CPUS, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MEMORY_STEP, MIN_MEMORY, Memory,
-    Stream, VmSpec,
+    DiskSpec, HUGE_PAGE, LimitSpec, MAX_CMDLINE, MAX_CPUS, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_NET_QUEUES,
+    MEMORY_STEP, MIN_MEMORY, Mac, Memory, NetBackend, NetSpec, PortForward, Stream, VmSpec,
 };
 
 /// A spec that no host could run. Each message names the value and the fix.
@@ -20,6 +22,10 @@ pub enum SpecError {
     #[error("memory cannot be {0}: it is counted in whole MiB, {below} would do",
             below = Memory(.0.0 - .0.0 % MEMORY_STEP))]
     MemoryStep(Memory),
+    /// Huge pages that would not all be used.
+    #[error("memory cannot be {0} of huge pages: each has 2M, {below} would do",
+            below = Memory(.0.0 - .0.0 % HUGE_PAGE))]
+    MemoryHugePages(Memory),
     /// A command line that the kernel would cut.
     #[error("the kernel command line has {0} bytes: the kernel takes at most {MAX_CMDLINE}, shorten it")]
     CmdlineTooLong(usize),
@@ -58,6 +64,74 @@ pub enum SpecError {
         /// The disk.
         path: PathBuf,
     },
+    /// A rate at which nothing would ever go.
+    #[error("{device}: its {key} cannot be 0: leave it out for no limit")]
+    NoRate {
+        /// The device.
+        device: String,
+        /// The rate or burst.
+        key: &'static str,
+    },
+    /// A burst without the rate that it goes beyond.
+    #[error("{device}: its {rate}-burst is of no use without {rate}: give both")]
+    BurstAlone {
+        /// The device.
+        device: String,
+        /// The rate that is not given.
+        rate: &'static str,
+    },
+    /// Not a tap device's name.
+    #[error(
+        "'{0}' cannot be a tap device's name: 1 to {MAX_TAP_NAME} bytes without spaces, slashes and colons"
+    )]
+    TapName(String),
+    /// A file descriptor that is none, or is the program's own.
+    #[error(
+        "a network cannot be on file descriptor {0}: 0, 1 and 2 are the terminal's, inherit one from 3 on"
+    )]
+    NetFd(i32),
+    /// An MTU that a guest cannot have.
+    #[error("the network {net}: its mtu cannot be {mtu}: {} to {}", MTUS.start(), MTUS.end())]
+    NetMtu {
+        /// The network.
+        net: NetBackend,
+        /// Its MTU.
+        mtu: u16,
+    },
+    /// A network cannot have so many queue pairs, or none.
+    #[error("the network {net}: it cannot have {queues} queues: 1 to {MAX_NET_QUEUES}")]
+    NetQueues {
+        /// The network.
+        net: NetBackend,
+        /// Its queue pairs.
+        queues: u16,
+    },
+    /// More than passt has.
+    #[error("the network user: it cannot have {0} queues: passt has 1, only a tap has more")]
+    UserQueues(u16),
+    /// Two networks lead to the same tap.
+    #[error(
+        "the network {0} is given twice: one tap is for one network device, drop one or make another tap"
+    )]
+    TapTwice(NetBackend),
+    /// Two networks have the same address.
+    #[error("two networks have the mac {0}: give each its own, or none")]
+    MacTwice(Mac),
+    /// A port forwarding, and no network that could do it.
+    #[error("the port {0} needs a user network: give --net user, too")]
+    PortWithoutUser(PortForward),
+    /// A port of the host can lead to one place.
+    #[error("the ports {0} and {1} both need the host's port {port}: take another for one of them", port = .0.host)]
+    PortTwice(PortForward, PortForward),
+    /// A context ID that no guest can have.
+    #[error("the vsock's cid cannot be {0}: {least} to {most}",
+            least = GUEST_CIDS.start(), most = GUEST_CIDS.end())]
+    VsockCid(u32),
+    /// A socket's path that no socket can have.
+    #[error(
+        "the vsock's path has {0} bytes: a Unix socket has room for {MAX_SOCKET_PATH} and a port, choose a shorter one"
+    )]
+    VsockPath(usize),
 }
 
 impl VmSpec {
@@ -82,10 +156,16 @@ impl VmSpec {
         if !self.memory.size.0.is_multiple_of(MEMORY_STEP) {
             return Err(SpecError::MemoryStep(self.memory.size));
         }
+        if self.memory.hugepages && !self.memory.size.0.is_multiple_of(HUGE_PAGE) {
+            return Err(SpecError::MemoryHugePages(self.memory.size));
+        }
         if (&self.serial, &self.console) == (&Stream::Stdio, &Stream::Stdio) {
             return Err(SpecError::TwoStdio);
         }
-        self.check_disks()
+        self.check_disks()?;
+        self.check_nets()?;
+        self.check_ports()?;
+        self.check_vsock()
     }
 
     fn check_cmdline(&self) -> Result<(), SpecError> {
@@ -114,6 +194,7 @@ impl VmSpec {
             if let Some(queues) = disk.queues.filter(|queues| !(1..=MAX_DISK_QUEUES).contains(queues)) {
                 return Err(SpecError::DiskQueues { path: path(), queues });
             }
+            disk.limit.check(|| format!("the disk {}", disk.path.display()))?;
             let clash = |other: &&&DiskSpec| other.path == disk.path && !(other.readonly && disk.readonly);
             if before.iter().find(clash).is_some() {
                 return Err(SpecError::DiskTwice { path: path() });
@@ -122,12 +203,107 @@ impl VmSpec {
         }
         Ok(())
     }
+
+    fn check_nets(&self) -> Result<(), SpecError> {
+        let mut before: Vec<&NetSpec> = Vec::new();
+        for net in &self.nets {
+            net.check()?;
+            // Two `user` networks are two processes of passt: they do not meet.
+            let same = |other: &&NetSpec| other.backend == net.backend && net.backend != NetBackend::User;
+            if before.iter().any(same) {
+                return Err(SpecError::TapTwice(net.backend.clone()));
+            }
+            if let Some(mac) = net.mac.filter(|mac| before.iter().any(|other| other.mac == Some(*mac))) {
+                return Err(SpecError::MacTwice(mac));
+            }
+            before.push(net);
+        }
+        Ok(())
+    }
+
+    fn check_ports(&self) -> Result<(), SpecError> {
+        let mut before: Vec<&PortForward> = Vec::new();
+        for port in &self.ports {
+            if !self.nets.iter().any(|net| net.backend == NetBackend::User) {
+                return Err(SpecError::PortWithoutUser(port.clone()));
+            }
+            // Also at different addresses: passt has each port once.
+            let same = |other: &&&PortForward| (other.protocol, other.host) == (port.protocol, port.host);
+            if let Some(other) = before.iter().find(same) {
+                return Err(SpecError::PortTwice((*other).clone(), port.clone()));
+            }
+            before.push(port);
+        }
+        Ok(())
+    }
+
+    fn check_vsock(&self) -> Result<(), SpecError> {
+        let Some(vsock) = &self.vsock else {
+            return Ok(());
+        };
+        match vsock.path.as_os_str().len() {
+            0 => return Err(SpecError::EmptyPath("the vsock")),
+            long if long > MAX_SOCKET_PATH => return Err(SpecError::VsockPath(long)),
+            _ => {}
+        }
+        if !GUEST_CIDS.contains(&vsock.cid) {
+            return Err(SpecError::VsockCid(vsock.cid));
+        }
+        Ok(())
+    }
+}
+
+impl NetSpec {
+    /// What can be said about one network alone.
+    fn check(&self) -> Result<(), SpecError> {
+        let net = || self.backend.clone();
+        match &self.backend {
+            NetBackend::Tap(name) if !is_interface(name) => return Err(SpecError::TapName(name.clone())),
+            NetBackend::Fd(fd) if *fd < 3 => return Err(SpecError::NetFd(*fd)),
+            _ => {}
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !MTUS.contains(mtu)) {
+            return Err(SpecError::NetMtu { net: net(), mtu });
+        }
+        match (&self.backend, self.queues) {
+            (_, Some(queues)) if !(1..=MAX_NET_QUEUES).contains(&queues) => {
+                return Err(SpecError::NetQueues { net: net(), queues });
+            }
+            (NetBackend::User, Some(queues)) if queues > 1 => return Err(SpecError::UserQueues(queues)),
+            _ => {}
+        }
+        self.limit.check(|| format!("the network {}", self.backend))
+    }
+}
+
+/// Whether a network interface of Linux can have this name (dev_valid_name).
+fn is_interface(name: &str) -> bool {
+    let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    (1..=MAX_TAP_NAME).contains(&name.len()) && name != "." && name != ".." && !name.contains(wrong)
+}
+
+impl LimitSpec {
+    fn check(&self, device: impl Fn() -> String) -> Result<(), SpecError> {
+        let bytes = |bytes: Option<Memory>| bytes.map(|bytes| bytes.0);
+        let bandwidth = ("bandwidth", bytes(self.bandwidth), "bandwidth-burst", bytes(self.bandwidth_burst));
+        for (rate, limit, burst, at_once) in [bandwidth, ("ops", self.ops, "ops-burst", self.ops_burst)] {
+            for (key, value) in [(rate, limit), (burst, at_once)] {
+                if value == Some(0) {
+                    return Err(SpecError::NoRate { device: device(), key });
+                }
+            }
+            if limit.is_none() && at_once.is_some() {
+                return Err(SpecError::BurstAlone { device: device(), rate });
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{MemorySpec, Transport};
+    use crate::spec::{MemorySpec, Transport, VsockSpec};
 
     fn good() -> VmSpec {
         VmSpec {
@@ -206,5 +382,104 @@ mod tests {
         assert!(with(DiskSpec { queues: Some(0), ..DiskSpec::new("b") }).contains("0 queues"));
         assert!(with(DiskSpec { readonly: true, ..DiskSpec::new("a") }).contains("given twice"));
         assert!(with(DiskSpec::new("")).contains("empty"));
+    }
+
+    #[test]
+    fn huge_pages_are_whole() {
+        let huge = |size| MemorySpec { size: Memory(size), hugepages: true, overcommit: false };
+        let odd = refused(|spec| spec.memory = huge(65 << 20));
+        assert_eq!(odd, "memory cannot be 65M of huge pages: each has 2M, 64M would do");
+        let mut spec = good();
+        spec.memory = huge(66 << 20);
+        spec.validate().unwrap();
+    }
+
+    #[test]
+    fn networks_at_the_edges_are_allowed() {
+        let tap = |name: &str| NetSpec::new(NetBackend::Tap(name.to_owned()));
+        let mut spec = good();
+        spec.nets = vec![
+            NetSpec { mtu: Some(68), queues: Some(MAX_NET_QUEUES), ..tap("fifteen-letters") },
+            NetSpec { mtu: Some(65520), queues: Some(1), ..tap("a") },
+            NetSpec::new(NetBackend::Fd(3)),
+            NetSpec { queues: Some(1), ..NetSpec::new(NetBackend::User) },
+            NetSpec::new(NetBackend::User),
+        ];
+        spec.validate().unwrap();
+    }
+
+    #[test]
+    fn networks_that_cannot_be_are_refused() {
+        let with = |text: &str| {
+            refused(|spec| spec.nets = text.split_whitespace().map(|net| net.parse().unwrap()).collect())
+        };
+        for (text, message) in [
+            ("tap=a/b", "'a/b' cannot be a tap device's name"),
+            ("tap=sixteen-letters-", "'sixteen-letters-' cannot be a tap device's name"),
+            ("tap=..", "'..' cannot be a tap device's name"),
+            ("fd=2", "a network cannot be on file descriptor 2: "),
+            ("tap=t,mtu=67", "the network tap=t: its mtu cannot be 67: 68 to 65520"),
+            ("tap=t,mtu=65521", "its mtu cannot be 65521"),
+            ("fd=3,queues=0", "the network fd=3: it cannot have 0 queues: 1 to 8"),
+            ("tap=t,queues=9", "it cannot have 9 queues"),
+            ("user,queues=2", "the network user: it cannot have 2 queues: passt has 1"),
+            ("tap=t tap=u tap=t", "the network tap=t is given twice"),
+            ("fd=3 fd=3", "the network fd=3 is given twice"),
+            ("user,mac=02:00:00:00:00:01 tap=t,mac=02:00:00:00:00:01", "two networks have the mac 02:"),
+            ("user,ops=0", "the network user: its ops cannot be 0: leave it out for no limit"),
+            ("user,ops-burst=5", "the network user: its ops-burst is of no use without ops: give both"),
+        ] {
+            let said = with(text);
+            assert!(said.starts_with(message) || said.contains(message), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn limits_of_nothing_are_refused() {
+        let with = |text: &str| refused(|spec| spec.disks = vec![text.parse().unwrap()]);
+        let rate = |key| format!("the disk a: its {key} cannot be 0: leave it out for no limit");
+        assert_eq!(with("path=a,bandwidth=0"), rate("bandwidth"));
+        assert_eq!(with("path=a,bandwidth=1M,burst=0"), rate("bandwidth-burst"));
+        assert_eq!(with("path=a,ops=1,ops-burst=0"), rate("ops-burst"));
+        let alone = "the disk a: its bandwidth-burst is of no use without bandwidth: give both";
+        assert_eq!(with("path=a,ops=1,bandwidth-burst=1M"), alone);
+    }
+
+    #[test]
+    fn a_port_of_the_host_leads_to_one_place_and_needs_a_way() {
+        let with = |ports: &[&str], net: &str| {
+            let mut spec = good();
+            spec.nets = vec![net.parse().unwrap()];
+            spec.ports = ports.iter().map(|port| port.parse().unwrap()).collect();
+            spec.validate().map_err(|error| error.to_string())
+        };
+        for ports in [&["80:80", "81:80", "80:80/udp"][..], &["127.0.0.1:80:80", "[::1]:80:80/udp"]] {
+            with(ports, "user").unwrap();
+        }
+        for ports in [
+            ["80:80", "80:81"],
+            ["127.0.0.1:80:80", "80:81"],
+            ["127.0.0.1:80:80", "127.0.0.2:80:80"],
+            ["[::]:80:80/udp", "[::1]:80:80/udp"],
+        ] {
+            assert!(with(&ports, "user").unwrap_err().contains("both need the host's port 80"), "{ports:?}");
+        }
+        let without = with(&["80:81"], "tap=t").unwrap_err();
+        assert_eq!(without, "the port 80:81 needs a user network: give --net user, too");
+    }
+
+    #[test]
+    fn a_vsock_has_a_guests_number_and_a_sockets_path() {
+        let with = |text: &str| refused(|spec| spec.vsock = Some(text.parse().unwrap()));
+        assert_eq!(with("/v,cid=2"), "the vsock's cid cannot be 2: 3 to 4294967294");
+        assert_eq!(with("/v,cid=4294967295"), "the vsock's cid cannot be 4294967295: 3 to 4294967294");
+        assert!(with(&"x".repeat(97)).contains("97 bytes"));
+        let mut spec = good();
+        for path in ["v".to_owned(), "x".repeat(96)] {
+            spec.vsock = Some(VsockSpec { path: path.into(), cid: u32::MAX - 1 });
+            spec.validate().unwrap();
+        }
+        let nowhere = refused(|spec| spec.vsock = Some(VsockSpec { path: PathBuf::new(), cid: 3 }));
+        assert_eq!(nowhere, "the path of the vsock is empty: name a file");
     }
 }

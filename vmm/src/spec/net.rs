@@ -1,11 +1,11 @@
 //! What a user can ask of a VM's networks.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
+use super::limit::LimitDraft;
+use super::options::{Given, Names, Part, Value, text_and_table};
 use super::{LimitSpec, ParseError};
 
 /// The fields of a [`NetSpec`], by the names that text and files give them.
@@ -24,68 +24,47 @@ pub const NET_KEYS: &[&str] = &[
 ];
 /// The most queue pairs of one network device.
 pub const MAX_NET_QUEUES: u16 = 8;
+/// The MTUs that a guest can be told, in bytes: from IPv4's least to what fits a virtio-net buffer with its headers.
+pub const MTUS: RangeInclusive<u16> = 68..=65520;
+/// The longest name of a network interface in bytes, its final NUL not counted (IFNAMSIZ).
+pub const MAX_TAP_NAME: usize = 15;
 
 /// One network device of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetSpec {
     /// Where its frames go.
-    #[serde(flatten)]
     pub backend: NetBackend,
     /// The guest's address; by default one is made from the VM's name and the device's position, the same at each start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
     /// The largest packet that the guest is told to send, 68 to 65520 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// How many queue pairs, 1 to [`MAX_NET_QUEUES`]; by default 1. `user` has one only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
     /// What each direction may do in a time.
-    #[serde(flatten)]
     pub limit: LimitSpec,
 }
 
 /// Where a network device's frames go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetBackend {
     /// The host's tap device of this name.
     Tap(String),
     /// An open tap device, inherited as this file descriptor.
     Fd(i32),
-    /// The user's own network, by passt. The value is always true; text and files say `user`.
-    User(bool),
+    /// The user's own network, by passt.
+    User,
 }
 
 /// A MAC address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mac(pub [u8; 6]);
 
-/// A port of the host that leads to one of the guest: `[ADDRESS:]HOST:GUEST[/tcp|/udp]`. It needs a `user` network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct PortForward {
-    /// Where the host listens; everywhere if `None`.
-    pub address: Option<IpAddr>,
-    /// The host's port.
-    pub host: u16,
-    /// The guest's port.
-    pub guest: u16,
-    /// What is forwarded.
-    pub protocol: Protocol,
-}
-
-/// What a [`PortForward`] forwards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP connections.
-    #[default]
-    Tcp,
-    /// UDP datagrams.
-    Udp,
+impl NetSpec {
+    /// The network that leads to `backend`, with every default.
+    #[must_use]
+    pub fn new(backend: NetBackend) -> Self {
+        Self { backend, mac: None, mtu: None, queues: None, limit: LimitSpec::default() }
+    }
 }
 
 impl FromStr for Mac {
@@ -96,7 +75,9 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+            // By itself, `from_str_radix` takes a sign.
+            let hex = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let part = parts.next().filter(hex).ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
         // A multicast address is no device's, and neither is that of nobody.
@@ -114,69 +95,85 @@ impl fmt::Display for Mac {
     }
 }
 
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
-    }
-}
-
-impl TryFrom<String> for Mac {
-    type Error = ParseError;
-
-    fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
-    }
-}
-
-impl FromStr for PortForward {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        let bad = || ParseError::Port(text.to_owned());
-        let (ports, protocol) = match text.rsplit_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((ports, "tcp")) => (ports, Protocol::Tcp),
-            Some((ports, "udp")) => (ports, Protocol::Udp),
-            Some(_) => return Err(bad()),
-        };
-        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(bad);
-        let (rest, guest) = ports.rsplit_once(':').ok_or_else(bad)?;
-        let (address, host) = match rest.rsplit_once(':') {
-            None => (None, rest),
-            Some((address, host)) => {
-                let bare = address.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
-                (Some(bare.unwrap_or(address).parse().map_err(|_| bad())?), host)
-            }
-        };
-        Ok(Self { address, host: port(host)?, guest: port(guest)?, protocol })
-    }
-}
-
-impl fmt::Display for PortForward {
+impl fmt::Display for NetBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
-            Some(address @ IpAddr::V6(_)) => write!(f, "[{address}]:")?,
-            Some(address) => write!(f, "{address}:")?,
-            None => {}
-        }
-        write!(f, "{}:{}", self.host, self.guest)?;
-        match self.protocol {
-            Protocol::Tcp => Ok(()),
-            Protocol::Udp => f.write_str("/udp"),
+        match self {
+            Self::Tap(name) => write!(f, "tap={name}"),
+            Self::Fd(fd) => write!(f, "fd={fd}"),
+            Self::User => f.write_str("user"),
         }
     }
 }
 
-impl From<PortForward> for String {
-    fn from(port: PortForward) -> Self {
-        port.to_string()
+text_and_table!(NetSpec);
+
+/// A network while it is read.
+#[derive(Default)]
+pub struct Draft {
+    backend: Option<NetBackend>,
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    queues: Option<u16>,
+    limit: LimitDraft,
+}
+
+impl Draft {
+    fn lead(&mut self, backend: NetBackend) -> Result<(), ParseError> {
+        match self.backend.replace(backend) {
+            None => Ok(()),
+            Some(_) => Err(ParseError::Backends),
+        }
     }
 }
 
-impl TryFrom<String> for PortForward {
-    type Error = ParseError;
+impl Part for NetSpec {
+    const NAMES: &'static Names = &Names {
+        whose: "the network's",
+        one: "a network",
+        keys: NET_KEYS,
+        bare: None,
+        lacks: "says not where the network leads: write tap=NAME, fd=N or user",
+        example: "tap=tap0",
+    };
+    type Draft = Draft;
 
-    fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
+    fn set(draft: &mut Draft, given: Given) -> Result<(), ParseError> {
+        match given.key {
+            "tap" => draft.lead(NetBackend::Tap(given.text("the name of a tap device")?))?,
+            "fd" => draft.lead(NetBackend::Fd(given.number("the number of an open file descriptor")?))?,
+            "user" => match given.switch() {
+                Ok(true) => draft.lead(NetBackend::User)?,
+                // `user = false` says less than nothing.
+                _ => return Err(given.refused("user alone, or leave it out")),
+            },
+            "mac" => draft.mac = Some(given.text("six bytes such as 52:54:00:12:34:56")?.parse()?),
+            "mtu" => draft.mtu = Some(given.number("a number from 68 to 65520")?),
+            "queues" => draft.queues = Some(given.number("a number from 1 to 8")?),
+            _ => draft.limit.set(given)?,
+        }
+        Ok(())
+    }
+
+    fn finish(draft: Draft, subject: &str) -> Result<Self, ParseError> {
+        Ok(Self {
+            backend: draft.backend.ok_or_else(|| Self::NAMES.lacking(subject))?,
+            mac: draft.mac,
+            mtu: draft.mtu,
+            queues: draft.queues,
+            limit: draft.limit.finish()?,
+        })
+    }
+
+    fn pairs(&self) -> Vec<(&'static str, Value)> {
+        let mut pairs = vec![match &self.backend {
+            NetBackend::Tap(name) => ("tap", Value::text(name)),
+            NetBackend::Fd(fd) => ("fd", u64::try_from(*fd).map_or_else(|_| Value::text(fd), Value::Number)),
+            NetBackend::User => ("user", Value::Bare),
+        }];
+        pairs.extend(self.mac.map(|mac| ("mac", Value::text(mac))));
+        pairs.extend(self.mtu.map(|mtu| ("mtu", Value::Number(mtu.into()))));
+        pairs.extend(self.queues.map(|queues| ("queues", Value::Number(queues.into()))));
+        pairs.extend(self.limit.pairs());
+        pairs
     }
 }

@@ -4,6 +4,7 @@ use devices::bus::Effect;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::count::{Reason, VcpuCounters};
 use super::failure::Cause;
 use crate::board::Board;
 
@@ -13,6 +14,8 @@ pub(super) enum Next {
     Go,
     /// Look at the goal first: it was kicked.
     Look,
+    /// A driver has started its virtio device: worth a word, and nothing to wait for.
+    DriverReady,
     /// Tell the `vmm` thread.
     Tell(Effect),
     /// The processor gave up: three faults in a row.
@@ -21,10 +24,12 @@ pub(super) enum Next {
     Fail(Cause),
 }
 
-/// Enter the guest once.
-pub(super) fn run_once(vcpu: &mut VcpuFd, board: &Board) -> Next {
+/// Enter the guest once, and count why it was left.
+pub(super) fn run_once(vcpu: &mut VcpuFd, board: &Board, counters: &VcpuCounters) -> Next {
     let page: *const kvm_run = vcpu.get_kvm_run();
-    match vcpu.run() {
+    let exit = vcpu.run();
+    counters.exit(reason(&exit));
+    match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
             for unit in data.chunks_mut(port_width(page)) {
                 board.ports.read(port.into(), unit);
@@ -37,6 +42,18 @@ pub(super) fn run_once(vcpu: &mut VcpuFd, board: &Board) -> Next {
             libc::EINTR | libc::EAGAIN => Next::Look,
             _ => Next::Fail(Cause::Run(error.into())),
         },
+    }
+}
+
+fn reason(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Reason {
+    match exit {
+        Ok(VcpuExit::IoIn(..)) => Reason::IoIn,
+        Ok(VcpuExit::IoOut(..)) => Reason::IoOut,
+        Ok(VcpuExit::MmioRead(..)) => Reason::MmioRead,
+        Ok(VcpuExit::MmioWrite(..)) => Reason::MmioWrite,
+        Ok(VcpuExit::Hlt) => Reason::Hlt,
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) | Err(_) => Reason::Interrupted,
+        Ok(_) => Reason::Other,
     }
 }
 
@@ -83,6 +100,7 @@ fn act(effect: Effect, board: &Board) -> Next {
             board.settle_bars();
             Next::Go
         }
+        Effect::DriverReady => Next::DriverReady,
         Effect::Shutdown | Effect::Reset | Effect::Panicked => Next::Tell(effect),
     }
 }

@@ -1,26 +1,30 @@
 //! vCPU threads. `vcpuN` owns its `VcpuFd` and does nothing but run it and answer its exits.
 //!
 //! ```text
-//!   spawn ──► paused ──goal: Run──► running ──kick──► paused   (goal: Pause)
-//!                │ ▲                   │    └───────► finished (goal: Finish)
-//!                │ └── event sent ─────┘
-//!                └─────goal: Finish──► finished: thread ends
+//!   spawn ──► paused ──goal: Run──► running ──goal: Pause, kick──► paused
+//!                │                    │  └────goal: Finish, kick──► finished: thread ends
+//!                │                    └──event sent──► waiting ──goal: Finish──► finished
+//!                └──goal: Finish──► finished
 //! ```
 //!
 //! Every state is one function that returns the next. All vCPUs of a VM share one [`Gate`], which holds the goal. A vCPU
-//! whose access asks something of the whole machine sends an event and waits for a new goal: the `vmm` thread
-//! decides.
+//! whose access asks something of the whole machine sends an event and waits for its end: whatever the `vmm` thread
+//! decides, this boot of the guest is over. Those that are paused or wait are parked: out of the guest, and done with what
+//! they left it for.
 
+mod count;
 mod create;
 mod exit;
 mod failure;
+mod gate;
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arch::memory::SharedRam;
 use kvm_ioctls::VcpuFd;
@@ -28,50 +32,29 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::board::Board;
 use crate::event::{Event, EventSender};
+use crate::stats::VcpuStats;
 
+pub(crate) use count::VcpuCounters;
 pub(crate) use create::create;
 pub use failure::VcpuError;
+use gate::{Gate, Goal};
 
-/// What the vCPUs of a VM are to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Goal {
-    Pause,
-    Run,
-    Finish,
-}
+/// How long a vCPU may take to come out of the guest and finish what it left it for. That takes moments, unless it prints
+/// to somebody who does not read.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The goal that all vCPUs of a VM follow.
-pub(crate) struct Gate {
-    goal: Mutex<Goal>,
-    changed: Condvar,
+/// A vCPU is not parked within [`PATIENCE`].
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{stuck} of the VM's vCPUs do not stop: they wait for the host, most likely for somebody to read what the guest prints; \
+     read it, and try again"
+)]
+pub(crate) struct Stuck {
+    stuck: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self { goal: Mutex::new(Goal::Pause), changed: Condvar::new() }
-    }
-
-    fn goal(&self) -> Goal {
-        *lock(&self.goal)
-    }
-
-    fn set(&self, goal: Goal) {
-        *lock(&self.goal) = goal;
-        self.changed.notify_all();
-    }
-
-    /// Wait until the goal is not `waiting`.
-    fn wait_while(&self, waiting: Goal) -> Goal {
-        let mut goal = lock(&self.goal);
-        while *goal == waiting {
-            goal = self.changed.wait(goal).unwrap_or_else(PoisonError::into_inner);
-        }
-        *goal
-    }
 }
 
 /// `kvm_run.immediate_exit` of a vCPU, writable from other threads.
@@ -103,6 +86,7 @@ pub(crate) struct Vcpus {
 struct Thread {
     /// `None` once the thread has left its vCPU for good.
     exit: Arc<Mutex<Option<ImmediateExit>>>,
+    counters: Arc<VcpuCounters>,
     handle: JoinHandle<()>,
 }
 
@@ -122,9 +106,23 @@ extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_vo
 
 /// What a vCPU thread works with.
 pub(crate) struct Context {
-    pub(crate) board: Arc<Board>,
-    pub(crate) ram: SharedRam,
-    pub(crate) events: EventSender,
+    board: Arc<Board>,
+    ram: SharedRam,
+    events: EventSender,
+    /// A driver has started its device since the guest was booted.
+    booted: AtomicBool,
+}
+
+impl Context {
+    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender) -> Self {
+        Self { board, ram, events, booted: AtomicBool::new(false) }
+    }
+
+    fn driver_ready(&self) {
+        if !self.booted.swap(true, Ordering::Relaxed) {
+            self.events.send(Event::Booted);
+        }
+    }
 }
 
 impl Vcpus {
@@ -132,22 +130,28 @@ impl Vcpus {
     ///
     /// # Errors
     /// If the host has no more threads.
-    pub(crate) fn spawn(vcpus: Vec<VcpuFd>, context: &Arc<Context>) -> io::Result<Self> {
+    pub(crate) fn spawn(
+        vcpus: Vec<VcpuFd>,
+        counters: &[Arc<VcpuCounters>],
+        context: &Arc<Context>,
+    ) -> io::Result<Self> {
         register_signal_handler(SIGRTMIN(), ignore)
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         let mut all = Self { gate: Arc::new(Gate::new()), threads: Vec::new() };
-        for (index, mut vcpu) in vcpus.into_iter().enumerate() {
+        for (index, (mut vcpu, counters)) in vcpus.into_iter().zip(counters).enumerate() {
             let exit = Arc::new(Mutex::new(Some(ImmediateExit::of(&mut vcpu))));
             let mut body = Body {
                 vcpu,
+                ran: false,
                 gate: Arc::clone(&all.gate),
                 exit: Arc::clone(&exit),
+                counters: Arc::clone(counters),
                 context: Arc::clone(context),
             };
             let builder = devices::worker::named_thread(format!("vcpu{index}"));
             // On an early return, `all` finishes those that were started.
             let handle = builder.spawn(move || body.run())?;
-            all.threads.push(Thread { exit, handle });
+            all.threads.push(Thread { exit, counters: Arc::clone(counters), handle });
         }
         Ok(all)
     }
@@ -155,6 +159,31 @@ impl Vcpus {
     /// Let them run.
     pub(crate) fn run(&self) {
         self.gate.set(Goal::Run);
+    }
+
+    /// Park them all, or none: they run on if one of them does not come.
+    ///
+    /// # Errors
+    /// If one is stuck in the host.
+    pub(crate) fn pause(&self) -> Result<(), Stuck> {
+        self.gate.set(Goal::Pause);
+        self.threads.iter().for_each(Thread::kick);
+        let parked = self.gate.wait_parked(self.threads.len(), PATIENCE);
+        match self.threads.len().saturating_sub(parked) {
+            0 => Ok(()),
+            stuck => {
+                self.run();
+                Err(Stuck { stuck })
+            }
+        }
+    }
+
+    /// What each has done.
+    pub(crate) fn stats(&self) -> Vec<VcpuStats> {
+        let stats = |(index, thread): (u32, &Thread)| {
+            thread.counters.stats(index, count::thread_time(thread.handle.as_pthread_t()))
+        };
+        (0..).zip(&self.threads).map(stats).collect()
     }
 }
 
@@ -173,14 +202,18 @@ impl Drop for Vcpus {
 enum State {
     Paused,
     Running,
+    Waiting,
     Finished,
 }
 
 /// What a vCPU thread owns.
 struct Body {
     vcpu: VcpuFd,
+    /// It has been in the guest.
+    ran: bool,
     gate: Arc<Gate>,
     exit: Arc<Mutex<Option<ImmediateExit>>>,
+    counters: Arc<VcpuCounters>,
     context: Arc<Context>,
 }
 
@@ -195,21 +228,29 @@ impl Body {
             state = match state {
                 State::Paused => self.paused(),
                 State::Running => self.running(),
+                State::Waiting => self.waiting(),
                 State::Finished => break,
             };
         }
+        self.counters.thread_ends();
         // From here on the vCPU's page may go away: nobody is to kick it.
         *lock(&self.exit) = None;
     }
 
     fn paused(&mut self) -> State {
-        match self.gate.wait_while(Goal::Pause) {
-            Goal::Finish => State::Finished,
-            Goal::Run | Goal::Pause => State::Running,
+        if self.gate.park_while(|goal| goal == Goal::Pause) == Goal::Finish {
+            return State::Finished;
         }
+        if self.ran {
+            // The guest's watchdogs are not to bark at the time that it missed. Without a clock of KVM's it has no flag
+            // for this, and KVM says so.
+            let _ = self.vcpu.kvmclock_ctrl();
+        }
+        State::Running
     }
 
     fn running(&mut self) -> State {
+        self.ran = true;
         self.vcpu.set_kvm_immediate_exit(0);
         loop {
             // Looked at after the flag is cleared: a kick in between sets it again.
@@ -221,25 +262,24 @@ impl Body {
             let event = self.run_until_event();
             if let Some(event) = event {
                 self.context.events.send(event);
-                return self.waiting();
+                return State::Waiting;
             }
             self.vcpu.set_kvm_immediate_exit(0);
         }
     }
 
-    /// The `vmm` thread has been told; it answers by pausing or finishing all vCPUs.
+    /// The `vmm` thread has been told. It ends this boot, now or, while the VM is paused, a little later.
     fn waiting(&mut self) -> State {
-        match self.gate.wait_while(Goal::Run) {
-            Goal::Finish => State::Finished,
-            Goal::Run | Goal::Pause => State::Paused,
-        }
+        self.gate.park_while(|goal| goal != Goal::Finish);
+        State::Finished
     }
 
     /// Run until there is something to tell, or (`None`) it was kicked.
     fn run_until_event(&mut self) -> Option<Event> {
         loop {
-            match exit::run_once(&mut self.vcpu, &self.context.board) {
+            match exit::run_once(&mut self.vcpu, &self.context.board, &self.counters) {
                 exit::Next::Go => {}
+                exit::Next::DriverReady => self.context.driver_ready(),
                 exit::Next::Look => return None,
                 exit::Next::Tell(effect) => return Some(Event::Effect(effect)),
                 exit::Next::TripleFault => return Some(Event::TripleFault),

@@ -1,16 +1,16 @@
 //! [`Asked`]: what was asked for, by flags or by a file, before defaults are filled in.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use toml::de::{DeTable, DeValue};
-use vmm::spec::{DISK_KEYS, DiskSpec, Memory, MemorySpec, SpecError, Stream, Transport, VmSpec};
+use serde::Deserialize;
+use toml::de::DeTable;
+use vmm::spec::{
+    DiskSpec, Memory, MemorySpec, NetBackend, NetSpec, PortForward, SpecError, Stream, Transport, VmSpec,
+    VsockSpec,
+};
 
 use super::options::FLAGS;
 use crate::exit::Usage;
@@ -24,7 +24,7 @@ const DEFAULT_MEMORY: MemorySpec =
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Asked {
-    /// See [`VmSpec::kernel`]; so are all up to `disk`.
+    /// See [`VmSpec::kernel`]; so are all up to `vsock`.
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub cmdline: Option<String>,
@@ -34,8 +34,14 @@ pub struct Asked {
     pub transport: Option<Transport>,
     pub serial: Option<Stream>,
     pub console: Option<Stream>,
+    pub balloon: Option<bool>,
     #[serde(default)]
-    pub disk: Vec<DiskEntry>,
+    pub disk: Vec<DiskSpec>,
+    #[serde(default)]
+    pub net: Vec<NetSpec>,
+    #[serde(default)]
+    pub publish: Vec<PortForward>,
+    pub vsock: Option<VsockSpec>,
     /// The file to take the rest from. A file cannot name another.
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -51,29 +57,6 @@ pub struct Asked {
     pub detach: Option<bool>,
     /// Remove it when it stops.
     pub rm: Option<bool>,
-}
-
-/// A disk in a file: the flag's text, or a table.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DiskEntry(pub DiskSpec);
-
-impl<'de> Deserialize<'de> for DiskEntry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = DiskSpec;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a table or a text such as \"path=disk.img,readonly=on\"")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<DiskSpec, E> {
-                text.parse().map_err(E::custom)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<DiskSpec, A::Error> {
-                DiskSpec::deserialize(MapAccessDeserializer::new(map))
-            }
-        }
-        deserializer.deserialize_any(Either).map(Self)
-    }
 }
 
 impl Asked {
@@ -106,17 +89,19 @@ impl Asked {
 
     fn start_paths_at(&mut self, dir: &Path) {
         let paths = [&mut self.kernel, &mut self.initrd, &mut self.log_file].into_iter().flatten();
-        let disks = self.disk.iter_mut().map(|disk| &mut disk.0.path);
+        let disks = self.disk.iter_mut().map(|disk| &mut disk.path);
+        let sockets = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         let streams = [&mut self.serial, &mut self.console].into_iter().filter_map(|stream| match stream {
             Some(Stream::File(path)) => Some(path),
             _ => None,
         });
-        for path in paths.chain(disks).chain(streams).filter(|path| !path.as_os_str().is_empty()) {
+        let all = paths.chain(disks).chain(sockets).chain(streams);
+        for path in all.filter(|path| !path.as_os_str().is_empty()) {
             *path = dir.join(&*path);
         }
     }
 
-    /// `self` where it says something, else `file`. Disks add up, the file's first.
+    /// `self` where it says something, else `file`. Disks, networks and ports add up, the file's first.
     pub fn over(self, file: Self) -> Self {
         Self {
             kernel: self.kernel.or(file.kernel),
@@ -127,7 +112,11 @@ impl Asked {
             transport: self.transport.or(file.transport),
             serial: self.serial.or(file.serial),
             console: self.console.or(file.console),
+            balloon: self.balloon.or(file.balloon),
             disk: file.disk.into_iter().chain(self.disk).collect(),
+            net: file.net.into_iter().chain(self.net).collect(),
+            publish: file.publish.into_iter().chain(self.publish).collect(),
+            vsock: self.vsock.or(file.vsock),
             config: self.config.or(file.config),
             dry_run: self.dry_run.or(file.dry_run),
             verbose: self.verbose.or(file.verbose),
@@ -149,6 +138,10 @@ impl Asked {
             (serial, console) => (serial.unwrap_or(Stream::Stdio), console.unwrap_or(Stream::Null)),
         };
         let cpus = self.cpus.unwrap_or(1);
+        let mut nets = self.net;
+        if nets.is_empty() && !self.publish.is_empty() {
+            nets.push(NetSpec::new(NetBackend::User));
+        }
         let spec = VmSpec {
             kernel,
             initrd: self.initrd,
@@ -158,11 +151,11 @@ impl Asked {
             transport: self.transport.unwrap_or_default(),
             serial,
             console,
-            disks: self.disk.into_iter().map(|disk| disk.0).collect(),
-            nets: Vec::new(),
-            ports: Vec::new(),
-            vsock: None,
-            balloon: true,
+            disks: self.disk,
+            nets,
+            ports: self.publish,
+            vsock: self.vsock,
+            balloon: self.balloon.unwrap_or(true),
         };
         spec.validate().map_err(|error| usage(error.to_string()))?;
         Ok(spec)
@@ -181,29 +174,18 @@ fn default_cmdline(serial: &Stream, console: &Stream) -> &'static str {
     }
 }
 
-/// The first key that means nothing, and what was most likely meant.
+/// The first key that means nothing, and what was most likely meant. Those of a disk or a network are refused by their
+/// own parsers.
 fn unknown_key(table: &DeTable<'_>) -> Option<(Range<usize>, String)> {
     let known: Vec<&str> =
         FLAGS.iter().filter(|flag| !flag.example.toml.is_empty()).map(|flag| flag.name).collect();
-    let unknown = stranger(table, &known, "there is no key");
-    let disks = table.get("disk").map(toml::Spanned::get_ref);
-    let of_disk = |value: &DeValue<'_>| {
-        value.as_table().and_then(|disk| stranger(disk, DISK_KEYS, "a disk has no key"))
-    };
-    unknown.or_else(|| match disks {
-        Some(DeValue::Array(disks)) => disks.iter().find_map(|disk| of_disk(disk.get_ref())),
-        _ => None,
-    })
-}
-
-fn stranger(table: &DeTable<'_>, known: &[&str], what: &str) -> Option<(Range<usize>, String)> {
     let key = table.keys().find(|key| !known.contains(&key.get_ref().as_ref()))?;
     let name = key.get_ref().as_ref();
     let fix = match closest(name, known.iter().copied()) {
         Some(close) => format!("did you mean '{close}'?"),
         None => format!("there are {}", known.join(", ")),
     };
-    Some((key.span(), format!("{what} '{name}': {fix}")))
+    Some((key.span(), format!("there is no key '{name}': {fix}")))
 }
 
 /// A flag's path, from the current directory.

@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 
 use anyhow::Result;
+use vmm::spec::{DiskSpec, VsockSpec};
 
-use super::asked::{Asked, DiskEntry, absolute, absolute_stream};
+use super::asked::{Asked, absolute, absolute_stream};
 use crate::flags::{Example, Flag, Takes, utf8};
 use crate::store::names;
 
@@ -13,8 +14,8 @@ const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, SERIAL, CONSOLE, TRANSPORT, CONFIG, DRY_RUN, VERBOSE,
-    LOG_FILE, NAME, DETACH, RM,
+    KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL, CONSOLE, BALLOON, TRANSPORT,
+    CONFIG, DRY_RUN, VERBOSE, LOG_FILE, NAME, DETACH, RM,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
@@ -82,10 +83,13 @@ const CPUS: Flag<Asked> = Flag {
 const MEMORY: Flag<Asked> = Flag {
     name: "memory",
     short: None,
-    takes: Takes::Text("SIZE"),
+    takes: Takes::Text("SIZE[,KEY=VALUE]…"),
     help: "How much memory: a number with M or G, at least 64M [default: 512M]",
-    long: "Whole MiB. The host gives memory to the guest as the guest touches it.",
-    example: Example { args: &["--memory", "2G"], toml: "memory = \"2G\"" },
+    long: "Whole MiB. The host gives memory to the guest as the guest touches it. Keys after the size:
+  hugepages=on        of the host's reserved huge pages of 2 MiB, all taken at the start; see
+                      /proc/sys/vm/nr_hugepages
+  overcommit=on       it may be more than the host has, which is refused otherwise",
+    example: Example { args: &["--memory", "2G,hugepages=on"], toml: "memory = \"2G,hugepages=on\"" },
     apply: |asked, value| {
         asked.memory = Some(utf8(value)?.parse()?);
         Ok(())
@@ -104,21 +108,95 @@ const DISK: Flag<Asked> = Flag {
   serial=TEXT         the serial number the guest sees, at most 20 bytes
   queues=N            request queues, 1 to 16; by default one per vCPU, up to 4
   io=auto|uring|plain io_uring, plain calls, or whichever the host allows
+  bandwidth=SIZE      bytes a second, such as 100M; bandwidth-burst=SIZE at once after a pause
+  ops=N               requests a second; ops-burst=N at once after a pause
+  burst=SIZE          short for bandwidth-burst, or for ops-burst where only ops are limited
 A disk that another VM writes is refused. Disks of the file come first, then those of the flags.",
     example: Example {
         args: &[
             "--disk",
             "path=/srv/root.img",
             "--disk",
-            "path=/srv/data.img,readonly=on,direct=on,serial=D1,queues=2,io=plain",
+            "path=/srv/data.img,readonly=on,direct=on,serial=D1,queues=2,io=plain,bandwidth=100M,burst=200M,ops=1000,ops-burst=5000",
         ],
         toml: "disk = [\n  \"path=/srv/root.img\",\n  { path = \"/srv/data.img\", readonly = true, direct = true, \
-               serial = \"D1\", queues = 2, io = \"plain\" },\n]",
+               serial = \"D1\", queues = 2, io = \"plain\", bandwidth = \"100M\", burst = \"200M\", ops = 1000, \
+               ops-burst = 5000 },\n]",
     },
     apply: |asked, value| {
-        let mut entry = DiskEntry(utf8(value)?.parse()?);
-        entry.0.path = absolute(entry.0.path.as_os_str())?;
-        asked.disk.push(entry);
+        let mut disk: DiskSpec = utf8(value)?.parse()?;
+        disk.path = absolute(disk.path.as_os_str())?;
+        asked.disk.push(disk);
+        Ok(())
+    },
+};
+
+const NET: Flag<Asked> = Flag {
+    name: "net",
+    short: None,
+    takes: Takes::Texts("tap=NAME|fd=N|user[,KEY=VALUE]…"),
+    help: "A virtio network device; repeat for more (eth0, eth1, …)",
+    long: "Where it leads, one of:
+  user                the world, as you reach it: by passt, without privileges or set-up
+  tap=NAME            the host's tap device of this name
+  fd=N                a tap device that is open as file descriptor N
+Keys:
+  mac=ADDRESS         the guest's address; by default one that stays the same for the VM's name
+  mtu=N               the largest packet in bytes that the guest is told to send, 68 to 65520
+  queues=N            queue pairs, 1 to 8 [default: 1]; a tap needs multi_queue for more than 1
+  bandwidth=SIZE      bytes a second, such as 100M; bandwidth-burst=SIZE at once after a pause
+  ops=N               packets a second; ops-burst=N at once after a pause
+  burst=SIZE          short for bandwidth-burst, or for ops-burst where only ops are limited
+A limit holds for each direction. Networks of the file come first, then those of the flags.",
+    example: Example {
+        args: &[
+            "--net",
+            "user",
+            "--net",
+            "tap=tap0,mac=52:54:00:12:34:56,mtu=9000,queues=4,bandwidth=100M,burst=200M,ops=10000",
+        ],
+        toml: "net = [\n  \"user\",\n  { tap = \"tap0\", mac = \"52:54:00:12:34:56\", mtu = 9000, queues = 4, \
+               bandwidth = \"100M\", burst = \"200M\", ops = 10000 },\n]",
+    },
+    apply: |asked, value| {
+        asked.net.push(utf8(value)?.parse()?);
+        Ok(())
+    },
+};
+
+const PUBLISH: Flag<Asked> = Flag {
+    name: "publish",
+    short: Some('p'),
+    takes: Takes::Texts("[ADDRESS:]HOST:GUEST[/udp]"),
+    help: "Let a port of the host lead to one of the guest; repeat for more",
+    long: "Of TCP, or of UDP with /udp. Without an address, the host listens on all of its own. It is done by the first \
+           user network; without any --net, there is one.",
+    example: Example {
+        args: &["-p", "127.0.0.1:8080:80", "--publish", "5353:53/udp"],
+        toml: "publish = [\"127.0.0.1:8080:80\", \"5353:53/udp\"]",
+    },
+    apply: |asked, value| {
+        asked.publish.push(utf8(value)?.parse()?);
+        Ok(())
+    },
+};
+
+const VSOCK: Flag<Asked> = Flag {
+    name: "vsock",
+    short: None,
+    takes: Takes::Text("[path=]FILE[,cid=N]"),
+    help: "Stream sockets between guest and host, by this Unix socket",
+    long: "A program on the host connects to the socket, writes `CONNECT PORT` and a newline, reads `OK` and a number on a \
+           line, and is connected to the guest's vsock port. What the guest connects to (context ID 2, the host) is at \
+           FILE_PORT, where a program of the host listens. The guest's own context ID is 3, or cid=N.",
+    example: Example {
+        args: &["--vsock", "/run/user/1000/vm.sock,cid=7"],
+        toml: "vsock = { path = \"/run/user/1000/vm.sock\", cid = 7 }",
+    },
+    apply: |asked, value| {
+        let mut vsock: VsockSpec = utf8(value)?.parse()?;
+        vsock.path = absolute(vsock.path.as_os_str())?;
+        asked.vsock = Some(vsock);
         Ok(())
     },
 };
@@ -147,6 +225,20 @@ const CONSOLE: Flag<Asked> = Flag {
     example: Example { args: &["--console", "stdio"], toml: "console = \"stdio\"" },
     apply: |asked, value| {
         asked.console = Some(stream(value)?);
+        Ok(())
+    },
+};
+
+const BALLOON: Flag<Asked> = Flag {
+    name: "balloon",
+    short: None,
+    takes: Takes::Choice("on|off", &["on", "off"]),
+    help: "Whether the guest has a balloon device [default: on]",
+    long: "By it the guest tells how much memory it uses, gives pages that it no longer needs back to the host, and can \
+           be asked for more.",
+    example: Example { args: &["--balloon", "off"], toml: "balloon = false" },
+    apply: |asked, value| {
+        asked.balloon = Some(utf8(value)? == "on");
         Ok(())
     },
 };

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::Result;
-use vmm::spec::{DiskSpec, Stream, Transport, VmSpec};
+use vmm::spec::{DISK_KEYS, DiskSpec, MEMORY_KEYS, NET_KEYS, NetBackend, NetSpec, Stream, Transport, VmSpec};
 
 use super::asked::Asked;
 use super::options::FLAGS;
@@ -57,7 +57,7 @@ fn every_flag_has_help_and_a_name_of_its_own() {
         assert!(FLAGS.iter().take(at).all(|other| other.name != flag.name), "--{} twice", flag.name);
         assert!(help.contains(&format!("--{}", flag.name)), "--{}", flag.name);
     }
-    assert!(help.contains("In a file:  memory = \"2G\""), "{help}");
+    assert!(help.contains("In a file:  memory = \"2G,hugepages=on\""), "{help}");
 }
 
 #[test]
@@ -80,8 +80,17 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
             "root.img",
             "--disk: 'root.img' names no file: write path=FILE, as in path=disk.img,readonly=on",
         ),
+        ("net", "tap0", "--net: 'tap0' says not where the network leads: write tap=NAME, fd=N or user"),
+        (
+            "net",
+            "user,queues=3",
+            "the network user: it cannot have 3 queues: passt has 1, only a tap has more",
+        ),
+        ("publish", "80", "--publish: '80' forwards no port: write HOST:GUEST or ADDRESS:HOST:GUEST"),
+        ("vsock", "/v,cid=2", "the vsock's cid cannot be 2: 3 to 4294967294"),
         ("serial", "tty", "--serial: 'tty' is not one of stdio, file=PATH and null"),
         ("console", "file", "--console: 'file' is not one of stdio, file=PATH and null"),
+        ("balloon", "maybe", "[possible values: on, off]"),
         ("transport", "isa", "[possible values: pci, mmio]"),
         ("config", "", "--config: the path is empty: name a file"),
         ("name", "a b", "'a b' cannot be a VM's name"),
@@ -197,6 +206,50 @@ fn relative_paths_of_flags_start_at_the_current_directory() {
 }
 
 #[test]
+fn published_ports_bring_the_network_that_they_need() {
+    assert_eq!(spec(&["-p", "8080:80"]).nets, [NetSpec::new(NetBackend::User)]);
+    assert_eq!(spec(&["-p", "8080:80", "--net", "user", "--net", "tap=t"]).nets.len(), 2);
+    let text = refused(&["--kernel", "/k", "-p", "8080:80", "--net", "tap=t"]);
+    assert_eq!(text, "the port 8080:80 needs a user network: give --net user, too");
+    let text = refused(&["--kernel", "/k", "-p", "1:2", "-p", "1:3"]);
+    assert!(text.starts_with("the ports 1:2 and 1:3 both need the host's port 1"), "{text}");
+}
+
+#[test]
+fn networks_and_ports_of_a_file_and_of_flags_add_up_and_a_socket_is_relative_to_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    let text = "kernel = \"/k\"\nvsock = \"v.sock\"\npublish = [\"1:2\"]\nmemory = { size = \"1G\", hugepages = true }\n\
+                [[net]]\nuser = true\n";
+    std::fs::write(&path, text).unwrap();
+    let all = |args: &[&str]| asked(args).unwrap().over(Asked::from_file(&path).unwrap()).resolve().unwrap();
+    let spec = all(&["--net", "tap=t", "-p", "3:4"]);
+    assert_eq!(spec.nets, [NetSpec::new(NetBackend::User), NetSpec::new(NetBackend::Tap("t".to_owned()))]);
+    assert_eq!(spec.ports.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1:2", "3:4"]);
+    assert_eq!(spec.vsock.unwrap().path, dir.path().join("v.sock"));
+    assert!(spec.memory.hugepages);
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(all(&["--vsock", "v.sock"]).vsock.unwrap().path, here.join("v.sock"));
+}
+
+#[test]
+fn the_help_names_every_key() {
+    let help = |name: &str| FLAGS.iter().find(|flag| flag.name == name).unwrap().long;
+    for (name, keys) in [
+        ("disk", DISK_KEYS),
+        ("net", NET_KEYS),
+        ("memory", MEMORY_KEYS.get(1..).unwrap()),
+        ("vsock", &["cid"]),
+    ] {
+        for key in keys {
+            let named =
+                help(name).split(|c: char| !c.is_ascii_lowercase() && c != '-').any(|word| word == *key);
+            assert!(named, "--{name}: {key}");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_file_is_told_its_line_and_the_closest_key() {
     for (text, line, message) in [
         ("kernel = \"k\"\n\nmemry = \"1G\"\n", 3, "there is no key 'memry': did you mean 'memory'?"),
@@ -217,7 +270,27 @@ fn a_wrong_file_is_told_its_line_and_the_closest_key() {
         ),
         ("kernel = 'k'\ntransport = 'isa'", 2, "unknown variant `isa`, expected `pci` or `mmio`"),
         ("cpus = \"2\"", 1, "invalid type: string \"2\", expected u64"),
-        ("[[disk]]\nreadonly = true", 1, "missing field `path`"),
+        (
+            "[[disk]]\nreadonly = true",
+            1,
+            "a disk names no file: write path=FILE, as in path=disk.img,readonly=on",
+        ),
+        (
+            "[[net]]\nuser = true\n\nmtu = \"big\"",
+            4,
+            "the network's mtu cannot be 'big': write a number from 68 to 65520",
+        ),
+        (
+            "publish = [\n\"8080:80\",\n\"80\"]",
+            3,
+            "'80' forwards no port: write HOST:GUEST or ADDRESS:HOST:GUEST, with /udp after it for UDP, as in 127.0.0.1:8080:80",
+        ),
+        (
+            "[memory]\nsize = \"1G\"\nhugepages = 2",
+            3,
+            "the memory's hugepages cannot be '2': write on or off",
+        ),
+        ("[vsock]\npth = \"/v\"", 2, "a vsock has no key 'pth': did you mean 'path'?"),
     ] {
         assert_eq!(wrong_file(text), (line, message.to_owned()), "{text}");
     }

@@ -17,6 +17,7 @@ mod uring;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -69,6 +70,17 @@ pub struct Wake {
     pub kill: bool,
 }
 
+/// How long [`Engine::turn`] may sleep until something has ended or an event was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleep {
+    /// Not at all.
+    No,
+    /// About so long.
+    For(Duration),
+    /// As long as it takes.
+    Forever,
+}
+
 /// The events that an engine watches for its thread.
 #[derive(Debug)]
 pub struct Events {
@@ -101,12 +113,12 @@ pub trait Engine<T> {
     /// How many were started and are not done.
     fn in_flight(&self) -> usize;
 
-    /// Hand what was started to the host, and collect into `done` what has ended. With `wait`, sleep until
-    /// something has ended or an event was seen; it may also return with neither.
+    /// Hand what was started to the host, and collect into `done` what has ended. If nothing has yet, `sleep`; it may
+    /// also return with nothing before the time is over.
     ///
     /// # Errors
     /// If the host's interface itself fails: the engine is then of no more use.
-    fn turn(&mut self, wait: bool, done: &mut Vec<Done<T>>) -> io::Result<Wake>;
+    fn turn(&mut self, sleep: Sleep, done: &mut Vec<Done<T>>) -> io::Result<Wake>;
 
     /// Wait for everything in flight, at most for some seconds: what the host has not done by then is abandoned,
     /// its memory with it.

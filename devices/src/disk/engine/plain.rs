@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::transfer::{Step, Transfer};
-use super::{Disk, Done, Engine, Events, Io, Wake};
+use super::{Disk, Done, Engine, Events, Io, Sleep, Wake};
 
 /// How many requests are done before the caller is made to look at their results.
 const BATCH: usize = 32;
@@ -38,10 +39,10 @@ impl<T> Engine<T> for Plain<T> {
         self.ended.len()
     }
 
-    fn turn(&mut self, wait: bool, done: &mut Vec<Done<T>>) -> io::Result<Wake> {
-        let wait = wait && self.ended.is_empty();
+    fn turn(&mut self, sleep: Sleep, done: &mut Vec<Done<T>>) -> io::Result<Wake> {
+        let sleep = if self.ended.is_empty() { sleep } else { Sleep::No };
         done.append(&mut self.ended);
-        poll(&self.events, wait)
+        poll(&self.events, sleep)
     }
 
     fn drain(&mut self, done: &mut Vec<Done<T>>) {
@@ -88,12 +89,17 @@ fn cvt(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-fn poll(events: &Events, wait: bool) -> io::Result<Wake> {
+fn poll(events: &Events, sleep: Sleep) -> io::Result<Wake> {
     let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut fds = [entry(events.kick.as_raw_fd()), entry(events.kill.as_raw_fd())];
-    let timeout = if wait { -1 } else { 0 };
-    // SAFETY: `fds` holds two entries and outlives the call.
-    if unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) } < 0 {
+    let timeout = match sleep {
+        Sleep::No => Some(timespec(Duration::ZERO)),
+        Sleep::For(time) => Some(timespec(time)),
+        Sleep::Forever => None,
+    };
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `fds` holds two entries; they and the timeout, if there is one, outlive the call.
+    if unsafe { libc::ppoll(fds.as_mut_ptr(), 2, timeout, std::ptr::null()) } < 0 {
         let error = io::Error::last_os_error();
         return if error.kind() == io::ErrorKind::Interrupted { Ok(Wake::default()) } else { Err(error) };
     }
@@ -103,4 +109,11 @@ fn poll(events: &Events, wait: bool) -> io::Result<Wake> {
         let _ = events.kick.read();
     }
     Ok(Wake { kick, kill })
+}
+
+fn timespec(time: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
 }

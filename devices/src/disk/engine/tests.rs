@@ -59,7 +59,7 @@ impl Bench {
     fn collect(&mut self, count: usize) -> Vec<Done<u32>> {
         let mut done = Vec::new();
         while done.len() < count {
-            self.engine.turn(true, &mut done).unwrap();
+            self.engine.turn(Sleep::Forever, &mut done).unwrap();
         }
         assert_eq!((done.len(), self.engine.in_flight()), (count, 0));
         done
@@ -236,15 +236,29 @@ fn many_at_once_are_told_apart() {
     });
 }
 
+/// A sleep ends when its time is over, and before that when something has ended.
+fn sleeps_as_long_as_it_is_told(bench: &mut Bench) {
+    let (start, time) = (Instant::now(), Duration::from_millis(20));
+    let mut done = Vec::new();
+    while start.elapsed() < time {
+        let wake = bench.engine.turn(Sleep::For(time.saturating_sub(start.elapsed())), &mut done).unwrap();
+        assert_eq!((wake, done.len()), (Wake::default(), 0));
+    }
+    bench.engine.start(1, Io::Read { offset: 0, buffers: bench.buffers(&[(0, 4096)]) });
+    while done.is_empty() {
+        bench.engine.turn(Sleep::For(Duration::from_secs(1000)), &mut done).unwrap();
+    }
+}
+
 /// Both events wake the engine, however often, and it sleeps in between.
 fn is_woken_by_its_events(mut bench: Bench) {
     let mut done = Vec::new();
-    assert_eq!(bench.engine.turn(false, &mut done).unwrap(), Wake::default());
+    assert_eq!(bench.engine.turn(Sleep::No, &mut done).unwrap(), Wake::default());
     for _ in 0..5 {
         bench.kick.write(1).unwrap();
         let mut wake = Wake::default();
         while !wake.kick {
-            wake = bench.engine.turn(true, &mut done).unwrap();
+            wake = bench.engine.turn(Sleep::Forever, &mut done).unwrap();
         }
         assert!(!wake.kill);
     }
@@ -254,11 +268,12 @@ fn is_woken_by_its_events(mut bench: Bench) {
         kick.write(1).unwrap();
     });
     let start = Instant::now();
-    while !bench.engine.turn(true, &mut done).unwrap().kick {}
+    while !bench.engine.turn(Sleep::Forever, &mut done).unwrap().kick {}
     assert!(start.elapsed() >= Duration::from_millis(10), "it slept");
+    sleeps_as_long_as_it_is_told(&mut bench);
     bell.join().unwrap();
     bench.kill.write(1).unwrap();
-    while !bench.engine.turn(true, &mut done).unwrap().kill {}
+    while !bench.engine.turn(Sleep::Forever, &mut done).unwrap().kill {}
     assert!(done.is_empty());
 }
 
@@ -277,7 +292,7 @@ fn events_end_the_wait_on_an_old_kernel_too() {
     let mut bench = Bench::new(EngineKind::Plain, file, &options).unwrap();
     let [kick, kill] = [&bench.kick, &bench.kill].map(|event| event.try_clone().unwrap());
     let events = Events { kick, kill };
-    bench.engine = Box::new(Uring::new(Arc::clone(&bench.disk), &events, 32).unwrap().without_multishot());
+    bench.engine = Box::new(Uring::new(Arc::clone(&bench.disk), &events, 32).unwrap().like_an_old_kernel());
     is_woken_by_its_events(bench);
 }
 

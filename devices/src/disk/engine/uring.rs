@@ -12,14 +12,15 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{self, CancelBuilder, FsyncFlags, Timespec};
+use io_uring::types::{self, CancelBuilder, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::transfer::{Step, Transfer};
-use super::{Disk, Done, Engine, Events, Io, Wake};
+use super::{Disk, Done, Engine, Events, Io, Sleep, Wake};
 
 /// The first `user_data` that is no slot's.
 const OWN: u64 = u64::MAX - 7;
@@ -61,6 +62,8 @@ pub(super) struct Uring<T> {
     kill: Watch,
     /// Polls stay armed (Linux 5.13). Otherwise they end with each event, which must then be read.
     multishot: bool,
+    /// Waiting may have an end (Linux 5.11). Otherwise the ring itself is polled.
+    timed: bool,
     failed: Vec<Done<T>>,
 }
 
@@ -100,6 +103,7 @@ impl<T> Uring<T> {
             // Linux before 5.5 may lose completions, and lacks operations used here.
             return Err(io::ErrorKind::Unsupported.into());
         }
+        let timed = ring.params().is_feature_ext_arg();
         let fd = disk.file().as_raw_fd();
         let file = match ring.submitter().register_files(&[fd]) {
             Ok(()) => (0, Flags::FIXED_FILE),
@@ -115,14 +119,16 @@ impl<T> Uring<T> {
             kick: watch(&events.kick)?,
             kill: watch(&events.kill)?,
             multishot: true,
+            timed,
             failed: Vec::new(),
         })
     }
 
-    /// As on a kernel without multishot polls.
+    /// As on a kernel without multishot polls, and without an end of waiting.
     #[cfg(test)]
-    pub(super) fn without_multishot(mut self) -> Self {
+    pub(super) fn like_an_old_kernel(mut self) -> Self {
         self.multishot = false;
+        self.timed = false;
         self
     }
 
@@ -177,15 +183,23 @@ impl<T> Uring<T> {
     }
 
     /// Submit, and let the kernel deliver. Without anything to do and not to wait, this is two loads.
-    fn enter(&mut self, wait: bool) -> io::Result<()> {
+    fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let queue = self.ring.submission();
         let idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
         drop(queue);
-        if idle && !wait {
-            return Ok(());
-        }
-        match self.ring.submit_and_wait(usize::from(wait)) {
+        let result = match sleep {
+            Sleep::No if idle => return Ok(()),
+            Sleep::No => self.ring.submit(),
+            Sleep::Forever => self.ring.submit_and_wait(1),
+            Sleep::For(time) if self.timed => {
+                let time = Timespec::from(time);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+            Sleep::For(time) => self.ring.submit().and_then(|_| readable_within(self.ring.as_raw_fd(), time)),
+        };
+        match result {
             Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(()),
             // Interrupted, or short of memory or room for completions: collect what there is and come again.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
                 Ok(())
@@ -241,7 +255,7 @@ impl<T> Uring<T> {
             return false;
         }
         while self.in_flight() > 0 {
-            if self.enter(true).is_err() || self.reap(done).timeout {
+            if self.enter(Sleep::Forever).is_err() || self.reap(done).timeout {
                 return self.in_flight() == 0;
             }
         }
@@ -287,6 +301,14 @@ fn entry(step: &Step, transfer: &Transfer, (fd, flags): (RawFd, Flags)) -> Optio
     Some(entry.flags(flags))
 }
 
+/// Wait until there are completions, for about so long.
+fn readable_within(ring: RawFd, time: Duration) -> io::Result<usize> {
+    let mut poll = libc::pollfd { fd: ring, events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(time.as_millis()).map_or(i32::MAX, |millis| millis.saturating_add(1));
+    // SAFETY: `poll` is one entry and outlives the call.
+    usize::try_from(unsafe { libc::poll(&mut poll, 1, millis) }).map_err(|_| io::Error::last_os_error())
+}
+
 /// The most of one transfer: below what the kernel cuts at itself, and a multiple of every block size.
 fn clamp(len: usize) -> u32 {
     len.min(1 << 30) as u32
@@ -318,11 +340,11 @@ impl<T> Engine<T> for Uring<T> {
         self.slots.len() - self.free.len() + self.failed.len()
     }
 
-    fn turn(&mut self, wait: bool, done: &mut Vec<Done<T>>) -> io::Result<Wake> {
-        let wait = wait && self.failed.is_empty();
+    fn turn(&mut self, sleep: Sleep, done: &mut Vec<Done<T>>) -> io::Result<Wake> {
+        let sleep = if self.failed.is_empty() { sleep } else { Sleep::No };
         done.append(&mut self.failed);
         self.arm()?;
-        self.enter(wait)?;
+        self.enter(sleep)?;
         Ok(self.reap(done).wake)
     }
 

@@ -20,11 +20,9 @@ pub(super) const MAX_ZERO_RANGES: u32 = 4;
 /// The length of the configuration space up to `write_zeroes_may_unmap` and its padding, in bytes.
 pub(super) const CONFIG_LEN: usize = 60;
 
-/// What the guest is told about its disk.
+/// What the guest is told about its disk, and what never changes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Geometry {
-    /// Bytes, a multiple of the sector.
-    pub size: u64,
     pub readonly: bool,
     /// Bytes, a power of two.
     pub logical_block: u32,
@@ -62,15 +60,15 @@ pub(super) fn features(geometry: &Geometry) -> u64 {
     features
 }
 
-/// The configuration space. Fields whose feature is not offered are zero.
-pub(super) fn space(geometry: &Geometry) -> [u8; CONFIG_LEN] {
+/// The configuration space of a disk of `size` bytes. Fields whose feature is not offered are zero.
+pub(super) fn space(geometry: &Geometry, size: u64) -> [u8; CONFIG_LEN] {
     let mut space = [0; CONFIG_LEN];
     let mut put = |at: usize, bytes: &[u8]| {
         if let Some(field) = space.get_mut(at..at + bytes.len()) {
             field.copy_from_slice(bytes);
         }
     };
-    put(0, &(geometry.size / SECTOR).to_le_bytes());
+    put(0, &(size / SECTOR).to_le_bytes());
     // Header and status take a descriptor each.
     put(12, &u32::from(geometry.queue_size.saturating_sub(2).max(1)).to_le_bytes());
     put(20, &geometry.logical_block.to_le_bytes());
@@ -95,18 +93,13 @@ pub(super) fn space(geometry: &Geometry) -> [u8; CONFIG_LEN] {
 mod tests {
     use super::*;
 
-    const PLAIN: Geometry = Geometry {
-        size: 3 << 20,
-        readonly: false,
-        logical_block: 512,
-        physical_block: 4096,
-        queues: 4,
-        queue_size: 256,
-    };
+    const SIZE: u64 = 3 << 20;
+    const PLAIN: Geometry =
+        Geometry { readonly: false, logical_block: 512, physical_block: 4096, queues: 4, queue_size: 256 };
 
     #[test]
     fn every_field_is_where_the_specification_puts_it() {
-        let space = space(&PLAIN);
+        let space = space(&PLAIN, SIZE);
         let u32_at = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
         let u16_at = |at: usize| u16::from_le_bytes(space[at..at + 2].try_into().unwrap());
         assert_eq!(u64::from_le_bytes(space[..8].try_into().unwrap()), 6144);
@@ -127,7 +120,7 @@ mod tests {
         for feature in [VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_F_MQ] {
             assert!(!has(features, feature));
         }
-        assert_eq!(space(&geometry)[36..], [0; 24]);
+        assert_eq!(space(&geometry, SIZE)[36..], [0; 24]);
     }
 
     #[test]

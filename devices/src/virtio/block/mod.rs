@@ -5,8 +5,8 @@
 
 mod config;
 mod request;
+mod resize;
 mod serial;
-mod spin;
 mod worker;
 
 #[cfg(test)]
@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
+use crate::counters::Counters;
 use crate::disk::Disk;
 use crate::disk::engine::{self, EngineKind};
+use crate::limit::Limiter;
 use crate::worker::Worker;
 
 use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice};
@@ -25,10 +27,11 @@ use super::queue::Queue;
 use config::Geometry;
 use worker::QueueWorker;
 
+pub use resize::Resizer;
 pub use serial::{Serial, SerialError};
 
 /// How a block device presents its disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct BlockOptions {
     /// How many queues it has, at least 1. As many as the guest has CPUs is plenty.
     pub queues: u16,
@@ -38,11 +41,22 @@ pub struct BlockOptions {
     pub serial: Option<Serial>,
     /// How the host is asked.
     pub engine: EngineKind,
+    /// What its queues may do together. `None` is no limit.
+    pub limiter: Option<Arc<Limiter>>,
+    /// Where it counts.
+    pub counters: Arc<Counters>,
 }
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { queues: 1, queue_size: 256, serial: None, engine: EngineKind::Auto }
+        Self {
+            queues: 1,
+            queue_size: 256,
+            serial: None,
+            engine: EngineKind::Auto,
+            limiter: None,
+            counters: Arc::default(),
+        }
     }
 }
 
@@ -52,6 +66,9 @@ pub struct Block {
     disk: Arc<Disk>,
     serial: Serial,
     engine: EngineKind,
+    limiter: Option<Arc<Limiter>>,
+    counters: Arc<Counters>,
+    driver: Arc<resize::Driver>,
     geometry: Geometry,
     queue_sizes: Vec<u16>,
     workers: Vec<Worker<QueueWorker>>,
@@ -64,7 +81,6 @@ impl Block {
         let queues = options.queues.max(1);
         let queue_size = options.queue_size.clamp(4, 1024).next_power_of_two();
         let geometry = Geometry {
-            size: disk.size(),
             readonly: disk.readonly(),
             logical_block: disk.logical_block(),
             physical_block: disk.physical_block(),
@@ -76,10 +92,19 @@ impl Block {
             id,
             disk,
             engine: options.engine,
+            limiter: options.limiter,
+            counters: options.counters,
+            driver: Arc::default(),
             geometry,
             queue_sizes: vec![queue_size; usize::from(queues)],
             workers: Vec::new(),
         }
+    }
+
+    /// The way to make its disk larger while the guest runs.
+    #[must_use]
+    pub fn resizer(&self) -> Resizer {
+        Resizer::new(Arc::clone(&self.disk), Arc::clone(&self.driver))
     }
 
     fn start(&self, queue: Queue, activation: &Activation) -> Result<Worker<QueueWorker>, ActivateError> {
@@ -97,6 +122,8 @@ impl Block {
             // Without a flush the guest counts each write as safe once it is done (5.2.6.2).
             durable: !config::has(activation.features, VIRTIO_BLK_F_FLUSH),
             engine: self.engine,
+            limiter: self.limiter.clone(),
+            counters: Arc::clone(&self.counters),
         };
         Worker::start(&name, worker, QueueWorker::run)
             .map_err(|source| ActivateError::Thread { name, source })
@@ -121,7 +148,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = config::space(&self.geometry);
+        let space = config::space(&self.geometry, self.disk.size());
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let mut field = space.iter().skip(start);
         data.fill_with(|| field.next().copied().unwrap_or(0));
@@ -141,10 +168,12 @@ impl VirtioDevice for Block {
         // On an error the workers that were started are dropped, which ends them.
         self.workers =
             queues.into_iter().map(|queue| self.start(queue, &activation)).collect::<Result<_, _>>()?;
+        self.driver.started(&activation.interrupt);
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<Queue> {
+        self.driver.stopped();
         // All at once: a host that does not answer is waited for once, not once a queue.
         self.workers.iter().for_each(Worker::ask_to_stop);
         // A worker that panicked has lost its queue; the panic was reported.

@@ -74,7 +74,7 @@ pub(super) struct Request {
 
 /// What a request may do to a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct Bounds {
     /// The disk's size in bytes.
     pub size: u64,
     pub readonly: bool,
@@ -94,7 +94,7 @@ impl Request {
     ///
     /// # Errors
     /// If it has no header or no room for the status. All else is answered by a status.
-    pub(super) fn parse(ram: &GuestRam, chain: &Chain, limits: Limits) -> Result<Self, Malformed> {
+    pub(super) fn parse(ram: &GuestRam, chain: &Chain, bounds: Bounds) -> Result<Self, Malformed> {
         let mut header = [0; HEADER_LEN as usize];
         if chain.read(ram, 0, &mut header) < header.len() {
             return Err(Malformed::Header);
@@ -106,8 +106,32 @@ impl Request {
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let kind = u32::from_le_bytes([t0, t1, t2, t3]);
         let sector = u64::from_le_bytes(sector);
-        let kind = parse_kind(ram, chain, kind, sector, in_len, limits).unwrap_or_else(Kind::Refused);
+        let kind = parse_kind(ram, chain, kind, sector, in_len, bounds).unwrap_or_else(Kind::Refused);
         Ok(Self { head: chain.head, status, in_len, kind })
+    }
+
+    /// Bytes of payload that are read from the disk.
+    pub(super) fn read_len(&self) -> u64 {
+        if matches!(self.kind, Kind::Read { .. }) { self.in_len } else { 0 }
+    }
+
+    /// Bytes of payload that are written to the disk.
+    pub(super) fn write_len(&self) -> u64 {
+        match &self.kind {
+            Kind::Write { data, .. } => data.iter().map(|segment| u64::from(segment.len)).sum(),
+            _ => 0,
+        }
+    }
+
+    /// What it costs of a limit, in bytes: its payload, and zeroes, for a host may have to write those too.
+    pub(super) fn cost(&self) -> u64 {
+        let zeroes = match &self.kind {
+            Kind::Erase(extents) => {
+                extents.iter().filter(|extent| extent.how != Erase::Discard).map(|extent| extent.len).sum()
+            }
+            _ => 0,
+        };
+        self.read_len() + self.write_len() + zeroes
     }
 }
 
@@ -117,36 +141,36 @@ fn parse_kind(
     kind: u32,
     sector: u64,
     in_len: u64,
-    limits: Limits,
+    bounds: Bounds,
 ) -> Result<Kind, Status> {
     let out_len = chain.readable_len().saturating_sub(HEADER_LEN);
     match kind {
         VIRTIO_BLK_T_IN => {
-            let offset = locate(sector, in_len, limits)?;
+            let offset = locate(sector, in_len, bounds)?;
             Ok(Kind::Read { offset, data: slice(&chain.writable, 0, in_len).collect() })
         }
         VIRTIO_BLK_T_OUT => {
-            writable(limits)?;
-            let offset = locate(sector, out_len, limits)?;
+            writable(bounds)?;
+            let offset = locate(sector, out_len, bounds)?;
             Ok(Kind::Write { offset, data: slice(&chain.readable, HEADER_LEN, out_len).collect() })
         }
         VIRTIO_BLK_T_FLUSH => Ok(Kind::Flush),
         VIRTIO_BLK_T_GET_ID => Ok(Kind::GetId),
-        VIRTIO_BLK_T_DISCARD => parse_ranges(ram, chain, out_len, limits, discard),
-        VIRTIO_BLK_T_WRITE_ZEROES => parse_ranges(ram, chain, out_len, limits, write_zeroes),
+        VIRTIO_BLK_T_DISCARD => parse_ranges(ram, chain, out_len, bounds, discard),
+        VIRTIO_BLK_T_WRITE_ZEROES => parse_ranges(ram, chain, out_len, bounds, write_zeroes),
         _ => Err(Status::Unsupported),
     }
 }
 
-fn writable(limits: Limits) -> Result<(), Status> {
-    if limits.readonly { Err(Status::IoError) } else { Ok(()) }
+fn writable(bounds: Bounds) -> Result<(), Status> {
+    if bounds.readonly { Err(Status::IoError) } else { Ok(()) }
 }
 
 /// Where on the disk `len` bytes from `sector` on lie.
-fn locate(sector: u64, len: u64, limits: Limits) -> Result<u64, Status> {
+fn locate(sector: u64, len: u64, bounds: Bounds) -> Result<u64, Status> {
     let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
     let end = offset.checked_add(len).ok_or(Status::IoError)?;
-    if end > limits.size || !len.is_multiple_of(SECTOR) { Err(Status::IoError) } else { Ok(offset) }
+    if end > bounds.size || !len.is_multiple_of(SECTOR) { Err(Status::IoError) } else { Ok(offset) }
 }
 
 /// The rules for one kind of range list: how many, how long, and what its flags mean.
@@ -177,10 +201,10 @@ fn parse_ranges(
     ram: &GuestRam,
     chain: &Chain,
     len: u64,
-    limits: Limits,
+    bounds: Bounds,
     rules: fn(u32) -> Result<Rules, Status>,
 ) -> Result<Kind, Status> {
-    writable(limits)?;
+    writable(bounds)?;
     let most = u64::from(rules(0)?.ranges);
     if len == 0 || !len.is_multiple_of(RANGE_LEN) || len / RANGE_LEN > most {
         return Err(Status::IoError);
@@ -199,7 +223,7 @@ fn parse_ranges(
             return Err(Status::IoError);
         }
         let len = u64::from(sectors) * SECTOR;
-        let offset = locate(sector, len, limits)?;
+        let offset = locate(sector, len, bounds)?;
         if len > 0 {
             // The host refuses to erase nothing.
             extents.push(Extent { offset, len, how: rules.how });

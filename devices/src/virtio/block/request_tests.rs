@@ -3,7 +3,7 @@ use super::*;
 use vm_memory::Bytes;
 
 const SECTORS: u64 = 1 << 22;
-const LIMITS: Limits = Limits { size: SECTORS * SECTOR, readonly: false };
+const BOUNDS: Bounds = Bounds { size: SECTORS * SECTOR, readonly: false };
 
 /// A request in guest memory: its readable bytes at 0x1000, cut into pieces of these lengths, and writable
 /// segments from 0x80000 on.
@@ -22,7 +22,7 @@ impl Sketch {
         Self { kind, sector, out: Vec::new(), cuts: vec![16], writable: vec![1] }
     }
 
-    fn parse_with(&self, limits: Limits) -> Result<Request, Malformed> {
+    fn parse_with(&self, bounds: Bounds) -> Result<Request, Malformed> {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let mut bytes = Vec::new();
         bytes.extend(self.kind.to_le_bytes());
@@ -43,11 +43,11 @@ impl Sketch {
             // With gaps.
             at += u64::from(*len) + 0x1000;
         }
-        Request::parse(&ram, &chain, limits)
+        Request::parse(&ram, &chain, bounds)
     }
 
     fn parse(&self) -> Result<Request, Malformed> {
-        self.parse_with(LIMITS)
+        self.parse_with(BOUNDS)
     }
 
     fn kind(&self) -> Kind {
@@ -98,7 +98,7 @@ fn what_cannot_be_answered_is_malformed() {
     let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
     for readable in [vec![], vec![segment(0, 15)]] {
         let chain = Chain { head: 0, readable, writable: vec![segment(64, 1)] };
-        assert_eq!(Request::parse(&ram, &chain, LIMITS), Err(Malformed::Header));
+        assert_eq!(Request::parse(&ram, &chain, BOUNDS), Err(Malformed::Header));
     }
 }
 
@@ -124,12 +124,12 @@ fn data_is_whole_sectors() {
 
 #[test]
 fn a_read_only_disk_is_not_changed() {
-    let limits = Limits { readonly: true, ..LIMITS };
+    let bounds = Bounds { readonly: true, ..BOUNDS };
     for (kind, out) in [(1, vec![0; 512]), (11, range(0, 8, 0)), (13, range(0, 8, 0))] {
-        let request = Sketch { out, ..Sketch::new(kind, 0) }.parse_with(limits).unwrap();
+        let request = Sketch { out, ..Sketch::new(kind, 0) }.parse_with(bounds).unwrap();
         assert_eq!(request.kind, IO_ERROR, "type {kind}");
     }
-    assert_eq!(Sketch::new(4, 0).parse_with(limits).unwrap().kind, Kind::Flush);
+    assert_eq!(Sketch::new(4, 0).parse_with(bounds).unwrap().kind, Kind::Flush);
 }
 
 #[test]
@@ -177,4 +177,19 @@ fn ranges_keep_to_what_was_advertised() {
     for flags in [2, 3, u32::MAX] {
         assert_eq!(zero(range(0, 1, flags)), UNSUPPORTED, "flags {flags}");
     }
+}
+
+#[test]
+fn a_request_costs_what_it_moves_and_zeroes() {
+    let cost = |sketch: Sketch| {
+        let request = sketch.parse().unwrap();
+        (request.read_len(), request.write_len(), request.cost())
+    };
+    assert_eq!(cost(Sketch { writable: vec![4096, 512, 1], ..Sketch::new(0, 8) }), (4608, 0, 4608));
+    assert_eq!(cost(Sketch { out: vec![0; 1024], ..Sketch::new(1, 8) }), (0, 1024, 1024));
+    assert_eq!(cost(Sketch { writable: vec![4096, 1], ..Sketch::new(0, SECTORS) }), (0, 0, 0), "refused");
+    assert_eq!(cost(Sketch::new(4, 0)), (0, 0, 0), "a flush");
+    let out = [range(8, 16, 0), range(100, 2, 1)].concat();
+    assert_eq!(cost(Sketch { out, ..Sketch::new(13, 0) }), (0, 0, 18 * 512), "zeroes");
+    assert_eq!(cost(Sketch { out: range(8, 16, 0), ..Sketch::new(11, 0) }), (0, 0, 0), "a discard");
 }

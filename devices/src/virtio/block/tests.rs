@@ -1,5 +1,9 @@
 //! The device as its driver sees it, without a transport.
 
+mod failing;
+mod growing;
+mod limited;
+
 use super::*;
 
 use std::str::FromStr;
@@ -23,15 +27,21 @@ const QUEUE: u16 = 64;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
+/// How often the device interrupted.
 #[derive(Default)]
-struct Counter(AtomicU64);
+struct Interrupts {
+    queue: AtomicU64,
+    config: AtomicU64,
+}
 
-impl Signal for Counter {
+impl Signal for Interrupts {
     fn queue(&self, _index: u16) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.queue.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn config(&self) {}
+    fn config(&self) {
+        self.config.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// A driver of one queue, with three descriptors a request.
@@ -53,7 +63,7 @@ impl Driver {
         ring.set_used_ring_address(Some(base as u32 + 0x2000), Some(0));
         ring.set_ready(true);
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let queue = Queue { index, ring, kick: kick.try_clone().unwrap(), indirect: false };
+        let queue = Queue::new(index, ring, kick.try_clone().unwrap(), false);
         (Self { ram: Arc::clone(ram), kick, base, avail: 0, used: 0 }, queue)
     }
 
@@ -118,7 +128,7 @@ struct Machine {
     ram: SharedRam,
     block: Block,
     drivers: Vec<Driver>,
-    signal: Arc<Counter>,
+    signal: Arc<Interrupts>,
     status: Arc<AtomicU8>,
 }
 
@@ -163,6 +173,13 @@ impl Machine {
         self.ram.read_obj(GuestAddress(STATUS + u64::from(slot))).unwrap()
     }
 
+    /// Make a read of sector 0, 4096 bytes, available in the slot of a queue.
+    fn add_read(&mut self, queue: usize, slot: u16) {
+        let header = self.header(slot, 0, 0);
+        let status = (STATUS + u64::from(slot), 1, WRITE);
+        self.drivers[queue].add(slot, &[header, (DATA, 4096, WRITE), status]);
+    }
+
     /// Carry out one request: its status and used length.
     fn run(&mut self, kind: u32, sector: u64, data: Option<(u64, u32, u16)>) -> (u8, u32) {
         let status = (STATUS, 1, WRITE);
@@ -188,11 +205,24 @@ impl Machine {
     }
 }
 
-fn everywhere(test: impl Fn(Machine)) {
+/// Until it is so, or the test fails.
+fn until(what: &str, so: impl Fn() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !so() {
+        assert!(Instant::now() < limit, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+fn everywhere_with(block: impl Fn() -> BlockOptions, test: impl Fn(Machine)) {
     for engine in [EngineKind::Auto, EngineKind::Plain] {
         let file = file(SIZE);
-        test(Machine::new(options(&file), file, BlockOptions { engine, ..BlockOptions::default() }));
+        test(Machine::new(options(&file), file, BlockOptions { engine, ..block() }));
     }
+}
+
+fn everywhere(test: impl Fn(Machine)) {
+    everywhere_with(BlockOptions::default, test);
 }
 
 #[test]
@@ -206,7 +236,7 @@ fn a_driver_reads_writes_and_flushes() {
         let content = std::fs::read(machine.file.path()).unwrap();
         assert!(content[1536..1536 + 8192] == pattern(9, 8192));
         assert!(content[1536 + 8192..] == pattern(0, SIZE)[1536 + 8192..]);
-        assert!(machine.signal.0.load(Ordering::SeqCst) > 0, "it interrupts");
+        assert!(machine.signal.queue.load(Ordering::SeqCst) > 0, "it interrupts");
     });
 }
 
@@ -275,11 +305,7 @@ fn a_broken_request_asks_for_a_reset_and_the_device_still_stops() {
         let header = machine.header(0, 0, 0);
         machine.drivers[0].add(0, &[header]);
         machine.drivers[0].kick();
-        let limit = Instant::now() + Duration::from_secs(10);
-        while machine.status.load(Ordering::SeqCst) != STATUS_NEEDS_RESET {
-            assert!(Instant::now() < limit, "it says so");
-            std::thread::yield_now();
-        }
+        until("it says so", || machine.status.load(Ordering::SeqCst) == STATUS_NEEDS_RESET);
         assert_eq!(machine.block.stop().len(), 1);
         machine.status.store(0, Ordering::SeqCst);
         machine.activate(u64::MAX);

@@ -8,10 +8,12 @@
 //!     │        └──────────────────────────────── disable kicks ◄───────────────────────────────────────┤
 //!     └─ broken guest, failed host ─► drain ─► wait for the end                                        └─ kill ─► drain
 //! ```
+//!
+//! The first request that is over the disk's limit is held, and none is taken after it, until it may go. What was started before
+//! is given back meanwhile. If the worker is to end first, the request goes back into the queue.
 
 use std::io;
 use std::num::NonZero;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,15 +23,18 @@ use vmm_sys_util::eventfd::EventFd;
 
 use arch::memory::SharedRam;
 
-use super::request::{Kind, Limits, Malformed, Request, Status};
+use super::request::{Bounds, Kind, Malformed, Request, Status};
 use super::serial::Serial;
-use super::spin::Spin;
+use crate::counters::Counters;
 use crate::disk::Disk;
-use crate::disk::engine::{self, Buffers, Done, Engine, EngineKind, Events, Io};
+use crate::disk::engine::{self, Buffers, Done, Engine, EngineKind, Events, Io, Sleep, Wake};
+use crate::limit::{Gate, Limiter};
 use crate::ratelog::{self, Chained};
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::spin::Spin;
+use crate::worker::wait_for;
 
 /// How many requests are handed to the host at once. A request that the host answers from its cache is given back
 /// while the guest has others in the queue, so that the guest and the host work side by side.
@@ -46,6 +51,8 @@ pub(super) struct QueueWorker {
     /// Each write must be on stable storage when it is answered.
     pub durable: bool,
     pub engine: EngineKind,
+    pub limiter: Option<Arc<Limiter>>,
+    pub counters: Arc<Counters>,
 }
 
 /// Why a queue is not served any more.
@@ -65,7 +72,17 @@ struct Answer {
     head: u16,
     status: GuestAddress,
     in_len: u64,
+    /// Bytes of payload that are counted if it succeeds.
+    read: u64,
+    written: u64,
     what: &'static str,
+}
+
+/// A request that must wait.
+struct Held {
+    request: Request,
+    chain: Chain,
+    until: Instant,
 }
 
 /// The state of a serving thread beside what it owns.
@@ -73,6 +90,9 @@ struct Service<'a> {
     worker: &'a mut QueueWorker,
     engine: Box<dyn Engine<Answer>>,
     done: Vec<Done<Answer>>,
+    gate: Gate,
+    /// The last one taken from the queue, if it is over the limit.
+    held: Option<Held>,
     /// Waiting for the guest, with nothing in flight, and for the disk.
     spins: [Spin; 2],
     /// Something was put in the used ring and the guest was not told.
@@ -97,8 +117,13 @@ impl QueueWorker {
         let engine = engine::new(self.engine, Arc::clone(&self.disk), events, capacity)?;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let spins = [Spin::new(cpus), Spin::new(cpus)];
-        let mut service = Service { worker: self, engine, done: Vec::new(), spins, untold: false };
+        let gate = Gate::new(self.limiter.clone(), Arc::clone(&self.counters));
+        let mut service =
+            Service { worker: self, engine, done: Vec::new(), gate, held: None, spins, untold: false };
         let served = service.turns();
+        if service.held.take().is_some() {
+            service.worker.queue.unpop();
+        }
         // After a fault of the guest its queue is left alone, but nothing may stay in flight.
         service.engine.drain(&mut service.done);
         served?;
@@ -121,7 +146,7 @@ impl Service<'_> {
         self.worker.kicks(false)?;
         loop {
             let taken = self.take()?;
-            let wake = self.engine.turn(false, &mut self.done)?;
+            let wake = self.engine.turn(Sleep::No, &mut self.done)?;
             let finished = self.finish()?;
             if wake.kill {
                 return Ok(());
@@ -130,23 +155,41 @@ impl Service<'_> {
                 self.spins.iter_mut().for_each(Spin::busy);
                 continue;
             }
-            if self.spin().again(Instant::now()) {
-                std::hint::spin_loop();
-                continue;
-            }
-            // A full engine can take no more: only completions matter.
-            if !self.engine.is_full() && self.worker.kicks(true)? {
-                self.worker.kicks(false)?;
-                continue;
-            }
-            self.spin().slept();
-            let wake = self.engine.turn(true, &mut self.done)?;
-            self.finish()?;
-            if wake.kill {
+            if self.idle()?.kill {
                 return Ok(());
             }
+        }
+    }
+
+    /// There is nothing to do now: look for more for a while, then sleep.
+    fn idle(&mut self) -> Result<Wake, Fault> {
+        let now = Instant::now();
+        let throttled = self.held.as_ref().map(|held| held.until.saturating_duration_since(now));
+        // What is waited for when nothing is in flight is known: the limit, not the guest.
+        let looks = throttled.is_none() || self.engine.in_flight() > 0;
+        if looks && self.spin().again(now) {
+            std::hint::spin_loop();
+            return Ok(Wake::default());
+        }
+        let sleep = match throttled {
+            // No kicks: the queue is looked at when the time is over.
+            Some(time) => Sleep::For(time),
+            // A full engine can take no more: only completions matter.
+            None if !self.engine.is_full() && self.worker.kicks(true)? => {
+                self.worker.kicks(false)?;
+                return Ok(Wake::default());
+            }
+            None => Sleep::Forever,
+        };
+        if looks {
+            self.spin().slept();
+        }
+        let wake = self.engine.turn(sleep, &mut self.done)?;
+        self.finish()?;
+        if !wake.kill && sleep == Sleep::Forever {
             self.worker.kicks(false)?;
         }
+        Ok(wake)
     }
 
     /// The habit for the wait at hand.
@@ -157,23 +200,40 @@ impl Service<'_> {
 
     /// Start some of what the guest has made available. Whether there was any.
     fn take(&mut self) -> Result<bool, Fault> {
-        let limits = Limits { size: self.worker.disk.size(), readonly: self.worker.disk.readonly() };
         let mut taken = false;
         for _ in 0..BATCH {
             if self.engine.is_full() {
                 break;
             }
-            let Some(chain) = self.worker.queue.pop(&self.worker.ram)? else { break };
-            let request = Request::parse(&self.worker.ram, &chain, limits)?;
+            let Some((request, chain)) = self.next()? else { break };
             self.start(request, &chain)?;
             taken = true;
         }
         Ok(taken)
     }
 
+    /// The next request, if there is one and it may go now.
+    fn next(&mut self) -> Result<Option<(Request, Chain)>, Fault> {
+        let (request, chain) = match self.held.take() {
+            Some(Held { request, chain, .. }) => (request, chain),
+            None => {
+                let QueueWorker { queue, ram, disk, .. } = &mut *self.worker;
+                let Some(chain) = queue.pop(ram)? else { return Ok(None) };
+                let bounds = Bounds { size: disk.size(), readonly: disk.readonly() };
+                (Request::parse(ram, &chain, bounds)?, chain)
+            }
+        };
+        if let Err(until) = self.gate.pass(request.cost()) {
+            self.held = Some(Held { request, chain, until });
+            return Ok(None);
+        }
+        Ok(Some((request, chain)))
+    }
+
     fn start(&mut self, request: Request, chain: &Chain) -> Result<(), Fault> {
+        let (read, written) = (request.read_len(), request.write_len());
         let Request { head, status, in_len, kind } = request;
-        let mut answer = Answer { head, status, in_len, what: "a read" };
+        let mut answer = Answer { head, status, in_len, read, written, what: "a read" };
         let ram = &self.worker.ram;
         let io = match kind {
             Kind::Read { offset, data } => Io::Read { offset, buffers: Buffers::new(ram, data) },
@@ -208,9 +268,14 @@ impl Service<'_> {
         let mut done = std::mem::take(&mut self.done);
         for Done { token, result } in done.drain(..) {
             match result {
-                Ok(()) => self.answer(&token, Status::Ok, token.in_len)?,
+                Ok(()) => {
+                    self.worker.counters.to_guest.add(token.read);
+                    self.worker.counters.from_guest.add(token.written);
+                    self.answer(&token, Status::Ok, token.in_len)?;
+                }
                 Err(error) => {
-                    let QueueWorker { device, disk, .. } = &*self.worker;
+                    let QueueWorker { device, disk, counters, .. } = &*self.worker;
+                    counters.errors.add(1);
                     let path = disk.path().display();
                     ratelog::warn(format_args!("{device}: {} on {path} failed: {error}", token.what));
                     self.answer(&token, Status::IoError, 0)?;
@@ -238,19 +303,8 @@ impl Service<'_> {
         let len = if written == answer.in_len { written.saturating_add(1) } else { written };
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.worker.queue.add_used(ram, answer.head, len)?;
+        self.worker.counters.requests.add(1);
         self.untold = true;
         Ok(())
-    }
-}
-
-/// Sleep until `event` is readable, without reading it.
-fn wait_for(event: &EventFd) {
-    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    loop {
-        // SAFETY: `poll` is one entry and outlives the call.
-        let ready = unsafe { libc::poll(&mut poll, 1, -1) };
-        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return;
-        }
     }
 }

@@ -48,7 +48,7 @@ impl io::Write for Dam {
 
 fn with_sink(sink: impl io::Write + Send + 'static) -> (Guest, ConsoleInput) {
     let size = ConsoleSize { columns: 80, rows: 25 };
-    let (console, input) = Console::new("con0", Box::new(sink), Some(size)).unwrap();
+    let (console, input) = Console::new("con0", Box::new(sink), Some(size), Arc::default()).unwrap();
     (Guest::new(Kind::Mmio, Box::new(console)), input)
 }
 
@@ -218,7 +218,7 @@ fn a_new_size_is_told_with_an_interrupt() {
 
 #[test]
 fn without_a_terminal_there_is_no_size() {
-    let (console, input) = Console::new("con0", Box::new(io::sink()), None).unwrap();
+    let (console, input) = Console::new("con0", Box::new(io::sink()), None, Arc::default()).unwrap();
     let guest = Guest::new(Kind::Mmio, Box::new(console));
     let size = 1 << VIRTIO_CONSOLE_F_SIZE;
     assert_eq!(guest.registers.device_features() & size, 0);

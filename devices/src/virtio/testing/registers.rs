@@ -108,7 +108,8 @@ impl MmioRegisters {
     }
 
     fn write(&self, offset: u64, value: u32) {
-        assert_eq!(self.bus.write(BASE + offset, &value.to_le_bytes()), Effect::None);
+        let effect = self.bus.write(BASE + offset, &value.to_le_bytes());
+        assert!(matches!(effect, Effect::None | Effect::DriverReady), "{effect:?}");
     }
 
     fn write_address(&self, offset: u64, address: u64) {

@@ -19,6 +19,7 @@ use arch::memory::SharedRam;
 
 use super::TransportError;
 use super::registers::{QueueRegisters, RegisterError};
+use crate::bus::Effect;
 use crate::ratelog::{self, Chained};
 use crate::virtio::device::{
     ActivateError, Activation, DeviceKind, Interrupt, STATUS_NEEDS_RESET, Signal, VirtioDevice,
@@ -89,6 +90,16 @@ pub(crate) enum Change {
     Queues,
     /// The device is as at power-on.
     Reset,
+}
+
+impl Change {
+    /// What it means to the machine, if a write to the status register brought it about.
+    pub(crate) fn effect(self) -> Effect {
+        match self {
+            Self::None | Self::Reset => Effect::None,
+            Self::Queues => Effect::DriverReady,
+        }
+    }
 }
 
 /// Why a device is not active though its driver is ready.
@@ -409,6 +420,7 @@ impl Core {
         if self.phase == Phase::Active {
             drop(self.device.stop());
         }
+        self.device.reset();
         self.phase = Phase::Idle;
         self.status.store(0, Ordering::SeqCst);
         self.notices.acknowledge(u8::MAX);
@@ -460,7 +472,7 @@ impl Core {
             let ring = registers.ring(&self.ram, event_idx);
             let ring = ring.map_err(|source| Fault::Queue { index, source })?;
             let kick = kick.try_clone().map_err(Fault::Kick)?;
-            queues.push(Queue { index, ring, kick, indirect });
+            queues.push(Queue::new(index, ring, kick, indirect));
         }
         Ok(queues)
     }

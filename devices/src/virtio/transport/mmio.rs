@@ -115,7 +115,7 @@ impl VirtioMmio {
         }
     }
 
-    fn write_register(&mut self, offset: u64, value: u32) {
+    fn write_register(&mut self, offset: u64, value: u32) -> Effect {
         match offset {
             reg::DEVICE_FEATURES_SEL => self.core.select_device_features(value),
             reg::DRIVER_FEATURES => self.core.write_driver_features(value),
@@ -129,7 +129,7 @@ impl VirtioMmio {
             }
             reg::QUEUE_NOTIFY => self.core.notify(value),
             reg::INTERRUPT_ACK => drop(self.core.notices().acknowledge(value as u8)),
-            reg::STATUS => self.write_status(value),
+            reg::STATUS => return self.write_status(value),
             reg::QUEUE_DESC_LOW | reg::QUEUE_DESC_HIGH => {
                 self.set_queue(|queue| set_half(&mut queue.desc, offset == reg::QUEUE_DESC_HIGH, value));
             }
@@ -141,6 +141,7 @@ impl VirtioMmio {
             }
             _ => {}
         }
+        Effect::None
     }
 
     fn set_queue(&mut self, set: impl FnOnce(&mut QueueRegisters)) {
@@ -149,10 +150,11 @@ impl VirtioMmio {
         }
     }
 
-    fn write_status(&mut self, value: u32) {
-        let Ok(value) = u8::try_from(value) else { return };
+    fn write_status(&mut self, value: u32) -> Effect {
+        let Ok(value) = u8::try_from(value) else { return Effect::None };
         let change = self.core.write_status(value);
         self.follow(change);
+        change.effect()
     }
 
     /// Let the doorbells follow the device.
@@ -188,7 +190,7 @@ impl BusDevice for VirtioMmio {
         } else if let Ok(value) = <[u8; 4]>::try_from(data)
             && offset.is_multiple_of(4)
         {
-            self.write_register(offset, u32::from_le_bytes(value));
+            return self.write_register(offset, u32::from_le_bytes(value));
         }
         Effect::None
     }

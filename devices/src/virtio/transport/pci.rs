@@ -177,8 +177,9 @@ impl VirtioPci {
         self.bells.place(&self.core.ringing(), bell);
     }
 
-    fn write_status(&mut self, value: u8) {
-        match self.core.write_status(value) {
+    fn write_status(&mut self, value: u8) -> Effect {
+        let change = self.core.write_status(value);
+        match change {
             Change::None => {}
             Change::Queues => self.place_bells(),
             Change::Reset => {
@@ -186,6 +187,7 @@ impl VirtioPci {
                 self.vectors.reset();
             }
         }
+        change.effect()
     }
 
     /// A field of the common configuration, and how many bytes it has.
@@ -222,16 +224,16 @@ impl VirtioPci {
     }
 
     /// Write a field of the common configuration, if it has `width` bytes (4.1.3.1).
-    fn write_common(&mut self, offset: u64, value: u32, width: usize) {
+    fn write_common(&mut self, offset: u64, value: u32, width: usize) -> Effect {
         if self.read_common(offset).1 != width {
-            return;
+            return Effect::None;
         }
         match offset {
             reg::DEVICE_FEATURE_SELECT => self.core.select_device_features(value),
             reg::DRIVER_FEATURE_SELECT => self.core.select_driver_features(value),
             reg::DRIVER_FEATURE => self.core.write_driver_features(value),
             reg::CONFIG_MSIX_VECTOR => self.set_vector(Some(&self.vectors.config), value),
-            reg::DEVICE_STATUS => self.write_status(value as u8),
+            reg::DEVICE_STATUS => return self.write_status(value as u8),
             reg::QUEUE_SELECT => self.core.select_queue(value),
             reg::QUEUE_SIZE => self.set_queue(|queue| queue.size = value as u16),
             reg::QUEUE_MSIX_VECTOR => self.set_vector(self.vectors.queue(self.core.queue_select()), value),
@@ -248,6 +250,7 @@ impl VirtioPci {
             }
             _ => {}
         }
+        Effect::None
     }
 
     fn set_queue(&mut self, set: impl FnOnce(&mut QueueRegisters)) {
@@ -326,11 +329,13 @@ impl BusDevice for VirtioPci {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let within = offset % PAGE;
+        let mut effect = Effect::None;
         match offset - within {
             COMMON => {
                 for (at, bytes) in halves(within, data.len()) {
                     if let Some(bytes) = data.get(bytes) {
-                        self.write_common(at, number(bytes), bytes.len());
+                        // Of two halves, neither has an effect.
+                        effect = self.write_common(at, number(bytes), bytes.len());
                     }
                 }
             }
@@ -341,7 +346,7 @@ impl BusDevice for VirtioPci {
             MSIX_TABLE => self.msix.write_table(within, data),
             _ => {}
         }
-        Effect::None
+        effect
     }
 }
 
@@ -383,6 +388,7 @@ impl PciFunction for VirtioPci {
         {
             let mut value = [0; 4];
             self.config.read(self.access + PCI_CAP_DATA, &mut value);
+            // Firmware may start a device through here, but no kernel does.
             let _ = BusDevice::write(self, at, value.get(..len).unwrap_or_default());
         }
         written.effect()

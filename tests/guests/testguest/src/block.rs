@@ -10,9 +10,9 @@ use core::fmt::Display;
 
 use rt::entropy::Random;
 use rt::memory::{Machine, pages};
-use rt::println;
 use rt::ring::{Buffer, Device, F_EVENT_IDX, F_INDIRECT};
 use rt::virtio::{Found, find};
+use rt::{clock, cpu, println, pvh};
 use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::transport::{DeviceType, SomeTransport, Transport};
 
@@ -187,11 +187,7 @@ pub fn errors() -> Outcome {
     for found in disks()? {
         let mut disk = Disk::start(&found, 0);
         let data = pages(2) as u64;
-        let sectors: u64 = {
-            let low: u32 = disk.device.transport.read_config_space(0).map_err(text)?;
-            let high: u32 = disk.device.transport.read_config_space(4).map_err(text)?;
-            u64::from(high) << 32 | u64::from(low)
-        };
+        let sectors = disk.sectors()?;
         for (kind, sector, len, write, want) in [
             (IN, sectors, 512, true, 1),
             (IN, sectors - 1, 1024, true, 1),
@@ -205,6 +201,50 @@ pub fn errors() -> Outcome {
             check!(status == want, "request {kind} of {len} at {sector:#x} ended with status {status}");
             check!(disk.request(IN, 0, &[(data, 512, true)])? == 0, "the disk no longer works");
         }
+    }
+    Ok(())
+}
+
+/// A host that has no room for what lies behind `full=` says so for each write there, and everything else goes on.
+pub fn full() -> Outcome {
+    let full = pvh::number("full").ok_or("needs full=SECTOR on the command line")?;
+    for found in disks()? {
+        let mut disk = Disk::start(&found, F_FLUSH);
+        let data = pages(1) as u64;
+        for round in 0..100 {
+            for (kind, sector, want) in
+                [(OUT, full, 1), (OUT, full - 1, 0), (IN, full, 0), (OUT, disk.sectors()? - 1, 1)]
+            {
+                let status = disk.request(kind, sector, &[(data, 512, kind == IN)])?;
+                check!(
+                    status == want,
+                    "in round {round}, request {kind} at {sector} ended with status {status}"
+                );
+            }
+        }
+        check!(disk.request(FLUSH, 0, &[])? == 0, "the flush failed");
+    }
+    Ok(())
+}
+
+/// Twelve reads, of which the host lets ten go at once: the time they took is said. Then a reset while another waits.
+pub fn throttled() -> Outcome {
+    for found in disks()? {
+        let mut disk = Disk::start(&found, 0);
+        let data = pages(1) as u64;
+        let start = cpu::ticks();
+        for request in 0..12 {
+            check!(disk.request(IN, 0, &[(data, 512, true)])? == 0, "read {request} failed");
+        }
+        println!("took-ms {}", (cpu::ticks() - start) / clock::khz());
+        let header = disk.header as u64;
+        let ring = &mut disk.device.rings[0];
+        let head = ring.chain(&[(header, 16, false), (data, 512, true), (header + 16, 1, true)]);
+        ring.offer(head);
+        ring.publish(0);
+        disk.device.transport.notify(0);
+        let mut disk = Disk::start(&found, 0);
+        check!(disk.request(IN, 0, &[(data, 512, true)])? == 0, "the disk no longer works");
     }
     Ok(())
 }
@@ -237,6 +277,13 @@ impl Disk {
             self.device.set_queue(index);
         }
         self.device.go();
+    }
+
+    /// How large it says it is.
+    pub fn sectors(&self) -> Result<u64, String> {
+        let low: u32 = self.device.transport.read_config_space(0).map_err(text)?;
+        let high: u32 = self.device.transport.read_config_space(4).map_err(text)?;
+        Ok(u64::from(high) << 32 | u64::from(low))
     }
 
     /// Header, `data`, status: as one chain, or one indirect table where that was agreed on. Returns the status.

@@ -3,7 +3,7 @@
 use core::arch::global_asm;
 
 use rt::power::{Reset, panicked, reset};
-use rt::{cpu, println, pvh};
+use rt::{apic, cpu, println, pvh};
 use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::transport::DeviceType;
 
@@ -62,6 +62,23 @@ pub fn reboots() -> Outcome {
 pub fn panic() -> Outcome {
     println!("Kernel panic - not syncing: as the test wants it");
     panicked()
+}
+
+/// Halt until the power button is pressed (ACPI's generic event device), as an idle system does.
+pub fn idle() -> Outcome {
+    const EVENT: u8 = 0x44;
+    const EVENT_GSI: u32 = 9;
+    const EVENTS: u16 = 0x603;
+    apic::mask_pic();
+    apic::enable();
+    apic::route(EVENT_GSI, EVENT);
+    println!("idling");
+    while cpu::in8(EVENTS) & 1 == 0 {
+        cpu::wait();
+    }
+    apic::mask(EVENT_GSI);
+    println!("power button");
+    Ok(())
 }
 
 /// A fault that cannot be delivered.

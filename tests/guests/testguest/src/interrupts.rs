@@ -16,12 +16,15 @@ use crate::{Outcome, check};
 
 const TIMER: u8 = 0x40;
 const SERIAL: u8 = 0x41;
-const QUEUE: u8 = 0x42;
-const CONFIG: u8 = 0x43;
+/// Of queue 0; on MMIO, of everything.
+pub const QUEUE: u8 = 0x42;
+/// Of a changed configuration, on PCI.
+pub const CONFIG: u8 = 0x43;
 
 const SERIAL_GSI: u32 = 4;
 
-fn prepare() {
+/// Switch the processor's interrupts over to its APIC.
+pub fn prepare() {
     apic::mask_pic();
     apic::enable();
 }
@@ -153,7 +156,8 @@ fn unwanted(disk: &mut Disk) -> Outcome {
     Ok(())
 }
 
-fn connect(found: &Found, disk: &mut Disk) -> Outcome {
+/// Have a disk that is not started yet interrupt.
+pub fn connect(found: &Found, disk: &mut Disk) -> Outcome {
     match found.place {
         Place::Mmio { gsi, .. } => apic::route(gsi, QUEUE),
         Place::Pci(function) => {
@@ -168,7 +172,8 @@ fn connect(found: &Found, disk: &mut Disk) -> Outcome {
     Ok(())
 }
 
-fn disconnect(found: &Found) {
+/// Not any more.
+pub fn disconnect(found: &Found) {
     match found.place {
         Place::Mmio { gsi, .. } => apic::mask(gsi),
         Place::Pci(function) => {

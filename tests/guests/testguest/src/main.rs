@@ -14,6 +14,7 @@ use rt::{println, pvh};
 mod block;
 mod console;
 mod ends;
+mod grow;
 mod hostile;
 mod interrupts;
 mod machine;
@@ -55,6 +56,9 @@ const TESTS: &[Test] = &[
     ("block-readonly", block::readonly),
     ("block-queues", block::queues),
     ("block-errors", block::errors),
+    ("block-full", block::full),
+    ("block-grow", grow::disk),
+    ("block-throttled", block::throttled),
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
@@ -64,6 +68,7 @@ const TESTS: &[Test] = &[
     ("panic", ends::panic),
     ("triple-fault", ends::triple_fault),
     ("hang", ends::hang),
+    ("idle", ends::idle),
     ("sse-in-ring0", ends::sse_in_ring0),
     ("hostile-queues", hostile::queues),
     ("hostile-rings", hostile::rings),

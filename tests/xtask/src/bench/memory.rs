@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::net::Tap;
 use super::script::{self, Where};
 use super::table::{Line, Target, Unit};
 use super::{Bench, linux};
@@ -17,21 +18,33 @@ use crate::progress::Step;
 const MEBIBYTES: u64 = 128;
 const TARGET: Target = Target::AtMost(4.0);
 
-/// A bare-metal guest that works its disk, on this machine; and Linux idling where Linux runs.
+/// With a network, too.
+const TARGET_WITH_NET: Target = Target::AtMost(5.0);
+
+/// A bare-metal guest that works its disk or its network, on this machine; and Linux idling where Linux runs.
 pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
     let disk = bench.work.join("memory.img");
     let file = File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
     file.set_len(64 << 20).with_context(|| format!("cannot make {}", disk.display()))?;
-    let small = bare_metal(bench, &disk)?;
+    let small = bare_metal(bench, "ioguest", &disk, &["--cmdline", "jobs=randread:4096:32 ms=20000"])?;
     let large = with_linux(bench, &disk)?;
-    let line = |name: &str, value: Private| {
-        let line = Line::new("memory", name, value.mebibytes(), Unit::Mebibytes).target(TARGET);
+    let line = |name: &str, value: Private, target: Target| {
+        let line = Line::new("memory", name, value.mebibytes(), Unit::Mebibytes).target(target);
         line.peer("of it dirty", Some(value.dirty as f64 / 1024.0))
     };
-    Ok(vec![
-        line("private memory beyond guest RAM, 1 disk: Linux", large),
-        line("  a guest that reads its disk 32 deep", small),
-    ])
+    let mut lines = vec![
+        line("private memory beyond guest RAM, 1 disk: Linux", large, TARGET),
+        line("  a guest that reads its disk 32 deep", small, TARGET),
+    ];
+    match Tap::make() {
+        Ok(tap) => {
+            let load = ["--net", &tap.flag(), "--cmdline", "jobs=txgso:65000 ms=20000"];
+            let busy = bare_metal(bench, "netguest", &disk, &load)?;
+            lines.push(line("  a guest that sends all it can, 1 disk, 1 net", busy, TARGET_WITH_NET));
+        }
+        Err(error) => eprintln!("no tap can be made: memory with a network is not measured ({error:#})"),
+    }
+    Ok(lines)
 }
 
 fn command(bench: &Bench, kernel: &Path, disk: &Path, rest: &[&str]) -> Vec<OsString> {
@@ -45,10 +58,9 @@ fn command(bench: &Bench, kernel: &Path, disk: &Path, rest: &[&str]) -> Vec<OsSt
     words
 }
 
-fn bare_metal(bench: &Bench, disk: &Path) -> Result<Private> {
+fn bare_metal(bench: &Bench, guest: &str, disk: &Path, load: &[&str]) -> Result<Private> {
     let step = Step::start("looking at the memory of a VM");
-    let load = ["--transport", "mmio", "--cmdline", "jobs=randread:4096:32 ms=20000"];
-    let words = command(bench, &bench.guest("ioguest"), disk, &load);
+    let words = command(bench, &bench.guest(guest), disk, &[&["--transport", "mmio"], load].concat());
     let (program, rest) = words.split_first().context("there is no command")?;
     let child = Command::new(program).args(rest).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = Ended(child.context("cannot run skiff")?);
@@ -58,10 +70,18 @@ fn bare_metal(bench: &Bench, disk: &Path) -> Result<Private> {
     ensure!(line.starts_with("tsc-khz"), "the guest did not start: {line}");
     // Its disk is at work soon after.
     std::thread::sleep(Duration::from_millis(500));
-    let smaps = format!("/proc/{}/smaps", child.0.id());
+    let smaps = format!("/proc/{}/smaps", vm_of(child.0.id())?);
     let smaps = std::fs::read_to_string(&smaps).with_context(|| format!("cannot read {smaps}"))?;
     step.done();
     Private::of(&smaps)
+}
+
+/// The process of the VM for which `front` has the terminal: its only child.
+fn vm_of(front: u32) -> Result<u32> {
+    let path = format!("/proc/{front}/task/{front}/children");
+    let children = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let vm = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+    vm.context("skiff has no child that is the VM")
 }
 
 fn with_linux(bench: &Bench, disk: &Path) -> Result<Private> {
@@ -74,7 +94,7 @@ fn with_linux(bench: &Bench, disk: &Path) -> Result<Private> {
     let script = format!(
         "{words} </dev/null >/dev/null & \
          for _ in $(seq 60); do grep -q 'skiff-guest: idle' /run/skiff-bench.log 2>/dev/null && break; sleep 1; done; \
-         grep -q 'skiff-guest: idle' /run/skiff-bench.log && cat /proc/$!/smaps; \
+         grep -q 'skiff-guest: idle' /run/skiff-bench.log && cat /proc/$(cut -d ' ' -f 1 /proc/$!/task/$!/children)/smaps; \
          code=$?; kill $!; rm -f /run/skiff-bench.log; exit $code"
     );
     let smaps = script::run(Where::Anywhere, &script)?;

@@ -18,7 +18,9 @@ use crate::{guests, paths, setup, tool};
 
 mod boot;
 mod disk;
+mod fleet;
 mod memory;
+mod net;
 mod peers;
 mod script;
 mod startup;
@@ -39,6 +41,10 @@ pub enum Row {
     Size,
     /// Block throughput beside the host's own
     Disk,
+    /// Frames through a tap beside QEMU
+    Net,
+    /// Twenty VMs at once
+    Fleet,
 }
 
 /// What rows need.
@@ -47,6 +53,7 @@ struct Bench {
     /// Built from `tests/bench`.
     bare_kvm: PathBuf,
     host_io: PathBuf,
+    host_net: PathBuf,
     /// The bare-metal guests' directory.
     guests: PathBuf,
     /// For files of a run. On a real disk.
@@ -69,6 +76,8 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Memory => memory::measure(&bench),
             Row::Size => size(&bench),
             Row::Disk => disk::measure(&bench),
+            Row::Net => net::measure(&bench),
+            Row::Fleet => fleet::measure(&bench),
         };
         lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);
     }
@@ -89,8 +98,17 @@ impl Bench {
         let target = paths::target()?;
         eprintln!("… building skiff and what it is measured against");
         let mut words = vec!["build", "--release", "--locked", "--package", "skiff", "--bin", "skiff"];
-        if rows.iter().any(|row| matches!(row, Row::Startup | Row::Disk)) {
-            words.extend(["--package", "skiff-tests", "--bin", "bare-kvm", "--bin", "host-io"]);
+        if rows.iter().any(|row| matches!(row, Row::Startup | Row::Disk | Row::Net)) {
+            words.extend([
+                "--package",
+                "skiff-tests",
+                "--bin",
+                "bare-kvm",
+                "--bin",
+                "host-io",
+                "--bin",
+                "host-net",
+            ]);
         }
         tool::show(&mut tool::cargo(&words)?)?;
         let work = target.join("bench");
@@ -100,6 +118,7 @@ impl Bench {
             skiff: release("skiff"),
             bare_kvm: release("bare-kvm"),
             host_io: release("host-io"),
+            host_net: release("host-net"),
             guests: guests::build(&target)?,
             work,
         })

@@ -46,6 +46,10 @@ impl Flavour {
 pub const GUEST_MODULES: &[&str] =
     &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "pvpanic_mmio", "pvpanic"];
 
+/// The drivers that guests of the network tests have besides, in no order.
+pub const EXTRA_MODULES: &[&str] =
+    &["virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "button", "evdev"];
+
 /// The drivers that kvmbox loads, in this order.
 pub const BOX_MODULES: &[&str] = &[
     "virtio_pci",
@@ -80,7 +84,7 @@ impl Kernel {
         let kernels = paths::target()?.join("kernels");
         let kernel = Kernel { dir: kernels.join(&name) };
         // The record of what was extracted, so that a checkout that needs other modules fetches anew.
-        let wanted = [GUEST_MODULES, BOX_MODULES].concat();
+        let wanted = [GUEST_MODULES, EXTRA_MODULES, BOX_MODULES].concat();
         if kernel.is_complete(&wanted) {
             return Ok(kernel);
         }

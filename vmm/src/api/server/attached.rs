@@ -49,7 +49,7 @@ impl Drop for Watching<'_> {
 
 /// A client that asked to join, on its own thread. What it has sent after that is in `reader`.
 pub(super) fn viewer(place: &Place, mut reader: BufReader<&UnixStream>, how: Attach) -> io::Result<()> {
-    let stream = &*place.stream;
+    let stream = place.stream();
     let console = place.shared.controller.console();
     if !console.has_stdio() {
         let why = "no console of this VM leads to stdio: start it with --serial stdio or --console stdio";
@@ -63,8 +63,8 @@ pub(super) fn viewer(place: &Place, mut reader: BufReader<&UnixStream>, how: Att
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
     let sending = viewer.as_ref().map(|viewer| {
-        let (viewer, stream) = (Arc::clone(&viewer.viewer), Arc::clone(&place.stream));
-        named_thread(format!("view:{}", place.number)).spawn(move || send(&viewer, &stream))
+        let (viewer, client) = (Arc::clone(&viewer.viewer), Arc::clone(&place.client));
+        named_thread(format!("view:{}", place.number)).spawn(move || send(&viewer, &client.stream))
     });
     let left = match &sending {
         Some(Err(_)) => Ok(Left::Detached),
@@ -90,7 +90,7 @@ pub(super) fn viewer(place: &Place, mut reader: BufReader<&UnixStream>, how: Att
 
 /// The `api:owner` thread.
 pub(super) fn owner(place: &Place, ends_vm: bool) {
-    let stream = &*place.stream;
+    let stream = place.stream();
     let left = listen(place, &mut BufReader::new(stream));
     if let Some(ended) = place.shared.end.get() {
         if let Err(error) = bid_farewell(stream, ended) {
@@ -152,7 +152,7 @@ fn listen(place: &Place, from: &mut impl Read) -> io::Result<Left> {
 fn type_in(place: &Place, mut bytes: Vec<u8>) {
     while let Err(back) = place.shared.typing.push(bytes) {
         bytes = back;
-        let mut fds = [PollFd::new(&*place.stream, PollFlags::empty())];
+        let mut fds = [PollFd::new(place.stream(), PollFlags::empty())];
         if !matches!(poll(&mut fds, Some(&LOOK)), Ok(0)) {
             return;
         }

@@ -24,12 +24,15 @@ pub(super) fn serve(place: &Place) {
 
 /// Until the client closes, breaks a rule or becomes a viewer.
 fn converse(place: &Place) -> io::Result<()> {
-    let stream = &*place.stream;
+    let stream = place.stream();
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(STALL))?;
     let mut reader = BufReader::new(stream);
     loop {
-        let line = match read_line(&mut reader, MAX_LINE) {
+        place.set_idle(true);
+        let line = read_line(&mut reader, MAX_LINE);
+        place.set_idle(false);
+        let line = match line {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(()),
             Err(error) => return answer(stream, &Response::Error(refusal(&error))),

@@ -204,3 +204,195 @@ fn viewers_see_what_was_and_what_comes_and_type() {
     assert_eq!(resized, VmAction::ResizeConsole { columns: 80, rows: 24 });
     vm.end();
 }
+
+#[test]
+fn a_viewer_that_sends_no_more_still_sees_and_one_that_is_gone_is_forgotten() {
+    let mut vm = FakeVm::start();
+    let stream = vm.connect();
+    let silent = Client::new(stream.try_clone().unwrap()).attach(ALL).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    drop(vm.client().attach(ALL).unwrap());
+    for n in 0..1000 {
+        vm.print(&format!("{n}\n"));
+    }
+    assert!(output_until(&silent, "\n999\n").starts_with("0\n1\n"));
+    vm.end();
+    assert_eq!(frame(&silent), Frame::Ended(powered_off()));
+}
+
+#[test]
+fn input_frames_of_several_typists_stay_whole() {
+    let mut vm = FakeVm::start();
+    let typing: Vec<_> = (b'a'..b'e')
+        .map(|letter| {
+            let frames = vm.client().attach(Attach::default()).unwrap();
+            std::thread::spawn(move || {
+                for _ in 0..50 {
+                    frames.write(&Frame::Input(vec![letter; 1000])).unwrap();
+                }
+                frames
+            })
+        })
+        .collect();
+    let frames: Vec<_> = typing.into_iter().map(|typist| typist.join().unwrap()).collect();
+    let until = Instant::now() + PATIENCE;
+    while vm.typed.bytes.lock().unwrap().len() < 200_000 {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(vm.typed.bytes.lock().unwrap().chunks(1000).all(|frame| frame.iter().all(|b| *b == frame[0])));
+    vm.end();
+    drop(frames);
+}
+
+#[test]
+fn lines_that_make_no_sense_are_answered_and_the_next_one_is_served() {
+    let mut vm = FakeVm::start();
+    let stream = vm.connect();
+    for nonsense in ["hello\n", "{\"act\":\"explode\"}\n", "[1,2\n", "\u{0}\n", "\"wait\" \"wait\"\n"] {
+        let answer = ask(&stream, nonsense);
+        assert!(answer.starts_with("{\"error\":\"this version of skiff does not understand"), "{answer}");
+    }
+    assert_eq!(ask(&stream, "\n\r\n {\"act\":\"state\"}\r\n"), r#"{"reply":{"state":"running"}}"#);
+    // What goes on for ever is not gathered.
+    let mut writer = &stream;
+    let _ = writer.write_all(&vec![b'x'; 1 << 20]);
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer).unwrap();
+    assert!(answer.contains("longer than 65536 bytes"), "{answer}");
+    assert!(vm.client().act(VmAction::State).is_ok());
+    vm.end();
+}
+
+#[test]
+fn clients_that_say_nothing_or_half_a_thing_keep_nobody_out_and_do_not_delay_the_end() {
+    let mut vm = FakeVm::start();
+    let silent: Vec<_> = (0..200).map(|_| vm.connect()).collect();
+    for mut half in silent.iter().step_by(2) {
+        // Those that came first are closed already.
+        let _ = half.write_all(b"{\"act\":");
+    }
+    assert_eq!(vm.client().act(VmAction::State).unwrap(), VmReply::State(RunState::Running));
+    let since = Instant::now();
+    vm.end();
+    assert!(since.elapsed() < FAREWELL, "somebody was waited for");
+}
+
+#[test]
+fn beyond_what_is_served_the_reason_is_said_until_there_is_room_again() {
+    let mut vm = FakeVm::start();
+    let mut busy: Vec<_> = (0..MAX_CONNECTIONS).map(|_| vm.client().attach(ALL).unwrap()).collect();
+    let refused = vm.client().act(VmAction::State).unwrap_err().to_string();
+    assert!(refused.starts_with("64 clients are connected"), "{refused}");
+    busy.pop();
+    let until = Instant::now() + PATIENCE;
+    while vm.client().act(VmAction::State).is_err() {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    vm.end();
+}
+
+#[test]
+fn a_viewer_that_reads_nothing_slows_nobody_and_delays_the_end_for_moments() {
+    let mut vm = FakeVm::start();
+    let stalled = vm.client().attach(ALL).unwrap();
+    for _ in 0..100 {
+        vm.print(&"x".repeat(32 * 1024));
+    }
+    vm.end();
+    // Its connection has ended all the same.
+    while let Ok(Some(_)) = stalled.read() {}
+}
+
+#[test]
+fn frames_that_break_off_or_make_no_sense_end_their_connection_only() {
+    let mut vm = FakeVm::start();
+    for wire in
+        [&[5_u8, 9, 0, 0, 0, b'x'][..], &[5, 0, 0, 0, 0xff], &[77, 0, 0, 0, 0], &[1, 1, 0, 0, 0, b'x']]
+    {
+        let stream = vm.connect();
+        let frames = Client::new(stream.try_clone().unwrap()).attach(ALL).unwrap();
+        let mut writer = &stream;
+        writer.write_all(wire).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        // The frame that breaks off after the client has fallen silent is no reason to send nothing more.
+        assert_eq!(frames.read().unwrap(), None);
+    }
+    vm.client().attach(ALL).unwrap().write(&Frame::Input(b"fine".to_vec())).unwrap();
+    vm.wait_for_typed(b"fine");
+    vm.end();
+}
+
+/// A VM with its owner's end of the connection, and the reader of its standard output.
+fn owned(ends_vm: bool, takes: bool) -> (FakeVm, Frames, io::PipeReader) {
+    let (ours, stream) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (reader, writer) = io::pipe().unwrap();
+    let vm = FakeVm::with(Hub::new(Some(writer.into()), None), takes, Some(Owner { stream, ends_vm }));
+    (vm, Frames::new(ours).unwrap(), reader)
+}
+
+fn read_to_end(mut stdout: io::PipeReader) -> String {
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn an_owner_types_and_hears_of_the_end() {
+    let (mut vm, owner, stdout) = owned(true, true);
+    owner.write(&Frame::Input(b"typed".to_vec())).unwrap();
+    vm.wait_for_typed(b"typed");
+    vm.print("printed");
+    vm.end();
+    assert_eq!(owner.read().unwrap(), Some(Frame::Ended(powered_off())));
+    assert_eq!(owner.read().unwrap(), None);
+    drop(vm);
+    assert_eq!(read_to_end(stdout), "printed");
+}
+
+#[test]
+fn an_owner_that_leaves_gets_its_standard_output_back_and_the_vm_lives_on() {
+    let (mut vm, owner, stdout) = owned(true, true);
+    vm.print("before");
+    owner.write(&Frame::Detach).unwrap();
+    assert_eq!(read_to_end(stdout), "before");
+    vm.print("after");
+    let viewer = vm.client().attach(ALL).unwrap();
+    assert_eq!(output_until(&viewer, "after"), "beforeafter");
+    vm.end();
+    assert!(vm.actions.try_iter().next().is_none());
+}
+
+#[test]
+fn an_owner_that_dies_takes_its_vm_along_if_that_was_the_deal() {
+    for ends_vm in [true, false] {
+        let (mut vm, owner, stdout) = owned(ends_vm, true);
+        drop(owner);
+        assert_eq!(read_to_end(stdout), "");
+        if ends_vm {
+            assert_eq!(vm.actions.recv_timeout(PATIENCE).unwrap(), VmAction::Kill);
+        } else {
+            assert!(vm.client().act(VmAction::State).is_ok());
+        }
+        vm.end();
+    }
+}
+
+#[test]
+fn an_owner_can_leave_a_guest_that_takes_no_input() {
+    let (mut vm, owner, stdout) = owned(true, false);
+    // More than waits for a guest, but not more than waits here and on the way.
+    let leaving = std::thread::spawn(move || {
+        for _ in 0..270 {
+            owner.write(&Frame::Input(vec![b'x'; 4096])).unwrap();
+        }
+        owner.write(&Frame::Detach).unwrap();
+    });
+    leaving.join().unwrap();
+    assert_eq!(read_to_end(stdout), "");
+    assert!(vm.client().act(VmAction::State).is_ok());
+    vm.end();
+    assert!(vm.actions.try_iter().all(|action| action != VmAction::Kill));
+}

@@ -154,7 +154,8 @@ impl PciRegisters {
     }
 
     fn write(&self, part: u64, offset: u64, data: &[u8]) {
-        assert_eq!(self.bus.write(self.bar() + part + offset, data), Effect::None);
+        let effect = self.bus.write(self.bar() + part + offset, data);
+        assert!(matches!(effect, Effect::None | Effect::DriverReady), "{effect:?}");
     }
 
     fn write_common(&self, offset: u64, data: &[u8]) {

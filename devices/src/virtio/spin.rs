@@ -21,7 +21,7 @@ const MAX_DOUBLINGS: u32 = 4;
 
 /// One worker's habit for one kind of wait.
 #[derive(Debug)]
-pub(super) struct Spin {
+pub(crate) struct Spin {
     look: Duration,
     /// When the work ran out.
     idle_since: Option<Instant>,
@@ -33,20 +33,20 @@ pub(super) struct Spin {
 
 impl Spin {
     /// On a host with one CPU nothing happens while a thread only looks.
-    pub(super) fn new(cpus: usize) -> Self {
+    pub(crate) fn new(cpus: usize) -> Self {
         let look = if cpus > 1 { LOOK } else { Duration::ZERO };
         Self { look, idle_since: None, vain: 0, skip: 0 }
     }
 
     /// There was work.
-    pub(super) fn busy(&mut self) {
+    pub(crate) fn busy(&mut self) {
         if self.idle_since.take().is_some() && self.skip == 0 {
             self.vain = 0;
         }
     }
 
     /// There is no work at `now`: whether to look again instead of sleeping.
-    pub(super) fn again(&mut self, now: Instant) -> bool {
+    pub(crate) fn again(&mut self, now: Instant) -> bool {
         if self.skip > 0 {
             return false;
         }
@@ -55,7 +55,7 @@ impl Spin {
     }
 
     /// The worker slept.
-    pub(super) fn slept(&mut self) {
+    pub(crate) fn slept(&mut self) {
         if self.skip > 0 {
             self.skip -= 1;
         } else {

@@ -1,0 +1,56 @@
+//! What a shell completes a word with. The script of `skiff completions` runs skiff again with a variable in its environment
+//! and the words that were typed; what fits comes from the records of verbs, flags and operands, and from the VMs
+//! that there are.
+
+use clap::Command;
+use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
+use clap_complete::{CompleteEnv, CompletionCandidate};
+
+use crate::store::Store;
+use crate::store::entry::Look;
+
+/// With this in the environment, the program does nothing but answer a shell. It holds the shell's name.
+pub const VARIABLE: &str = "SKIFF_COMPLETE";
+
+/// The names of [`SHELLS`].
+pub const SHELL_NAMES: &[&str] = &["bash", "fish", "zsh"];
+
+/// The shells that can be served.
+pub const SHELLS: &[&dyn EnvCompleter] = &[&Bash, &Fish, &Zsh];
+
+/// If a shell asks, answer it and return true.
+pub fn answer(command: fn() -> Command) -> clap::error::Result<bool> {
+    let here = std::env::current_dir().ok();
+    CompleteEnv::with_factory(command)
+        .var(VARIABLE)
+        .shells(Shells(SHELLS))
+        .try_complete(std::env::args_os(), here.as_deref())
+}
+
+/// Every VM.
+pub fn vms() -> Vec<CompletionCandidate> {
+    names(|_| true)
+}
+
+/// Every VM that runs.
+pub fn running_vms() -> Vec<CompletionCandidate> {
+    names(Look::is_live)
+}
+
+/// The VMs that are `wanted`. A shell is told nothing of what cannot be read.
+fn names(wanted: impl Fn(&Look) -> bool) -> Vec<CompletionCandidate> {
+    let looks = Store::open().and_then(|store| store.all()).unwrap_or_default();
+    let wanted = looks.iter().filter(|look| wanted(look));
+    wanted.map(|look| CompletionCandidate::new(look.entry.name())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shell_has_its_name() {
+        let names: Vec<&str> = SHELLS.iter().map(|shell| shell.name()).collect();
+        assert_eq!(names, SHELL_NAMES);
+    }
+}

@@ -1,0 +1,82 @@
+//! The host's side of the network tests: bridges and taps, an HTTP server.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+/// Network devices of the host, gone when this is.
+pub struct Devices(Vec<String>);
+
+impl Devices {
+    /// A bridge with an address, such as `10.9.0.1/24`, and these taps on it.
+    ///
+    /// # Errors
+    /// When they cannot be made; it takes root.
+    pub fn bridge(bridge: &str, address: &str, taps: &[&str]) -> Result<Self> {
+        let mut made = Self(Vec::new());
+        ip(&format!("link add {bridge} type bridge"))?;
+        made.0.push(bridge.to_owned());
+        ip(&format!("address add {address} dev {bridge}"))?;
+        ip(&format!("link set {bridge} up"))?;
+        for tap in taps {
+            ip(&format!("tuntap add dev {tap} mode tap"))?;
+            made.0.push((*tap).to_owned());
+            ip(&format!("link set {tap} master {bridge} up"))?;
+        }
+        Ok(made)
+    }
+
+    /// Takes a device away while it is in use.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove(&mut self, name: &str) -> Result<()> {
+        self.0.retain(|made| made != name);
+        ip(&format!("link delete {name}"))
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for name in self.0.iter().rev() {
+            let _ = ip(&format!("link delete {name}"));
+        }
+    }
+}
+
+/// `ip` with these words.
+///
+/// # Errors
+/// What it said.
+pub fn ip(words: &str) -> Result<()> {
+    let output = Command::new("ip").args(words.split(' ')).output().context("cannot run ip")?;
+    if !output.status.success() {
+        bail!("ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Gives `content` to whoever asks, over HTTP, on every address at this port, for as long as the tests run.
+///
+/// # Errors
+/// When the port is taken.
+pub fn serve_http(port: u16, content: Vec<u8>) -> Result<()> {
+    let listener =
+        TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("cannot listen on {port}"))?;
+    let content = Arc::new(content);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let content = Arc::clone(&content);
+            std::thread::spawn(move || -> std::io::Result<()> {
+                // The request's end is not looked for: it fits one packet.
+                let _ = stream.read(&mut [0; 4096])?;
+                write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len())?;
+                stream.write_all(&content)
+            });
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! A VM's disks.
+
+use std::path::PathBuf;
+
+use super::limit::LimitDraft;
+use super::options::{Given, Names, Part, Value, text_and_table};
+use super::{LimitSpec, ParseError};
+
+/// The longest serial number of a disk in bytes (VIRTIO_BLK_ID_BYTES, virtio 1.2 §5.2.6).
+pub const MAX_DISK_SERIAL: usize = 20;
+/// The most request queues of one disk.
+pub const MAX_DISK_QUEUES: u16 = 16;
+/// The fields of a [`DiskSpec`], by the names that text and files give them.
+pub const DISK_KEYS: &[&str] = &[
+    "path",
+    "readonly",
+    "direct",
+    "serial",
+    "queues",
+    "io",
+    "bandwidth",
+    "bandwidth-burst",
+    "ops",
+    "ops-burst",
+    "burst",
+];
+
+/// One disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// A raw file or a block device.
+    pub path: PathBuf,
+    /// The guest cannot write it, and other VMs may read it too.
+    pub readonly: bool,
+    /// Bypass the host's page cache (O_DIRECT).
+    pub direct: bool,
+    /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII without spaces. By default one is
+    /// derived from the disk's position.
+    pub serial: Option<String>,
+    /// How many request queues, 1 to [`MAX_DISK_QUEUES`]; by default one per vCPU, up to 4.
+    pub queues: Option<u16>,
+    /// How requests reach the host's kernel.
+    pub io: DiskIo,
+    /// What it may do in a time.
+    pub limit: LimitSpec,
+}
+
+impl DiskSpec {
+    /// The disk at `path`, writable, with every default.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            readonly: false,
+            direct: false,
+            serial: None,
+            queues: None,
+            io: DiskIo::Auto,
+            limit: LimitSpec::default(),
+        }
+    }
+}
+
+/// How a disk's requests reach the host's kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskIo {
+    /// io_uring where the host allows it, else plain calls.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// Plain preadv and pwritev.
+    Plain,
+}
+
+impl DiskIo {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+text_and_table!(DiskSpec);
+
+/// A disk while it is read.
+#[derive(Default)]
+pub struct Draft {
+    path: Option<PathBuf>,
+    readonly: bool,
+    direct: bool,
+    serial: Option<String>,
+    queues: Option<u16>,
+    io: DiskIo,
+    limit: LimitDraft,
+}
+
+impl Part for DiskSpec {
+    const NAMES: &'static Names = &Names {
+        whose: "the disk's",
+        one: "a disk",
+        keys: DISK_KEYS,
+        bare: None,
+        lacks: "names no file: write path=FILE, as in path=disk.img,readonly=on",
+        example: "path=disk.img,readonly=on",
+    };
+    type Draft = Draft;
+
+    fn set(draft: &mut Draft, given: Given) -> Result<(), ParseError> {
+        match given.key {
+            "path" => draft.path = Some(given.text("path=FILE")?.into()),
+            "readonly" => draft.readonly = given.switch()?,
+            "direct" => draft.direct = given.switch()?,
+            "serial" => draft.serial = Some(given.text("1 to 20 bytes of text")?),
+            "queues" => draft.queues = Some(given.number("a number from 1 to 16")?),
+            "io" => draft.io = read_io(given)?,
+            _ => draft.limit.set(given)?,
+        }
+        Ok(())
+    }
+
+    fn finish(draft: Draft, subject: &str) -> Result<Self, ParseError> {
+        Ok(Self {
+            path: draft.path.ok_or_else(|| Self::NAMES.lacking(subject))?,
+            readonly: draft.readonly,
+            direct: draft.direct,
+            serial: draft.serial,
+            queues: draft.queues,
+            io: draft.io,
+            limit: draft.limit.finish()?,
+        })
+    }
+
+    fn pairs(&self) -> Vec<(&'static str, Value)> {
+        let mut pairs = vec![
+            ("path", Value::Path(self.path.clone())),
+            ("readonly", Value::Switch(self.readonly)),
+            ("direct", Value::Switch(self.direct)),
+        ];
+        pairs.extend(self.serial.as_ref().map(|serial| ("serial", Value::text(serial))));
+        pairs.extend(self.queues.map(|queues| ("queues", Value::Number(queues.into()))));
+        pairs.push(("io", Value::text(self.io.name())));
+        pairs.extend(self.limit.pairs());
+        pairs
+    }
+}
+
+fn read_io(given: Given) -> Result<DiskIo, ParseError> {
+    let all = [DiskIo::Auto, DiskIo::Uring, DiskIo::Plain];
+    given.one_of(all.map(|io| (io.name(), io)), "auto, uring or plain")
+}

@@ -1,0 +1,56 @@
+//! A VM's vsock device.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use super::ParseError;
+use super::options::{Given, Names, Part, Value, text_and_table};
+
+/// The context IDs that a guest can have: those below are the hypervisor's and the host's, the last means any (virtio 1.2
+/// §5.10.4).
+pub const GUEST_CIDS: RangeInclusive<u32> = 3..=u32::MAX - 1;
+/// The longest path of a vsock's socket in bytes: a Unix socket's (107, unix(7)) less `_4294967295`, which the guest's
+/// connections add.
+pub const MAX_SOCKET_PATH: usize = 107 - 11;
+/// The context ID that nobody chose. Every VM can have the same: only its own guest sees it.
+const DEFAULT_CID: u32 = 3;
+
+/// A VM's vsock device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockSpec {
+    /// The Unix socket on which the host connects to the guest. What the guest connects to is at this path with `_PORT` after it.
+    pub path: PathBuf,
+    /// The guest's context ID, from 3 to 4294967294.
+    pub cid: u32,
+}
+
+text_and_table!(VsockSpec);
+
+impl Part for VsockSpec {
+    const NAMES: &'static Names = &Names {
+        whose: "the vsock's",
+        one: "a vsock",
+        keys: &["path", "cid"],
+        bare: Some("path"),
+        lacks: "names no socket: write path=FILE, as in path=/run/vm.sock",
+        example: "path=/run/vm.sock",
+    };
+    type Draft = (Option<PathBuf>, Option<u32>);
+
+    fn set((path, cid): &mut Self::Draft, given: Given) -> Result<(), ParseError> {
+        match given.key {
+            "cid" => *cid = Some(given.number("a number from 3 to 4294967294")?),
+            _ => *path = Some(given.text("path=FILE")?.into()),
+        }
+        Ok(())
+    }
+
+    fn finish((path, cid): Self::Draft, subject: &str) -> Result<Self, ParseError> {
+        let path = path.ok_or_else(|| Self::NAMES.lacking(subject))?;
+        Ok(Self { path, cid: cid.unwrap_or(DEFAULT_CID) })
+    }
+
+    fn pairs(&self) -> Vec<(&'static str, Value)> {
+        vec![("path", Value::Path(self.path.clone())), ("cid", Value::Number(self.cid.into()))]
+    }
+}
