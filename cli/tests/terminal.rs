@@ -7,14 +7,14 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
-use support::{PATIENCE, READY, guest, run, skiff, wait};
+use support::{Home, PATIENCE, READY, wait};
 
 /// skiff on a terminal of its own, as its session's leader.
 struct OnTerminal {
@@ -25,12 +25,20 @@ struct OnTerminal {
     screen: Receiver<Vec<u8>>,
     seen: String,
     before: Termios,
-    dir: tempfile::TempDir,
+    home: Home,
 }
 
 impl OnTerminal {
     fn start(args: &[&str]) -> Option<Self> {
-        let (dir, kernel) = guest()?;
+        Self::open(Home::new()?, |home| {
+            let mut command = home.run();
+            command.args(args);
+            command
+        })
+    }
+
+    /// A terminal for a command in `home`.
+    fn open(home: Home, command: impl FnOnce(&Home) -> Command) -> Option<Self> {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
@@ -39,8 +47,8 @@ impl OnTerminal {
         let keyboard = File::from(keyboard);
         let before = tcgetattr(&line).unwrap();
         let end = || Stdio::from(line.try_clone().unwrap());
-        let mut command = run(&kernel);
-        command.args(args).stdin(end()).stdout(end()).stderr(end());
+        let mut command = command(&home);
+        command.stdin(end()).stdout(end()).stderr(end());
         // SAFETY: only system calls are made between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -60,9 +68,9 @@ impl OnTerminal {
                 }
             }
         });
-        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, dir };
+        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, home };
         it.wait_for(READY);
-        it.wait_for("Ctrl-] q ends the VM");
+        it.wait_for("Ctrl-] Ctrl-] types Ctrl-]");
         assert!(it.is_raw());
         Some(it)
     }
@@ -107,13 +115,19 @@ impl OnTerminal {
     }
 
     /// Wait for the end, and check that the terminal is as it was. Says the exit code.
-    fn end(mut self) -> i32 {
+    fn end(self) -> i32 {
+        self.end_at_home().0
+    }
+
+    /// The same, and what is left at home.
+    fn end_at_home(mut self) -> (i32, Home) {
         let status = wait(&mut self.child);
         let after = tcgetattr(&self.line).unwrap();
         assert_eq!(after.local_modes, self.before.local_modes);
         assert_eq!(after.input_modes, self.before.input_modes);
         assert_eq!(after.output_modes, self.before.output_modes);
-        status.code().unwrap_or_else(|| panic!("skiff died: {status}; {:?}", self.seen))
+        let code = status.code().unwrap_or_else(|| panic!("skiff died: {status}; {:?}", self.seen));
+        (code, self.home)
     }
 }
 
@@ -136,11 +150,77 @@ fn the_escape_leaves() {
 
 #[test]
 fn signals_end_the_vm_and_give_the_terminal_back() {
-    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131)] {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::QUIT, 131)] {
         let Some(skiff) = OnTerminal::start(&[]) else { return };
         skiff.signal(signal);
-        assert_eq!(skiff.end(), code);
+        let (ended, home) = skiff.end_at_home();
+        assert_eq!((ended, home.ok(&["ps", "-aq"]).as_str()), (code, ""));
     }
+}
+
+#[test]
+fn the_vm_survives_its_terminal_and_can_be_joined_from_another() {
+    let Some(skiff) = OnTerminal::start(&[]) else { return };
+    skiff.signal(Signal::HUP);
+    let (code, home) = skiff.end_at_home();
+    assert_eq!(code, 129);
+    let name = home.ok(&["ps", "-q"]).trim_end().to_owned();
+    assert_eq!(home.status(&name), "running");
+    let Some(mut skiff) = OnTerminal::open(home, |home| {
+        let mut command = home.skiff();
+        command.args(["attach", &name]);
+        command
+    }) else {
+        return;
+    };
+    skiff.press(b"xyz");
+    skiff.wait_for("xyz");
+    skiff.press(b"o");
+    let (code, home) = skiff.end_at_home();
+    assert_eq!((code, home.status(&name).as_str()), (0, "gone"));
+}
+
+#[test]
+fn a_closed_terminal_leaves_the_vm_running() {
+    let Some(OnTerminal { mut child, keyboard, line, home, screen, .. }) =
+        OnTerminal::start(&["--name", "a"])
+    else {
+        return;
+    };
+    drop((keyboard, line));
+    // The thread that reads the screen has the last descriptor of the user's end.
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    drop(screen);
+    assert_eq!(wait(&mut child).code(), Some(129));
+    assert_eq!(home.status("a"), "running");
+    assert_eq!(home.ok(&["kill", "a"]), "a\n");
+}
+
+#[test]
+fn the_escape_detaches_and_several_can_watch() {
+    let Some(mut skiff) = OnTerminal::start(&["--name", "a"]) else { return };
+    skiff.press(b"abc\x1dd");
+    skiff.wait_for("detached from a; skiff attach a joins it again");
+    let (code, home) = skiff.end_at_home();
+    assert_eq!(code, 0);
+    let attach = |home: &Home| {
+        let mut command = home.skiff();
+        command.args(["attach", "a"]);
+        command
+    };
+    let mut other = attach(&home).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(mut skiff) = OnTerminal::open(home, attach) else { return };
+    skiff.wait_for("Rabc");
+    skiff.press(b"xyz");
+    skiff.wait_for("xyz");
+    skiff.press(b"\x1dq");
+    let (code, home) = skiff.end_at_home();
+    assert_eq!((code, home.status("a").as_str()), (0, "running"));
+    home.ok(&["kill", "a"]);
+    assert_eq!(wait(&mut other).code(), Some(137));
+    let mut seen = String::new();
+    other.stdout.take().unwrap().read_to_string(&mut seen).unwrap();
+    assert_eq!(seen, "Rabcxyz");
 }
 
 #[test]
@@ -181,8 +261,8 @@ fn log_lines_stay_out_of_the_guests_terminal() {
 
 #[test]
 fn a_pipe_feeds_the_guest_and_has_no_escape() {
-    let Some((_dir, kernel)) = guest() else { return };
-    let mut child = run(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(home) = Home::new() else { return };
+    let mut child = home.run().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"a\x1dqo").unwrap();
     let status = wait(&mut child);
     let mut output = String::new();
@@ -192,8 +272,8 @@ fn a_pipe_feeds_the_guest_and_has_no_escape() {
 
 #[test]
 fn a_reader_that_leaves_does_not_end_the_vm() {
-    let Some((_dir, kernel)) = guest() else { return };
-    let mut child = run(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(home) = Home::new() else { return };
+    let mut child = home.run().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     child.stdin.take().unwrap().write_all(b"aaaaaaaaaaaaaaaao").unwrap();
     assert_eq!(wait(&mut child).code(), Some(0));

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take.
@@ -71,30 +71,113 @@ fn kernel() -> Vec<u8> {
     elf
 }
 
-/// A kernel file in a directory that goes with it. `None` where no VM can run.
-pub fn guest() -> Option<(tempfile::TempDir, PathBuf)> {
-    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
-        eprintln!("skipped: /dev/kvm: {error}");
-        return None;
+/// A place for VMs, with a guest for them. What still runs in it at the end is killed.
+pub struct Home {
+    dir: tempfile::TempDir,
+    /// The guest.
+    pub kernel: PathBuf,
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Done {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Home {
+    /// `None` where no VM can run.
+    pub fn new() -> Option<Self> {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+            eprintln!("skipped: /dev/kvm: {error}");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("guest.elf");
+        std::fs::write(&path, kernel()).unwrap();
+        Some(Self { dir, kernel: path })
     }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("guest.elf");
-    std::fs::write(&path, kernel()).unwrap();
-    Some((dir, path))
+
+    /// Where VMs are kept.
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("skiff")
+    }
+
+    /// skiff, with nothing said yet.
+    pub fn skiff(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
+        command.env_remove("SKIFF_LOG").env("XDG_STATE_HOME", self.dir.path());
+        command
+    }
+
+    /// `skiff run` of the guest.
+    pub fn run(&self) -> Command {
+        let mut command = self.skiff();
+        command.args(["run", "--memory", "64M", "--kernel"]).arg(&self.kernel);
+        command
+    }
+
+    /// `skiff run -d` of the guest, with these arguments. Says the name.
+    pub fn detached(&self, args: &[&str]) -> String {
+        let done = done(self.run().arg("-d").args(args));
+        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{done:?}");
+        done.stdout.trim_end().to_owned()
+    }
+
+    /// What skiff does with `args`.
+    pub fn ask(&self, args: &[&str]) -> Done {
+        done(self.skiff().args(args))
+    }
+
+    /// What skiff prints when it does `args`, which must succeed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let done = self.ask(args);
+        assert_eq!(done.code, Some(0), "{args:?}: {done:?}");
+        done.stdout
+    }
+
+    /// What `ps -a --json` says of a VM.
+    pub fn ps(&self, name: &str) -> Option<serde_json::Value> {
+        let all: Vec<serde_json::Value> = serde_json::from_str(&self.ok(&["ps", "-a", "--json"])).unwrap();
+        all.into_iter().find(|vm| vm["name"] == name)
+    }
+
+    /// A VM's status, such as `running`.
+    pub fn status(&self, name: &str) -> String {
+        self.ps(name).map_or("gone".to_owned(), |vm| vm["status"].as_str().unwrap().to_owned())
+    }
+
+    /// The process of a VM.
+    pub fn pid(&self, name: &str) -> i32 {
+        self.ps(name).unwrap()["pid"].as_i64().unwrap().try_into().unwrap()
+    }
+
+    /// Wait until `done`.
+    pub fn wait_until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < until, "{what} did not happen: {}", self.ok(&["ps", "-a"]));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
-/// `skiff run` of a guest, whose VMs are kept beside it.
-pub fn run(kernel: &Path) -> Command {
-    let mut command = skiff(kernel.parent().unwrap());
-    command.args(["run", "--memory", "64M", "--kernel"]).arg(kernel);
-    command
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Ok(names) = self.skiff().args(["ps", "-aq"]).output() {
+            for name in String::from_utf8_lossy(&names.stdout).lines() {
+                let _ = self.skiff().args(["rm", "-f", name]).output();
+            }
+        }
+    }
 }
 
-/// skiff, with its VMs kept in `state`.
-pub fn skiff(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
-    command.env_remove("SKIFF_LOG").env("XDG_STATE_HOME", state);
-    command
+/// What a command comes to, which reads nothing.
+pub fn done(command: &mut Command) -> Done {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// Wait for its end.
