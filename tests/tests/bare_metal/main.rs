@@ -1,6 +1,7 @@
 //! Bare-metal guests under `skiff run`: what the machine and its devices do, in milliseconds, on any `/dev/kvm`.
 //! The guests are in `tests/guests`; what each test of theirs looks at is said there.
 
+mod balloon;
 mod block;
 mod board;
 mod console;

@@ -11,6 +11,7 @@ use alloc::string::String;
 
 use rt::{println, pvh};
 
+mod balloon;
 mod block;
 mod console;
 mod ends;
@@ -63,6 +64,7 @@ const TESTS: &[Test] = &[
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
+    ("balloon", balloon::pages_go),
     ("smp", smp::start),
     ("vsock-serve", vsock::serve),
     ("vsock-connect", vsock::connect),
