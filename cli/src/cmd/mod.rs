@@ -9,6 +9,7 @@ use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
 
 mod completions;
+mod doctor;
 mod man;
 mod run;
 
@@ -47,7 +48,7 @@ impl Verb {
 }
 
 /// All of them, in the order of the help.
-pub const VERBS: &[Verb] = &[run::VERB, completions::VERB, man::VERB];
+pub const VERBS: &[Verb] = &[run::VERB, doctor::VERB, completions::VERB, man::VERB];
 
 /// Write `text` to standard output, and say the exit code.
 fn print(text: &[u8]) -> Result<u8> {
