@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!            Ctrl-]                    q  ► Leave
-//! Passing ──────────► Escaped ───────  p  ► PressPower
+//! Passing ──────────► Escaped ───────  d  ► Detach
+//!    ▲  │                    │        p  ► PressPower
 //!    ▲  │ else: to the guest  │        ?  ► Help
 //!    │  └──┐                  │   Ctrl-]  ► one Ctrl-] to the guest
 //!    └─────┴── any key ◄──────┘     else  ► Help; nothing to the guest
@@ -11,8 +12,13 @@
 /// Ctrl-], as telnet and virsh have it.
 pub const ESCAPE: u8 = 0x1d;
 
-/// What the keys are, in one line.
-pub const HELP: &str = "Ctrl-] q ends the VM, Ctrl-] p presses its power button, Ctrl-] Ctrl-] types Ctrl-]";
+/// What the keys are, in one line, for whoever has started the VM.
+pub const HELP: &str =
+    "Ctrl-] q ends the VM, Ctrl-] d detaches, Ctrl-] p presses its power button, Ctrl-] Ctrl-] types Ctrl-]";
+
+/// And for whoever has joined it: the VM is not theirs to end.
+pub const VIEWER_HELP: &str =
+    "Ctrl-] d or Ctrl-] q detaches, Ctrl-] p presses the power button, Ctrl-] Ctrl-] types Ctrl-]";
 
 /// What the user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +27,8 @@ pub enum Key {
     Guest(Vec<u8>),
     /// End the VM.
     Leave,
+    /// Leave the VM alone.
+    Detach,
     /// Press the VM's power button.
     PressPower,
     /// Show [`HELP`].
@@ -49,6 +57,7 @@ impl Escape {
                     continue;
                 }
                 (true, b'q' | b'Q') => Key::Leave,
+                (true, b'd' | b'D') => Key::Detach,
                 (true, b'p' | b'P') => Key::PressPower,
                 (true, _) => Key::Help,
             };
@@ -84,6 +93,7 @@ mod tests {
     fn the_escape_may_be_split_over_reads() {
         assert_eq!(keys(&[b"\x1dq"]), [Key::Leave]);
         assert_eq!(keys(&[b"\x1d", b"", b"q"]), [Key::Leave]);
+        assert_eq!(keys(&[b"\x1d", b"D"]), [Key::Detach]);
         assert_eq!(
             keys(&[b"ab\x1d", b"pcd"]),
             [Key::Guest(b"ab".into()), Key::PressPower, Key::Guest(b"cd".into())]

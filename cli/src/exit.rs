@@ -12,17 +12,19 @@ pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The guest's kernel panicked.
 pub const GUEST_PANIC: u8 = 3;
+/// The VM was killed, by somebody else: as if SIGKILL had ended it.
+pub const KILLED: u8 = SIGNAL + 9;
 /// Ended by a signal: this and the signal's number, as shells count.
 pub const SIGNAL: u8 = 128;
 
 /// The exit codes as the help shows them.
 pub const HELP: &str = "\
 Exit codes:
-  0      the guest switched itself off, or you left with Ctrl-] q
+  0      the guest switched itself off, or you left with Ctrl-] q or Ctrl-] d
   1      an error: something named cannot be used, or the host or the VM failed
   2      a wrong flag, or a wrong key or value in a file; nothing was tried
   3      the guest's kernel panicked; its last lines are on stderr
-  128+N  ended by signal N (130: Ctrl-C, 143: SIGTERM)";
+  128+N  ended by signal N (130: Ctrl-C, 143: SIGTERM); 137: the VM was killed by somebody else";
 
 /// An error of the one who typed: it ends the program with [`USAGE`].
 #[derive(Debug)]
@@ -38,9 +40,14 @@ impl std::error::Error for Usage {}
 
 /// Print `error` and its causes on one line, and choose the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    say(error);
+    ExitCode::from(if error.is::<Usage>() { USAGE } else { FAILURE })
+}
+
+/// Print `error` and its causes on one line.
+pub fn say(error: &anyhow::Error) {
     // There is nobody left to tell when stderr is gone.
     let _ = writeln!(std::io::stderr(), "skiff: error: {error:#}");
-    ExitCode::from(if error.is::<Usage>() { USAGE } else { FAILURE })
 }
 
 /// Print what clap has to say: help and version on stdout, mistakes on stderr.

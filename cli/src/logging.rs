@@ -1,7 +1,7 @@
 //! Log lines: off by default, and never where the guest's console goes.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -20,14 +20,16 @@ pub struct Logging {
     pub file: Option<PathBuf>,
     /// The guest's console is on stdout.
     pub guest_on_stdout: bool,
+    /// Nobody looks at stderr for long: log lines go where the VM's process says everything else, to its own file.
+    pub detached: bool,
 }
 
-/// Start logging as asked.
-pub fn start(wish: &Logging) -> Result<()> {
+/// Start logging in the VM's process, as asked. Says whether it was.
+pub fn start(wish: &Logging) -> Result<bool> {
     let filter = std::env::var(VARIABLE).ok().filter(|filter| !filter.is_empty());
     let verbose = if wish.file.is_some() && filter.is_none() { wish.verbose.max(1) } else { wish.verbose };
     if verbose == 0 && filter.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let mut builder = Builder::new();
     builder.filter_level(level(verbose)).format_timestamp_millis();
@@ -35,7 +37,8 @@ pub fn start(wish: &Logging) -> Result<()> {
         builder.parse_filters(&filter);
     }
     let file = match &wish.file {
-        Some(path) => Some(path.clone()),
+        Some(path) => Some(open(path)?),
+        None if wish.detached => None,
         None if wish.guest_on_stdout && same_file(std::io::stdout(), std::io::stderr()) => {
             let path = default_file()?;
             let _ = writeln!(
@@ -43,15 +46,28 @@ pub fn start(wish: &Logging) -> Result<()> {
                 "skiff: the guest has this terminal, log lines go to {}",
                 path.display()
             );
-            Some(path)
+            Some(open(&path)?)
         }
-        None => None,
+        // The VM's own file takes the place of stderr when it runs.
+        None => {
+            Some(std::io::stderr().as_fd().try_clone_to_owned().context("cannot use standard error")?.into())
+        }
     };
-    if let Some(path) = file {
-        builder.target(Target::Pipe(Box::new(open(&path)?))).write_style(WriteStyle::Never);
+    if let Some(file) = file {
+        let style = if file.is_terminal() { WriteStyle::Auto } else { WriteStyle::Never };
+        builder.target(Target::Pipe(Box::new(file))).write_style(style);
     }
     builder.init();
-    Ok(())
+    Ok(true)
+}
+
+/// Log what must not be missed to stderr.
+pub fn to_stderr() {
+    Builder::new()
+        .filter_level(LevelFilter::Warn)
+        .format_timestamp_millis()
+        .write_style(WriteStyle::Never)
+        .init();
 }
 
 fn level(verbose: u8) -> LevelFilter {
@@ -76,13 +92,9 @@ fn same_file(a: impl AsFd, b: impl AsFd) -> bool {
     }
 }
 
-/// A file of this process in the user's state directory (XDG base directory specification).
+/// A file of this process in the user's state directory.
 fn default_file() -> Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state"))).context(
-        "nowhere to write log lines, for neither XDG_STATE_HOME nor HOME is set: give --log-file FILE",
-    )?;
-    let dir = state.join("skiff");
+    let dir = crate::store::state_dir().context("nowhere to write log lines: give --log-file FILE")?;
     std::fs::create_dir_all(&dir)
         .with_context(|| format!("cannot make {} for log lines: give --log-file FILE", dir.display()))?;
     Ok(dir.join(format!("run-{}.log", std::process::id())))

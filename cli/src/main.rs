@@ -8,9 +8,13 @@ mod completion;
 mod escape;
 mod exit;
 mod flags;
+mod front;
 mod input;
+mod launch;
 mod logging;
+mod process;
 mod signals;
+mod store;
 mod terminal;
 
 use std::process::ExitCode;

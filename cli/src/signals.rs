@@ -4,8 +4,6 @@
 //! default action ends the program with the terminal raw. Then [`Signals::handle`] starts the `signals` thread.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 /// What end the program unless something better is done about them.
 const DEADLY: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
@@ -16,23 +14,14 @@ const OTHERS: [libc::c_int; 3] = [libc::SIGTSTP, libc::SIGCONT, libc::SIGWINCH];
 pub enum Signal {
     /// End.
     End(i32),
+    /// End, for the second time: the program does when this has been told.
+    EndNow,
     /// The terminal has another size.
     Resized,
 }
 
 /// The signals that are blocked.
 pub struct Signals(libc::sigset_t);
-
-/// The first signal that asked the program to end.
-#[derive(Clone, Default)]
-pub struct Ended(Arc<AtomicI32>);
-
-impl Ended {
-    /// Its number.
-    pub fn by(&self) -> Option<u8> {
-        u8::try_from(self.0.load(Ordering::SeqCst)).ok().filter(|number| *number != 0)
-    }
-}
 
 impl Signals {
     /// Block the signals for this thread and those it starts.
@@ -52,12 +41,26 @@ impl Signals {
         }
     }
 
-    /// Start the thread. It stops and continues the program with the terminal in order, and tells `act` the rest,
-    /// which must not block. A second signal to end does so at once.
-    pub fn handle(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<Ended> {
-        let ended = Ended::default();
-        let seen = ended.clone();
+    /// Start the thread of a process that has no terminal: `end` is told of each signal that asks it to end.
+    pub fn handle_all(self, end: impl Fn(i32) + Send + 'static) -> io::Result<()> {
         vmm::named_thread("signals").spawn(move || {
+            loop {
+                match self.wait() {
+                    // There is no terminal that could be closed: somebody's session is over, and the VM is not.
+                    libc::SIGHUP => {}
+                    number if DEADLY.contains(&number) => end(number),
+                    _ => {}
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Start the thread of a process that has a terminal. It stops and continues the program with the terminal in order, and tells `act` the rest,
+    /// which must not block. A second signal to end does so at once.
+    pub fn handle(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<()> {
+        vmm::named_thread("signals").spawn(move || {
+            let mut ending = false;
             loop {
                 match self.wait() {
                     libc::SIGTSTP => stop(),
@@ -67,8 +70,8 @@ impl Signals {
                     }
                     libc::SIGWINCH => act(Signal::Resized),
                     number => {
-                        let first = seen.0.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
-                        if first.is_err() {
+                        if std::mem::replace(&mut ending, true) {
+                            act(Signal::EndNow);
                             crate::terminal::restore();
                             std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
                         }
@@ -77,7 +80,7 @@ impl Signals {
                 }
             }
         })?;
-        Ok(ended)
+        Ok(())
     }
 
     fn wait(&self) -> libc::c_int {

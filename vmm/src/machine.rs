@@ -3,6 +3,7 @@
 //! [`build`] is the one path to a machine: at start, and again at each reboot of the guest, which drops
 //! the old machine whole and builds a new one around the same [`Host`].
 
+mod balloon;
 mod pause;
 
 use std::os::fd::OwnedFd;
@@ -33,9 +34,11 @@ use crate::interrupts::Interrupts;
 use crate::kvm::KvmError;
 use crate::memory;
 use crate::notice::{Listener, Notice};
-use crate::spec::VmSpec;
-use crate::stats::{MemoryStats, VmStats};
+use crate::spec::{Memory, VmSpec};
+use crate::stats::VmStats;
 use crate::vcpu::{self, Vcpus};
+
+use balloon::Questions;
 
 /// A guest that crashes sooner than this after its start did not start at all; later, a triple fault is
 /// one of the ways to reset a PC.
@@ -59,7 +62,7 @@ pub struct Setup {
 /// If something that the spec names cannot be used, or the host cannot run VMs.
 pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let host = Host::open(spec, Hub::new(setup.stdout, setup.log))?;
+    let host = Host::open(spec, &setup.name, Hub::new(setup.stdout, setup.log))?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
@@ -97,7 +100,7 @@ struct Machine {
 /// Build a machine, its vCPUs paused before their first instruction.
 fn build(host: &Host, events: EventSender) -> Result<Machine, VmError> {
     let vm = Arc::new(host.hypervisor.create_vm()?);
-    let ram = memory::reserve(host.spec.memory.size)?;
+    let ram = memory::reserve(&host.spec.memory)?;
     memory::register(&vm, &ram)?;
     let interrupts = create_chips(&vm)?;
     let cpuid = host.hypervisor.supported_cpuid()?;
@@ -159,6 +162,7 @@ struct Keeper {
     inbox: Receiver<Message>,
     machine: Machine,
     state: RunState,
+    questions: Questions,
     started: Instant,
     /// Counted from 0.
     boot: u64,
@@ -182,7 +186,18 @@ impl Keeper {
         let machine = build(&host, EventSender::new(messages.clone(), 0))?;
         machine.vcpus.run();
         let (state, now) = (RunState::Running, Instant::now());
-        Ok(Self { host, listener, messages, inbox, machine, state, started: now, boot: 0, booted: now })
+        Ok(Self {
+            host,
+            listener,
+            messages,
+            inbox,
+            machine,
+            state,
+            questions: Questions::default(),
+            started: now,
+            boot: 0,
+            booted: now,
+        })
     }
 
     /// Serve until the VM ends.
@@ -223,7 +238,7 @@ impl Keeper {
             VmAction::Resume => self.resume(),
             VmAction::State => VmReply::State(self.state),
             VmAction::Stats => VmReply::Stats(Box::new(self.stats())),
-            VmAction::ResizeMemory { .. } => VmReply::Refused("not yet".to_owned()),
+            VmAction::ResizeMemory { size } => balloon::resize(&self.host, Memory(size)),
             VmAction::PressPowerButton => {
                 self.machine.board.press_power_button();
                 VmReply::Done
@@ -269,17 +284,13 @@ impl Keeper {
         VmReply::Done
     }
 
-    fn stats(&self) -> VmStats {
-        let memory = MemoryStats {
-            total: self.host.spec.memory.size.0,
-            resident: memory::resident(&self.machine.ram),
-            ..MemoryStats::default()
-        };
+    fn stats(&mut self) -> VmStats {
+        self.questions.ask(&self.host);
         VmStats {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             boots: self.boot.saturating_add(1),
             vcpus: self.machine.vcpus.stats(),
-            memory,
+            memory: balloon::stats(&self.host, &self.machine.ram),
             devices: self.host.counters.stats(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write as _};
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use clap::{ArgMatches, Command};
 
 use crate::exit::SUCCESS;
@@ -10,8 +10,18 @@ use crate::flags::{self, Described, Operand};
 
 mod completions;
 mod doctor;
+mod events;
+mod logs;
 mod man;
+mod many;
+mod power;
+mod ps;
+mod resize;
+mod rm;
 mod run;
+mod start;
+mod stats;
+mod table;
 
 /// Something that the program can be asked to do. Its command line, its help and what is generated from them come from this
 /// record.
@@ -47,14 +57,39 @@ impl Verb {
     }
 }
 
-/// All of them, in the order of the help.
-pub const VERBS: &[Verb] = &[run::VERB, doctor::VERB, completions::VERB, man::VERB];
+/// Print `text`. A reader that has read enough is no error.
+pub fn print(text: impl AsRef<[u8]>) -> Result<u8> {
+    print_more(text).map(|_| SUCCESS)
+}
 
-/// Write `text` to standard output, and say the exit code.
-fn print(text: &[u8]) -> Result<u8> {
-    match std::io::stdout().write_all(text) {
-        // Whoever read it has read enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(SUCCESS),
-        result => result.map(|()| SUCCESS).context("cannot write to standard output"),
+/// Print `text` now. Says whether somebody reads it.
+pub fn print_more(text: impl AsRef<[u8]>) -> Result<bool> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write to standard output"),
     }
 }
+
+/// All of them, in the order of the help.
+pub const VERBS: &[Verb] = &[
+    run::VERB,
+    ps::PS,
+    start::START,
+    power::STOP,
+    power::KILL,
+    power::PAUSE,
+    power::RESUME,
+    start::ATTACH,
+    logs::VERB,
+    power::WAIT,
+    ps::INSPECT,
+    stats::VERB,
+    events::VERB,
+    resize::VERB,
+    rm::RENAME,
+    rm::RM,
+    doctor::VERB,
+    completions::VERB,
+    man::VERB,
+];

@@ -24,6 +24,27 @@ impl Code {
         self
     }
 
+    /// Write to each of `pages` pages of 4 KiB from `address` on.
+    pub fn touch(mut self, address: u32, pages: u32) -> Self {
+        // mov edi, address; mov ecx, pages
+        self.0.push(0xbf);
+        self.0.extend(address.to_le_bytes());
+        self.0.push(0xb9);
+        self.0.extend(pages.to_le_bytes());
+        // next: mov [edi], edi; add edi, 4096; loop next
+        self.0.extend([0x89, 0x3f, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, 0xe2, 0xf6]);
+        self
+    }
+
+    /// Wait until there is something else than zero at `address`.
+    pub fn wait(mut self, address: u32) -> Self {
+        // again: mov eax, [address]; test eax, eax; jz again
+        self.0.push(0xa1);
+        self.0.extend(address.to_le_bytes());
+        self.0.extend([0x85, 0xc0, 0x74, 0xf7]);
+        self
+    }
+
     /// Begin again, for ever.
     pub fn again(mut self) -> Self {
         // jmp, over the distance to the first instruction from the one after this.

@@ -1,6 +1,7 @@
 //! A running VM and what can be asked of it, with guests of a few instructions on /dev/kvm. Without a usable /dev/kvm
 //! these tests say so and pass.
 
+mod balloon;
 mod guests;
 
 use std::fs::File;
@@ -24,8 +25,12 @@ const SERIAL: u16 = 0x3f8;
 const RESET: (u16, u8) = (0xcf9, 0x06);
 /// The sleep control register, and S5 in it.
 const OFF: (u16, u8) = (0x600, 0x34);
-/// The registers of rng0, the second device on virtio-mmio.
-const RNG: u32 = (arch::layout::MMIO_SLOTS + arch::layout::MMIO_SLOT_LEN) as u32;
+
+/// The registers of a device on virtio-mmio, by its number. The console is the first, and without disks the entropy source
+/// the second, the balloon the third.
+fn device(number: u64) -> u32 {
+    (arch::layout::MMIO_SLOTS + number * arch::layout::MMIO_SLOT_LEN) as u32
+}
 
 /// A VM in a test. It is killed at the end.
 struct Running {
@@ -108,6 +113,18 @@ impl Drop for Running {
     }
 }
 
+/// Initialise `device` up to FEATURES_OK with VERSION_1 and these features.
+fn negotiate(code: Code, device: u32, features: u32) -> Code {
+    let code = code.store(device + 0x70, 3).store(device + 0x20, features);
+    code.store(device + 0x24, 1).store(device + 0x20, 1).store(device + 0x70, 11)
+}
+
+/// Enable queue `index` of `device`, of 8 entries, its parts each on a page from `at` on.
+fn queue(code: Code, device: u32, index: u32, at: u32) -> Code {
+    let code = code.store(device + 0x30, index).store(device + 0x38, 8).store(device + 0x80, at);
+    code.store(device + 0x90, at + 0x1000).store(device + 0xa0, at + 0x2000).store(device + 0x44, 1)
+}
+
 /// Prints for ever.
 fn printing() -> Code {
     Code::default().out(SERIAL, b'x').again()
@@ -180,16 +197,11 @@ fn a_guest_that_was_reset_stays_paused_before_its_first_instruction() {
 
 #[test]
 fn a_driver_that_starts_its_device_is_told_of_once_a_boot() {
-    let register = |code: Code, offset, value| code.store(RNG + offset, value);
-    let mut code = register(Code::default(), 0x70, 3);
-    // VERSION_1; a queue of 8 whose parts lie one after the other; then DRIVER_OK, and once more.
-    for (offset, value) in [(0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 8)] {
-        code = register(code, offset, value);
-    }
-    for (offset, value) in [(0x80, 0x20_0000), (0x90, 0x20_1000), (0xa0, 0x20_2000), (0x44, 1), (0x70, 15)] {
-        code = register(code, offset, value);
-    }
-    code = register(register(register(code, 0x70, 15), 0x70, 0), 0x70, 15);
+    let rng = device(1);
+    let code = negotiate(Code::default(), rng, 0);
+    let code = queue(code, rng, 0, 0x20_0000).store(rng + 0x70, 15);
+    // Once more, after a reset.
+    let code = code.store(rng + 0x70, 0).store(rng + 0x70, 15);
     let Some(vm) = run(&code.out(OFF.0, OFF.1).stay(), |_| {}) else { return };
     let (outcome, notices) = vm.end();
     assert_eq!(outcome, Outcome::PoweredOff);

@@ -99,7 +99,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     } else {
         show::plain(&findings)
     };
-    print(text.as_bytes())?;
+    print(text)?;
     let fails = findings.iter().any(|finding| finding.status == Status::Fail);
     Ok(if fails { FAILURE } else { SUCCESS })
 }

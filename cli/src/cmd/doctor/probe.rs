@@ -8,9 +8,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use rustix::process::{Resource, getrlimit};
 use vmm::host_check::{self, KVM_DEVICE, KvmError, KvmFacts};
+
+use crate::store::state_dir;
 
 /// The node through which taps are opened.
 pub(super) const TUN: &str = "/dev/net/tun";
@@ -88,7 +90,7 @@ fn group_of(device: &Path, groups: &str) -> Option<String> {
 /// skiff's part of the user's state directory, if entries and sockets can be made there. Nothing is left behind: what does
 /// not exist yet is tried beside where it would be.
 fn state() -> Result<PathBuf> {
-    let dir = state_dir()?;
+    let dir = state_dir().map_err(|_| anyhow!("neither XDG_STATE_HOME nor HOME is set"))?;
     let there = dir.ancestors().find(|dir| dir.exists()).context("it has no parent")?;
     let place = there.join(format!(".skiff-doctor-{}", std::process::id()));
     DirBuilder::new()
@@ -100,12 +102,6 @@ fn state() -> Result<PathBuf> {
     tried.with_context(|| format!("no socket can be made in {}", there.display()))?;
     removed.with_context(|| format!("cannot remove {}", place.display()))?;
     Ok(dir)
-}
-
-fn state_dir() -> Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
-    Ok(state.context("neither XDG_STATE_HOME nor HOME is set")?.join("skiff"))
 }
 
 fn try_socket(dir: &Path) -> io::Result<()> {

@@ -51,6 +51,12 @@ pub struct Asked {
     pub verbose: Option<u8>,
     /// Where log lines go.
     pub log_file: Option<PathBuf>,
+    /// What the VM is called.
+    pub name: Option<String>,
+    /// Do not stand in the foreground for it.
+    pub detach: Option<bool>,
+    /// Remove it when it stops.
+    pub rm: Option<bool>,
 }
 
 impl Asked {
@@ -115,6 +121,9 @@ impl Asked {
             dry_run: self.dry_run.or(file.dry_run),
             verbose: self.verbose.or(file.verbose),
             log_file: self.log_file.or(file.log_file),
+            name: self.name.or(file.name),
+            detach: self.detach.or(file.detach),
+            rm: self.rm.or(file.rm),
         }
     }
 

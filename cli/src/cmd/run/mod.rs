@@ -6,12 +6,13 @@ use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
 use super::Verb;
-use crate::flags;
-use crate::logging::{self, Logging};
+use crate::launch::{Launch, Which};
+use crate::logging::Logging;
+use crate::store::Store;
+use crate::{flags, front};
 
 mod asked;
 mod options;
-mod session;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,10 @@ pub const VERB: Verb = Verb {
     name: "run",
     about: "Boot a VM and give it this terminal",
     long: "Boot a VM and give it this terminal. It runs in the foreground: the guest's poweroff ends it, and so \
-           does Ctrl-] q. A guest's reboot boots it again in place.",
+           does Ctrl-] q. A guest's reboot boots it again in place.\n\n\
+           The VM is a process of its own. It outlives this terminal if that is closed, and with Ctrl-] d; with -d \
+           it never has it. A VM with a name of its own or -d stays when it stops, and skiff start starts it \
+           again; any other is thrown away at its end.",
     after: || format!("{EXAMPLES}\n\n{}", crate::exit::HELP),
     flags: || flags::describe(options::FLAGS),
     operands: &[],
@@ -32,10 +36,12 @@ Examples:
   skiff run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda1'
   skiff run --kernel vmlinuz --initrd initrd.img --console stdio --serial file=boot.log
   skiff run --config vm.toml --memory 2G
+  skiff run -d --name web --config web.toml
   skiff run --kernel vmlinuz --cpus 4 --dry-run > vm.toml
 
 Keys, when the guest has a terminal:
   Ctrl-] q       end the VM
+  Ctrl-] d       detach: leave it running
   Ctrl-] p       press its power button
   Ctrl-] Ctrl-]  type Ctrl-]";
 
@@ -47,16 +53,28 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     }
     let dry_run = asked.dry_run == Some(true);
     let (verbose, file) = (asked.verbose.unwrap_or(0), asked.log_file.take());
+    let (name, detach, remove) = (asked.name.take(), asked.detach == Some(true), asked.rm == Some(true));
     let spec = asked.resolve()?;
     if dry_run {
         return print(&spec);
     }
     let guest_on_stdout = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
-    logging::start(&Logging { verbose, file, guest_on_stdout })?;
-    session::run(spec)
+    // Nobody has asked for it to stay.
+    let throw_away = name.is_none() && !detach;
+    let which = Which::New {
+        name,
+        spec: Box::new(spec.clone()),
+        remove: remove || throw_away,
+        ends_with_owner: throw_away,
+    };
+    let logging = Logging { verbose, file, guest_on_stdout, detached: detach };
+    let launch = Launch { store: Store::open()?, which, foreground: !detach, logging };
+    if !detach {
+        return front::own(launch, &spec);
+    }
+    super::print(&format!("{}\n", launch.fork()?.started()?))
 }
 
 fn print(spec: &VmSpec) -> Result<u8> {
-    let text = toml::to_string(spec).context("the spec cannot be written as TOML")?;
-    super::print(text.as_bytes())
+    super::print(&toml::to_string(spec).context("the spec cannot be written as TOML")?)
 }

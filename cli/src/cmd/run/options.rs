@@ -7,14 +7,15 @@ use vmm::spec::{DiskSpec, VsockSpec};
 
 use super::asked::{Asked, absolute, absolute_stream};
 use crate::flags::{Example, Flag, Takes, utf8};
+use crate::store::names;
 
 /// Streams as every help text names them.
 const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL, CONSOLE, BALLOON, TRANSPORT,
-    CONFIG, DRY_RUN, VERBOSE, LOG_FILE,
+    NAME, DETACH, RM, KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL, CONSOLE,
+    BALLOON, TRANSPORT, CONFIG, DRY_RUN, VERBOSE, LOG_FILE,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
@@ -307,6 +308,48 @@ const LOG_FILE: Flag<Asked> = Flag {
     example: Example { args: &["--log-file", "/tmp/skiff.log"], toml: "log-file = \"/tmp/skiff.log\"" },
     apply: |asked, value| {
         asked.log_file = Some(absolute(value)?);
+        Ok(())
+    },
+};
+
+const NAME: Flag<Asked> = Flag {
+    name: "name",
+    short: None,
+    takes: Takes::Text("NAME"),
+    help: "Call the VM so, and keep it when it stops [default: made up from two words]",
+    long: "No other VM can have the name. A VM that was given one stays in skiff ps -a when it stops, with all that \
+           was asked for here, until skiff rm removes it.",
+    example: Example { args: &["--name", "web"], toml: "name = \"web\"" },
+    apply: |asked, value| {
+        let name = utf8(value)?;
+        names::check(name)?;
+        asked.name = Some(name.to_owned());
+        Ok(())
+    },
+};
+
+const DETACH: Flag<Asked> = Flag {
+    name: "detach",
+    short: Some('d'),
+    takes: Takes::Nothing,
+    help: "Return when the VM runs, and print its name",
+    long: "skiff attach joins its console, skiff logs shows what it printed. It stays when it stops, as with --name.",
+    example: Example { args: &["-d"], toml: "detach = true" },
+    apply: |asked, _| {
+        asked.detach = Some(true);
+        Ok(())
+    },
+};
+
+const RM: Flag<Asked> = Flag {
+    name: "rm",
+    short: None,
+    takes: Takes::Nothing,
+    help: "Remove the VM when it stops, even with --name or -d",
+    long: "",
+    example: Example { args: &["--rm"], toml: "rm = true" },
+    apply: |asked, _| {
+        asked.rm = Some(true);
         Ok(())
     },
 };

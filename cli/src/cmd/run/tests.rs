@@ -93,6 +93,7 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
         ("balloon", "maybe", "[possible values: on, off]"),
         ("transport", "isa", "[possible values: pci, mmio]"),
         ("config", "", "--config: the path is empty: name a file"),
+        ("name", "a b", "'a b' cannot be a VM's name"),
         ("log-file", "", "--log-file: the path is empty: name a file"),
     ];
     for (name, value, message) in wrong {

@@ -1,0 +1,186 @@
+//! The process that is a VM, from its fork to its end.
+//!
+//! It leaves its caller's session, so that neither the terminal's signals nor its closing concern it. Its main thread waits for the
+//! VM's end; `signals` takes SIGTERM, SIGINT and SIGQUIT, which end the VM; the rest is `vmm`'s.
+
+use std::fs::File;
+use std::io::{self, PipeWriter};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::{Context, Error, Result};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use vmm::api::server::{self, Owner};
+use vmm::api::types::Ended;
+use vmm::control::VmAction;
+use vmm::machine::{self, Setup};
+use vmm::spec::VmSpec;
+
+use crate::exit::Usage;
+use crate::launch::{self, Launch, Report, Which};
+use crate::logging;
+use crate::signals::Signals;
+use crate::store::held::Held;
+use crate::store::state::{End, State};
+
+/// What the VM's process has from its caller, beside the standard streams.
+pub struct Inherited {
+    /// Where it tells of its start.
+    pub tell: PipeWriter,
+    /// To its owner, if it has one.
+    pub owner: Option<UnixStream>,
+}
+
+/// A VM on its way to run.
+struct Prepared {
+    held: Arc<Held>,
+    spec: VmSpec,
+    state: State,
+    /// Its entry is new.
+    new: bool,
+    ends_with_owner: bool,
+}
+
+/// Be the VM, to its end.
+pub fn run(launch: Launch, inherited: Inherited) -> ! {
+    let store = launch.store.clone();
+    match prepare(&launch).and_then(|prepared| serve(&launch, prepared, inherited.owner)) {
+        Ok(running) => running.until_the_end(inherited.tell, &store),
+        Err(error) => tell(inherited.tell, &Report::failed(&error)),
+    }
+    std::process::exit(0)
+}
+
+impl Report {
+    fn failed(error: &Error) -> Self {
+        Self::Failed { message: format!("{error:#}"), usage: error.is::<Usage>() }
+    }
+}
+
+/// Whoever is not there to hear it does not miss it.
+fn tell(mut to: PipeWriter, report: &Report) {
+    let _ = serde_json::to_writer(&mut to, report);
+}
+
+/// Everything of the entry that must be there before the VM is.
+fn prepare(launch: &Launch) -> Result<Prepared> {
+    // A fork's child leads no group: this cannot fail.
+    let _ = rustix::process::setsid();
+    raise_file_limit();
+    let (held, spec, state, new, ends_with_owner) = match &launch.which {
+        Which::New { name, spec, remove, ends_with_owner } => {
+            let held = launch.store.create(name.as_deref())?;
+            (held, VmSpec::clone(spec), State::new(*remove), true, *ends_with_owner)
+        }
+        Which::Again(name) => {
+            let (held, spec, state) = launch.store.take(name)?;
+            (held, spec, state.again(), false, false)
+        }
+    };
+    Ok(Prepared { held: Arc::new(held), spec, state, new, ends_with_owner })
+}
+
+/// A VM that runs.
+struct Running {
+    vm: vmm::control::Vm,
+    held: Arc<Held>,
+    server: server::Server,
+    stays: bool,
+}
+
+/// Start the VM. What has been made for it is gone again if that fails.
+fn serve(launch: &Launch, prepared: Prepared, owner: Option<UnixStream>) -> Result<Running> {
+    let (held, new, stays) = (Arc::clone(&prepared.held), prepared.new, !prepared.state.remove);
+    let result = start(launch, prepared, owner);
+    if let Err(error) = &result {
+        if new {
+            launch.store.remove_own(&held)?;
+        } else {
+            held.ended(End::Failed { error: format!("{error:#}") });
+        }
+    }
+    result.map(|(vm, server)| Running { vm, held, server, stays })
+}
+
+fn start(
+    launch: &Launch,
+    prepared: Prepared,
+    owner: Option<UnixStream>,
+) -> Result<(vmm::control::Vm, server::Server)> {
+    let Prepared { held, spec, state, new, ends_with_owner } = prepared;
+    if !new {
+        held.write_state(state.clone(), false)?;
+    }
+    let signals = Signals::block().context("cannot block signals")?;
+    let stdout = if launch.foreground { Some(launch::stdout()?) } else { None };
+    let logs = logging::start(&launch.logging)?;
+    leave_terminal().context("cannot open /dev/null")?;
+    let listener = held.listen()?;
+    let noted = Arc::clone(&held);
+    let setup = Setup {
+        name: held.name(),
+        stdout,
+        log: Some(held.console_log()),
+        listener: Box::new(move |notice| noted.note(&notice)),
+    };
+    let vm = machine::start(spec.clone(), setup)?;
+    // The VM runs. All that follows is not to keep it from its first words.
+    if new {
+        held.write_state(state, false)?;
+        held.write_spec(&spec, false)?;
+    }
+    let controller = vm.controller();
+    signals.handle_all(move |_| drop(controller.request(VmAction::Kill))).context("cannot start a thread")?;
+    let owner = owner.map(|stream| Owner { stream, ends_vm: ends_with_owner });
+    let server =
+        server::start(vm.controller(), listener, owner).context("cannot serve the control socket")?;
+    to_log(&held)?;
+    if !logs {
+        logging::to_stderr();
+    }
+    held.started();
+    Ok((vm, server))
+}
+
+impl Running {
+    fn until_the_end(self, to: PipeWriter, store: &crate::store::Store) {
+        let Self { vm, held, server, stays } = self;
+        tell(to, &Report::Started(held.name()));
+        if stays {
+            held.sync();
+        }
+        let ended = match vm.wait() {
+            Ok(outcome) => Ended::Outcome(outcome),
+            Err(error) => Ended::Failed(format!("{:#}", Error::new(error))),
+        };
+        held.ended(End::from(ended.clone()));
+        if !stays && let Err(error) = store.remove_own(&held) {
+            log::error!("{error:#}");
+        }
+        server.finish(ended);
+    }
+}
+
+/// Every queue and every interrupt of a VM is a descriptor. The lower limit is there for programs that use `select`.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::info!("the limit of open files stays as it is: {error}");
+    }
+}
+
+/// Neither hold a terminal, a pipe or a directory open nor read from them.
+fn leave_terminal() -> io::Result<()> {
+    let null: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::process::chdir("/")?)
+}
+
+/// From now on, what this process has to say goes to the VM's own file.
+fn to_log(held: &Held) -> Result<()> {
+    let log = held.open_log()?;
+    rustix::stdio::dup2_stderr(log.as_fd()).context("cannot redirect standard error")
+}

@@ -1,1 +1,0 @@
-//! virtio-balloon: memory that the guest gives back (virtio 1.2, 5.5).
