@@ -32,5 +32,5 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let shell = SHELLS.iter().find(|shell| shell.name() == name).context("there is no such shell")?;
     let mut script = Vec::new();
     shell.write_registration(VARIABLE, "skiff", "skiff", "skiff", &mut script)?;
-    super::print(&script)
+    super::print(&String::from_utf8(script)?)
 }

@@ -55,7 +55,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let names = PAGE.given(matches);
     let verbs = VERBS.iter().filter(|verb| names.iter().any(|name| name == verb.name));
     let pages: String = if names.is_empty() { whole() } else { verbs.map(page).collect() };
-    super::print(pages.as_bytes())
+    super::print(&pages)
 }
 
 fn write_all(dir: &Path) -> Result<u8> {

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write as _};
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use clap::{ArgMatches, Command};
 
 use crate::exit::SUCCESS;
