@@ -11,15 +11,20 @@ pub const SECTOR: usize = 512;
 /// The contents of a sector whose generator has this seed.
 #[must_use]
 pub fn sector(seed: u64) -> Vec<u8> {
+    random(seed, SECTOR)
+}
+
+/// `len` bytes of the generator with this seed.
+#[must_use]
+pub fn random(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;
-    let mut bytes = Vec::with_capacity(SECTOR);
-    while bytes.len() < SECTOR {
+    let next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bytes.extend((z ^ z >> 31).to_le_bytes());
-    }
-    bytes
+        (z ^ z >> 31).to_le_bytes()
+    };
+    std::iter::repeat_with(next).take(len.div_ceil(8)).flatten().take(len).collect()
 }
 
 /// Make a disk of `sectors` sectors: the first 64 with their pattern, the next 192 full of 0xee, the rest empty.

@@ -12,13 +12,15 @@ use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::Limiter;
 use devices::virtio::balloon::BalloonControl;
+use devices::virtio::vsock::VsockListener;
 
 use crate::console::{Console, Hub, Sink};
 use crate::counting::DeviceCounters;
 use crate::error::VmError;
 use crate::kvm::Hypervisor;
 use crate::memory;
-use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec};
+use crate::net::{self, Network};
+use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
 use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
@@ -95,27 +97,31 @@ pub(crate) struct Host {
     pub(crate) spec: VmSpec,
     pub(crate) hypervisor: Hypervisor,
     pub(crate) disks: Vec<HostDisk>,
+    pub(crate) nets: Vec<Network>,
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
     pub(crate) counters: DeviceCounters,
     pub(crate) balloon: Option<BalloonControl>,
     pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
+    /// Where the host's programs reach the guest by vsock.
+    pub(crate) vsock: Option<Arc<VsockListener>>,
     kernel: File,
     initrd: Option<File>,
 }
 
 impl Host {
-    /// Open everything that `spec` names. Its streams that are called `stdio` lead to the hub of that name.
+    /// Open everything that the spec of the VM called `name` names. Its streams that are called `stdio` lead to the hub of that name.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec, stdio: Hub) -> Result<Self, VmError> {
+    pub(crate) fn open(spec: VmSpec, name: &str, stdio: Hub) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         memory::check(&spec.memory)?;
         survive_file_size_limits();
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let nets = net::open_all(&spec, name)?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
@@ -124,15 +130,18 @@ impl Host {
         let console = Arc::new(Console::new(stdio, has_stdio));
         let balloon = spec.balloon.then(BalloonControl::new).transpose();
         let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
+        let vsock = spec.vsock.as_ref().map(open_vsock).transpose()?;
         Ok(Self {
             hypervisor,
             disks,
+            nets,
             serial,
             console_sink,
             console,
             counters: DeviceCounters::default(),
             balloon,
             vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
+            vsock,
             kernel,
             initrd,
             spec,
@@ -195,6 +204,10 @@ fn open_disk(disk: &DiskSpec) -> Result<HostDisk, VmError> {
     }
     let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
     Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
+}
+
+fn open_vsock(spec: &VsockSpec) -> Result<Arc<VsockListener>, VmError> {
+    Ok(Arc::new(VsockListener::bind(&spec.path)?))
 }
 
 #[cfg(test)]

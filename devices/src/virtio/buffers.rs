@@ -39,17 +39,27 @@ impl Buffers {
     /// If a segment is outside guest RAM after all.
     pub(crate) fn point(&self, from: u64, iovecs: &mut Vec<libc::iovec>) -> io::Result<()> {
         iovecs.clear();
-        for segment in chain::slice(&self.segments, from, u64::MAX) {
+        self.point_on(from, u64::MAX, iovecs).map(drop)
+    }
+
+    /// As [`Buffers::point`], behind what is in `iovecs` already, and for at most `len` bytes. Returns how many they are.
+    ///
+    /// # Errors
+    /// If a segment is outside guest RAM after all.
+    pub(crate) fn point_on(&self, from: u64, len: u64, iovecs: &mut Vec<libc::iovec>) -> io::Result<u64> {
+        let mut pointed = 0;
+        for segment in chain::slice(&self.segments, from, len) {
             for piece in self.ram.get_slices(segment.addr, segment.len as usize) {
                 if iovecs.len() == MAX_IOVECS {
-                    return Ok(());
+                    return Ok(pointed);
                 }
                 let piece = piece.map_err(io::Error::other)?;
                 let base = piece.ptr_guard_mut().as_ptr().cast();
                 iovecs.push(libc::iovec { iov_base: base, iov_len: piece.len() });
+                pointed += piece.len() as u64;
             }
         }
-        Ok(())
+        Ok(pointed)
     }
 
     /// Copy `data` into guest memory, `from` bytes in.

@@ -150,7 +150,7 @@ pub trait VirtioDevice: Send {
     /// An inactive device returns none.
     fn stop(&mut self) -> Vec<Queue>;
 
-    /// Forget what the driver told the device beside its registers, as at power-on (2.4). It is inactive. A device that is
-    /// stopped and activated without this goes on as it was.
+    /// The driver resets the device (virtio 1.2, 2.4), which is inactive by now: forget what belongs to that driver and
+    /// outlived [`VirtioDevice::stop`], such as connections.
     fn reset(&mut self) {}
 }

@@ -1,7 +1,8 @@
 //! The devices under test.
 
-use std::io;
+use std::io::{self, Write};
 use std::num::NonZero;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use devices::disk::engine::EngineKind;
@@ -11,8 +12,10 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::rng::Rng;
-use devices::virtio::testing::{Buf, Guest};
+use devices::virtio::testing::{Buf, FakeNet, Guest};
+use devices::virtio::vsock::{Vsock, VsockListener};
 
 /// A fresh device.
 pub struct Made {
@@ -53,10 +56,12 @@ pub fn all_devices() -> Vec<Factory> {
     vec![
         console(),
         rng(),
+        net(),
         balloon(),
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
         block("limited block", limited_block),
+        vsock(),
     ]
 }
 
@@ -107,6 +112,63 @@ fn console() -> Factory {
             Request {
                 buffers: vec![Buf::readable(addr, 4), Buf::readable(addr + 4, 10)],
                 check: Box::new(|_, len| assert_eq!(len, 0)),
+            }
+        },
+    }
+}
+
+/// What the network sends all the time.
+const FRAME: [u8; 60] = [0x5a; 60];
+
+/// Receives on queue 0, sends on queue 1, and turns all offloads off on queue 2.
+fn net() -> Factory {
+    Factory {
+        name: "net",
+        kind: DeviceKind::Net,
+        queues: 3,
+        make: || {
+            let network = FakeNet::new(1, FakeNet::ALL);
+            let options = NetOptions { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) };
+            let backend = Arc::<FakeNet>::clone(&network);
+            let device = Net::new("net0".to_owned(), backend, options, Arc::default()).expect("a network");
+            let poke = Box::new(move || {
+                // If the guest takes none, they pile up.
+                network.give(0, [0; 12], &FRAME);
+                while network.take(0).is_some() {}
+            });
+            Made { device: Box::new(device), poke }
+        },
+        request: |guest, queue| match queue {
+            0 => {
+                let addr = guest.alloc(2048);
+                Request {
+                    buffers: vec![Buf::writable(addr, 20), Buf::writable(addr + 20, 1600)],
+                    check: Box::new(move |guest, len| {
+                        assert_eq!(len, 72);
+                        assert_eq!(guest.get(addr, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+                        assert_eq!(guest.get(addr + 12, 60), FRAME);
+                    }),
+                }
+            }
+            1 => {
+                let addr = guest.put(&[[0; 12].as_slice(), FRAME.as_slice()].concat());
+                Request {
+                    buffers: vec![Buf::readable(addr, 5), Buf::readable(addr + 5, 67)],
+                    check: Box::new(|_, len| assert_eq!(len, 0)),
+                }
+            }
+            _ => {
+                let addr = guest.put(&[5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xee]);
+                Request {
+                    buffers: vec![
+                        Buf::readable(addr, 1),
+                        Buf::readable(addr + 1, 9),
+                        Buf::writable(addr + 10, 1),
+                    ],
+                    check: Box::new(move |guest, len| {
+                        assert_eq!((len, guest.get(addr + 10, 1)), (1, vec![0]));
+                    }),
+                }
             }
         },
     }
@@ -203,5 +265,66 @@ fn balloon() -> Factory {
             };
             Request { buffers, check: Box::new(check) }
         },
+    }
+}
+
+/// A client of the host asks the guest for a connection (receiveq), the guest sends to a connection that is none
+/// (transmitq), and hears that its connections are void (eventq).
+fn vsock() -> Factory {
+    Factory {
+        name: "vsock",
+        kind: DeviceKind::Vsock,
+        queues: 3,
+        make: || {
+            let directory = tempfile::tempdir().expect("a directory");
+            let listener = Arc::new(VsockListener::bind(&directory.path().join("sock")).expect("a socket"));
+            let path = listener.path().to_owned();
+            let device = Vsock::new("vsock0", 3, listener, Arc::default()).expect("a device");
+            let reset = device.transport_reset();
+            let poke = Box::new(move || {
+                let _kept = &directory;
+                // Full, if nobody lets them in: then there is enough to say.
+                if let Ok(mut client) = UnixStream::connect(&path) {
+                    let _ = client.write_all(b"CONNECT 52\n");
+                }
+                reset.send();
+            });
+            Made { device: Box::new(device), poke }
+        },
+        request: vsock_request,
+    }
+}
+
+fn vsock_request(guest: &mut Guest, queue: u16) -> Request {
+    if queue == 1 {
+        let mut packet = [0; 49];
+        // From CID 3, port 9, to CID 2, port 8: 5 bytes of a stream (OP_RW).
+        packet[0] = 3;
+        packet[8] = 2;
+        packet[16] = 9;
+        packet[20] = 8;
+        packet[24] = 5;
+        packet[28] = 1;
+        packet[30] = 5;
+        let addr = guest.put(&packet);
+        return Request {
+            buffers: vec![Buf::readable(addr, 20), Buf::readable(addr + 20, 26), Buf::readable(addr + 46, 3)],
+            check: Box::new(|_, len| assert_eq!(len, 0)),
+        };
+    }
+    let (addr, parts) = (guest.alloc(4096), if queue == 0 { [30, 4066] } else { [1, 7] });
+    Request {
+        buffers: vec![Buf::writable(addr, parts[0]), Buf::writable(addr + u64::from(parts[0]), parts[1])],
+        check: Box::new(move |guest, len| {
+            if queue == 2 {
+                assert_eq!((len, guest.get(addr, 4)), (4, vec![0; 4]));
+                return;
+            }
+            assert_eq!(len, 44);
+            // From CID 2 to CID 3, a stream: the client's request, or the end of something.
+            let header = guest.get(addr, 44);
+            assert_eq!((header[0], header[8], header[28]), (2, 3, 1));
+            assert!([1, 3].contains(&header[30]), "{header:?}");
+        }),
     }
 }

@@ -5,6 +5,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::line::{LineError, read_line};
 use super::types::{Attach, Ended, Frame, Request, Response};
 use crate::control::{VmAction, VmReply};
@@ -139,6 +141,21 @@ impl Frames {
     /// If the connection breaks, or the frame's content is longer than [`MAX_FRAME`](super::types::MAX_FRAME).
     pub fn write(&self, frame: &Frame) -> io::Result<()> {
         frame.write(&mut *self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Send what a user types, unless the VM takes nothing at the moment, when it is dropped. Says which. Does not
+    /// block, and leaves room for a later frame that is not typed, as [`Frame::Detach`]: a user can leave a guest that hangs.
+    ///
+    /// # Errors
+    /// As [`Frames::write`].
+    pub fn offer(&self, frame: &Frame) -> io::Result<bool> {
+        // Writable is a Unix socket of which no more than a quarter is used (unix_writable in the kernel), not one that
+        // has any room.
+        let room = poll(&mut [PollFd::new(&*self.stream, PollFlags::OUT)], Some(&Timespec::default()))? > 0;
+        if room {
+            self.write(frame)?;
+        }
+        Ok(room)
     }
 
     /// Give up no read and no write for lack of patience, if whoever connected had set limits.

@@ -12,10 +12,12 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
 use devices::virtio::transport::{VirtioMmio, VirtioPci};
+use devices::virtio::vsock::Vsock;
 
 use super::disks::Disks;
 use super::{Parts, SharedTransport, queues};
@@ -66,6 +68,12 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
         disks.add(id, block.resizer());
         place(Box::new(block))?;
     }
+    for (index, network) in host.nets.iter().enumerate() {
+        let id = format!("net{index}");
+        let counters = host.counters.of(&id, DeviceKind::Net);
+        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters);
+        place(Box::new(net.map_err(VmError::resources("make a network device"))?))?;
+    }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
     let counters = host.counters.of("console0", DeviceKind::Console);
     let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()), counters)
@@ -80,6 +88,11 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
         // A huge page that goes back to the pool may be gone when the guest touches it again, which would end the VM.
         let reclaim = !host.spec.memory.hugepages;
         place(Box::new(Balloon::new("balloon0", control.clone(), counters, reclaim)))?;
+    }
+    if let Some((listener, spec)) = host.vsock.as_ref().zip(host.spec.vsock.as_ref()) {
+        let counters = host.counters.of("vsock0", DeviceKind::Vsock);
+        let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
+        place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
     }
     Ok(Added { mmio, console: input, disks, transports })
 }

@@ -68,9 +68,12 @@ impl Hub {
         if bytes.is_empty() {
             return;
         }
+        let left = || self.left.load(Ordering::SeqCst);
         let mut direct = lock(&self.direct);
+        if left() {
+            *direct = None;
+        }
         if *waits && let Some(file) = &mut *direct {
-            let left = || self.left.load(Ordering::SeqCst);
             if let Err(error) = send(file, bytes, || cut.is_cut() || left()) {
                 if left() {
                     *direct = None;

@@ -11,6 +11,7 @@ use alloc::string::String;
 
 use rt::{println, pvh};
 
+mod balloon;
 mod block;
 mod console;
 mod ends;
@@ -23,6 +24,7 @@ mod mmio;
 mod pci;
 mod serial;
 mod smp;
+mod vsock;
 
 rt::guest_main!(run);
 
@@ -62,7 +64,12 @@ const TESTS: &[Test] = &[
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
+    ("balloon", balloon::pages_go),
     ("smp", smp::start),
+    ("vsock-serve", vsock::serve),
+    ("vsock-connect", vsock::connect),
+    ("vsock-bulk", vsock::bulk),
+    ("vsock-half", vsock::half),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
     ("panic", ends::panic),

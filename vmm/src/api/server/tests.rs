@@ -164,18 +164,25 @@ fn actions_are_answered_one_after_the_other() {
 #[test]
 fn everybody_who_waits_hears_of_the_end() {
     let mut vm = FakeVm::start();
-    let waiting: Vec<_> = (0..5)
-        .map(|_| {
-            let client = vm.client();
-            std::thread::spawn(move || client.wait().unwrap())
-        })
-        .collect();
+    // Asked before the end, answered after it.
+    let waiting: Vec<_> = (0..5).map(|_| vm.connect()).collect();
+    for mut client in &waiting {
+        client.write_all(b"\"wait\"\n").unwrap();
+    }
+    let client = vm.client();
+    let library = std::thread::spawn(move || client.wait());
     let (viewer, typist) = (vm.client().attach(ALL).unwrap(), vm.client().attach(Attach::default()).unwrap());
     vm.print("last words");
     vm.end();
     for client in waiting {
-        assert_eq!(client.join().unwrap(), powered_off());
+        assert_eq!(io::read_to_string(client).unwrap(), "{\"ended\":{\"outcome\":\"powered-off\"}}\n");
     }
+    // It may have come too late, and is told so.
+    let library = library.join().unwrap();
+    assert!(
+        matches!(&library, Ok(ended) if *ended == powered_off())
+            || matches!(library, Err(ClientError::Io(_)))
+    );
     assert_eq!(frame(&viewer), Frame::Output(b"last words".to_vec()));
     for frames in [viewer, typist] {
         assert_eq!(frame(&frames), Frame::Ended(powered_off()));
@@ -383,14 +390,16 @@ fn an_owner_that_dies_takes_its_vm_along_if_that_was_the_deal() {
 #[test]
 fn an_owner_can_leave_a_guest_that_takes_no_input() {
     let (mut vm, owner, stdout) = owned(true, false);
-    // More than waits for a guest, but not more than waits here and on the way.
-    let leaving = std::thread::spawn(move || {
-        for _ in 0..270 {
-            owner.write(&Frame::Input(vec![b'x'; 4096])).unwrap();
-        }
-        owner.write(&Frame::Detach).unwrap();
-    });
-    leaving.join().unwrap();
+    // As much as anybody takes, by somebody who never lets go of the key.
+    let until = Instant::now() + PATIENCE;
+    let mut refused = 0;
+    while refused < 100 {
+        assert!(Instant::now() < until, "all of it is taken");
+        refused = if owner.offer(&Frame::Input(vec![b'x'; 4096])).unwrap() { 0 } else { refused + 1 };
+        std::thread::sleep(Duration::from_micros(if refused > 0 { 500 } else { 0 }));
+    }
+    owner.write(&Frame::Detach).unwrap();
+    drop(owner);
     assert_eq!(read_to_end(stdout), "");
     assert!(vm.client().act(VmAction::State).is_ok());
     vm.end();
