@@ -7,6 +7,7 @@ mod console;
 mod ends;
 mod hostile;
 mod interrupts;
+mod net;
 
 /// One test for each transport, from a function that takes it.
 macro_rules! on_both {

@@ -20,6 +20,7 @@ mod interrupts;
 mod machine;
 mod misuse;
 mod mmio;
+mod net;
 mod pci;
 mod serial;
 mod smp;
@@ -62,6 +63,9 @@ const TESTS: &[Test] = &[
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
+    ("net", net::echo),
+    ("net-queues", net::queues),
+    ("net-link", net::link),
     ("smp", smp::start),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
