@@ -162,6 +162,7 @@ impl Pair {
             readable: false,
             writable: false,
             limited: Limited::default(),
+            down: false,
             spin: Spin::new(cpus),
         };
         service.turns()
@@ -196,6 +197,8 @@ struct Service<'a> {
     /// A frame may be taken.
     writable: bool,
     limited: Limited,
+    /// The port is down, and is to say when it is up.
+    down: bool,
     spin: Spin,
 }
 
@@ -366,7 +369,23 @@ impl Service<'_> {
             End::Gone => self.lose_port(),
             End::More | End::Guest => {}
         }
+        self.follow_link();
         Ok(turn.moved)
+    }
+
+    /// A tap that goes down says nothing, and says that it is up again only to those who looked at it meanwhile. A guest that sees
+    /// the link down sends nothing by which that could be found out.
+    fn follow_link(&mut self) {
+        let down = !self.pair.common.shared.link_up();
+        if down
+            && !self.down
+            && let Some(port) = &self.port
+        {
+            let event = EpollEvent::new(EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, PORT);
+            // Cannot fail: it was added.
+            let _ = self.epoll.ctl(ControlOperation::Modify, port.fd().as_raw_fd(), event);
+        }
+        self.down = down;
     }
 
     fn receive(&mut self) -> Result<bool, Fault> {
