@@ -38,7 +38,7 @@ use crate::worker::wait_for;
 /// The most frames that go one way before the other has its turn: one interrupt for all of them.
 pub(super) const MAX_FRAMES: u16 = 64;
 /// And the most bytes.
-pub(super) const MAX_BYTES: u64 = 256 * 1024;
+pub(super) const MAX_BYTES: u64 = 1 << 20;
 /// After so many buffers the guest is shown what it has back, interrupt or not: it may be looking.
 pub(super) const PUBLISH: u16 = 16;
 
