@@ -2,11 +2,12 @@
 //! and the words that were typed; what fits comes from the records of verbs, flags and operands, and from the VMs
 //! that there are.
 
-use std::path::PathBuf;
-
 use clap::Command;
 use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
 use clap_complete::{CompleteEnv, CompletionCandidate};
+
+use crate::store::Store;
+use crate::store::entry::Entry;
 
 /// With this in the environment, the program does nothing but answer a shell. It holds the shell's name.
 pub const VARIABLE: &str = "SKIFF_COMPLETE";
@@ -28,43 +29,23 @@ pub fn answer(command: fn() -> Command) -> clap::error::Result<bool> {
 
 /// Every VM.
 pub fn vms() -> Vec<CompletionCandidate> {
-    names(&vms_dir()).into_iter().map(CompletionCandidate::new).collect()
+    candidates(|_| true)
 }
 
 /// Every VM that runs.
 pub fn running_vms() -> Vec<CompletionCandidate> {
-    vms()
+    candidates(|entry| entry.holder().is_ok_and(|holder| holder.is_some()))
 }
 
-/// Where the VMs are kept (XDG base directory specification).
-fn vms_dir() -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
-    Some(state.join("skiff/vms"))
-}
-
-/// The names of what is in `dir`, sorted. A shell is told nothing of what cannot be read.
-fn names(dir: &Option<PathBuf>) -> Vec<String> {
-    let entries = dir.as_ref().and_then(|dir| std::fs::read_dir(dir).ok());
-    let entries = entries.into_iter().flatten().filter_map(Result::ok);
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+/// The VMs that are `wanted`. Nothing is written, and a shell is told nothing of what cannot be read.
+fn candidates(wanted: impl Fn(&Entry) -> bool) -> Vec<CompletionCandidate> {
+    let entries = Store::open().and_then(|store| store.entries()).unwrap_or_default();
+    entries.iter().filter(|entry| wanted(entry)).map(|entry| CompletionCandidate::new(entry.name())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_cannot_be_read_has_no_names() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["calm-fox", "brave-otter"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        assert_eq!(names(&Some(dir.path().to_owned())), ["brave-otter", "calm-fox"]);
-        assert!(names(&Some(dir.path().join("none"))).is_empty() && names(&None).is_empty());
-    }
 
     #[test]
     fn every_shell_has_its_name() {

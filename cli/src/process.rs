@@ -4,7 +4,7 @@
 //! VM's end; `signals` takes SIGTERM, SIGINT and SIGQUIT, which end the VM; the rest is `vmm`'s.
 
 use std::fs::File;
-use std::io::{self, PipeWriter, Write as _};
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -47,8 +47,7 @@ pub fn run(launch: Launch, inherited: Inherited) -> ! {
     let store = launch.store.clone();
     match prepare(&launch).and_then(|prepared| serve(&launch, prepared, inherited.owner)) {
         Ok(running) => running.until_the_end(inherited.tell, &store),
-        // Whoever is not there to hear it does not miss it.
-        Err(error) => _ = tell(inherited.tell, &Report::failed(&error)),
+        Err(error) => tell(inherited.tell, &Report::failed(&error)),
     }
     std::process::exit(0)
 }
@@ -59,9 +58,9 @@ impl Report {
     }
 }
 
-/// Says whether somebody listens.
-fn tell(mut to: PipeWriter, report: &Report) -> bool {
-    serde_json::to_vec(report).is_ok_and(|line| to.write_all(&line).is_ok())
+/// Whoever is not there to hear it does not miss it.
+fn tell(mut to: PipeWriter, report: &Report) {
+    let _ = serde_json::to_writer(&mut to, report);
 }
 
 /// Everything of the entry that must be there before the VM is.
@@ -147,10 +146,7 @@ fn start(
 impl Running {
     fn until_the_end(self, to: PipeWriter, store: &crate::store::Store) {
         let Self { vm, held, server, stays } = self;
-        if !tell(to, &Report::Started(held.name())) {
-            // Whoever wanted it is gone and has not been told its name.
-            drop(vm.controller().request(VmAction::Kill));
-        }
+        tell(to, &Report::Started(held.name()));
         if stays {
             held.sync();
         }

@@ -1,99 +1,20 @@
 //! `skiff run` on a terminal and on pipes, with a tiny guest on /dev/kvm: keys, signals, exit codes, and the
 //! terminal given back. Without a usable /dev/kvm these tests say so and pass.
 
+mod support;
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What the guest prints first.
-const READY: &str = "R";
-
-/// 32-bit code that prints R, then echoes what the serial port gives it; o switches the machine off (ACPI sleep
-/// control), p says that the kernel panicked (pvpanic).
-#[rustfmt::skip]
-const GUEST: [u8; 52] = [
-    0x66, 0xba, 0xf8, 0x03, //  0       mov  dx, 0x3f8
-    0xb0, b'R',             //  4       mov  al, 'R'
-    0xee,                   //  6       out  dx, al
-    0x66, 0xba, 0xfd, 0x03, //  7 next: mov  dx, 0x3fd
-    0xec,                   // 11       in   al, dx
-    0xa8, 0x01,             // 12       test al, 1
-    0x74, 0xf7,             // 14       jz   next
-    0x66, 0xba, 0xf8, 0x03, // 16       mov  dx, 0x3f8
-    0xec,                   // 20       in   al, dx
-    0x3c, b'o',             // 21       cmp  al, 'o'
-    0x74, 0x07,             // 23       je   off
-    0x3c, b'p',             // 25       cmp  al, 'p'
-    0x74, 0x0d,             // 27       je   panic
-    0xee,                   // 29       out  dx, al
-    0xeb, 0xe7,             // 30       jmp  next
-    0x66, 0xba, 0x00, 0x06, // 32 off:  mov  dx, 0x600
-    0xb0, 0x34,             // 36       mov  al, S5 << 2 | SLP_EN
-    0xee,                   // 38       out  dx, al
-    0xf4,                   // 39 halt: hlt
-    0xeb, 0xfd,             // 40       jmp  halt
-    0x66, 0xba, 0x05, 0x05, // 42 panic: mov dx, 0x505
-    0xb0, 0x01,             // 46       mov  al, 1
-    0xee,                   // 48       out  dx, al
-    0xf4,                   // 49 halt: hlt
-    0xeb, 0xfd,             // 50       jmp  halt
-];
-
-/// An ELF with [`GUEST`] at 1 MiB as its PVH entry (XEN_ELFNOTE_PHYS32_ENTRY).
-fn kernel() -> Vec<u8> {
-    const LOAD: u64 = 0x10_0000;
-    const CODE: u64 = 0x1000;
-    const NOTE: u64 = 64 + 2 * 56;
-    let mut elf = Vec::new();
-    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    elf.extend([2_u16, 62].into_iter().flat_map(u16::to_le_bytes));
-    elf.extend(1_u32.to_le_bytes());
-    elf.extend([LOAD, 64, 0].into_iter().flat_map(u64::to_le_bytes));
-    elf.extend(0_u32.to_le_bytes());
-    elf.extend([64_u16, 56, 2, 64, 0, 0].into_iter().flat_map(u16::to_le_bytes));
-    let len = GUEST.len() as u64;
-    for (kind, flags, words) in
-        [(1_u32, 5_u32, [CODE, LOAD, LOAD, len, len, 4096]), (4, 4, [NOTE, 0, 0, 20, 20, 4])]
-    {
-        elf.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
-        elf.extend(words.into_iter().flat_map(u64::to_le_bytes));
-    }
-    elf.extend([4_u32, 4, 18].into_iter().flat_map(u32::to_le_bytes));
-    elf.extend(b"Xen\0");
-    elf.extend((LOAD as u32).to_le_bytes());
-    elf.resize(CODE as usize, 0);
-    elf.extend(GUEST);
-    elf
-}
-
-/// A kernel file in a directory that goes with it. `None` where no VM can run.
-fn guest() -> Option<(tempfile::TempDir, PathBuf)> {
-    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
-        eprintln!("skipped: /dev/kvm: {error}");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("guest.elf");
-    std::fs::write(&path, kernel()).unwrap();
-    Some((dir, path))
-}
-
-fn skiff(kernel: &PathBuf) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
-    command.args(["run", "--memory", "64M", "--kernel"]).arg(kernel).env_remove("SKIFF_LOG");
-    command
-}
+use support::{Home, PATIENCE, READY, wait};
 
 /// skiff on a terminal of its own, as its session's leader.
 struct OnTerminal {
@@ -104,12 +25,20 @@ struct OnTerminal {
     screen: Receiver<Vec<u8>>,
     seen: String,
     before: Termios,
-    _dir: tempfile::TempDir,
+    home: Home,
 }
 
 impl OnTerminal {
     fn start(args: &[&str]) -> Option<Self> {
-        let (dir, kernel) = guest()?;
+        Self::open(Home::new()?, |home| {
+            let mut command = home.run();
+            command.args(args);
+            command
+        })
+    }
+
+    /// A terminal for a command in `home`.
+    fn open(home: Home, command: impl FnOnce(&Home) -> Command) -> Option<Self> {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
@@ -118,8 +47,8 @@ impl OnTerminal {
         let keyboard = File::from(keyboard);
         let before = tcgetattr(&line).unwrap();
         let end = || Stdio::from(line.try_clone().unwrap());
-        let mut command = skiff(&kernel);
-        command.args(args).stdin(end()).stdout(end()).stderr(end()).env("XDG_STATE_HOME", dir.path());
+        let mut command = command(&home);
+        command.stdin(end()).stdout(end()).stderr(end());
         // SAFETY: only system calls are made between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -139,9 +68,9 @@ impl OnTerminal {
                 }
             }
         });
-        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, _dir: dir };
+        let mut it = Self { child, keyboard, line, screen, seen: String::new(), before, home };
         it.wait_for(READY);
-        it.wait_for("Ctrl-] q ends the VM");
+        it.wait_for("Ctrl-] Ctrl-] types Ctrl-]");
         assert!(it.is_raw());
         Some(it)
     }
@@ -186,27 +115,19 @@ impl OnTerminal {
     }
 
     /// Wait for the end, and check that the terminal is as it was. Says the exit code.
-    fn end(mut self) -> i32 {
+    fn end(self) -> i32 {
+        self.end_at_home().0
+    }
+
+    /// The same, and what is left at home.
+    fn end_at_home(mut self) -> (i32, Home) {
         let status = wait(&mut self.child);
         let after = tcgetattr(&self.line).unwrap();
         assert_eq!(after.local_modes, self.before.local_modes);
         assert_eq!(after.input_modes, self.before.input_modes);
         assert_eq!(after.output_modes, self.before.output_modes);
-        status.code().unwrap_or_else(|| panic!("skiff died: {status}; {:?}", self.seen))
-    }
-}
-
-fn wait(child: &mut Child) -> ExitStatus {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if Instant::now() > until {
-            let _ = child.kill();
-            panic!("skiff does not end");
-        }
-        std::thread::sleep(Duration::from_millis(5));
+        let code = status.code().unwrap_or_else(|| panic!("skiff died: {status}; {:?}", self.seen));
+        (code, self.home)
     }
 }
 
@@ -229,11 +150,77 @@ fn the_escape_leaves() {
 
 #[test]
 fn signals_end_the_vm_and_give_the_terminal_back() {
-    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131)] {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::QUIT, 131)] {
         let Some(skiff) = OnTerminal::start(&[]) else { return };
         skiff.signal(signal);
-        assert_eq!(skiff.end(), code);
+        let (ended, home) = skiff.end_at_home();
+        assert_eq!((ended, home.ok(&["ps", "-aq"]).as_str()), (code, ""));
     }
+}
+
+#[test]
+fn the_vm_survives_its_terminal_and_can_be_joined_from_another() {
+    let Some(skiff) = OnTerminal::start(&[]) else { return };
+    skiff.signal(Signal::HUP);
+    let (code, home) = skiff.end_at_home();
+    assert_eq!(code, 129);
+    let name = home.ok(&["ps", "-q"]).trim_end().to_owned();
+    assert_eq!(home.status(&name), "running");
+    let Some(mut skiff) = OnTerminal::open(home, |home| {
+        let mut command = home.skiff();
+        command.args(["attach", &name]);
+        command
+    }) else {
+        return;
+    };
+    skiff.press(b"xyz");
+    skiff.wait_for("xyz");
+    skiff.press(b"o");
+    let (code, home) = skiff.end_at_home();
+    assert_eq!((code, home.status(&name).as_str()), (0, "gone"));
+}
+
+#[test]
+fn a_closed_terminal_leaves_the_vm_running() {
+    let Some(OnTerminal { mut child, keyboard, line, home, screen, .. }) =
+        OnTerminal::start(&["--name", "a"])
+    else {
+        return;
+    };
+    drop((keyboard, line));
+    // The thread that reads the screen has the last descriptor of the user's end.
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    drop(screen);
+    assert_eq!(wait(&mut child).code(), Some(129));
+    assert_eq!(home.status("a"), "running");
+    assert_eq!(home.ok(&["kill", "a"]), "a\n");
+}
+
+#[test]
+fn the_escape_detaches_and_several_can_watch() {
+    let Some(mut skiff) = OnTerminal::start(&["--name", "a"]) else { return };
+    skiff.press(b"abc\x1dd");
+    skiff.wait_for("detached from a; skiff attach a joins it again");
+    let (code, home) = skiff.end_at_home();
+    assert_eq!(code, 0);
+    let attach = |home: &Home| {
+        let mut command = home.skiff();
+        command.args(["attach", "a"]);
+        command
+    };
+    let mut other = attach(&home).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(mut skiff) = OnTerminal::open(home, attach) else { return };
+    skiff.wait_for("Rabc");
+    skiff.press(b"xyz");
+    skiff.wait_for("xyz");
+    skiff.press(b"\x1dq");
+    let (code, home) = skiff.end_at_home();
+    assert_eq!((code, home.status("a").as_str()), (0, "running"));
+    home.ok(&["kill", "a"]);
+    assert_eq!(wait(&mut other).code(), Some(137));
+    let mut seen = String::new();
+    other.stdout.take().unwrap().read_to_string(&mut seen).unwrap();
+    assert_eq!(seen, "Rabcxyz");
 }
 
 #[test]
@@ -274,8 +261,8 @@ fn log_lines_stay_out_of_the_guests_terminal() {
 
 #[test]
 fn a_pipe_feeds_the_guest_and_has_no_escape() {
-    let Some((_dir, kernel)) = guest() else { return };
-    let mut child = skiff(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(home) = Home::new() else { return };
+    let mut child = home.run().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"a\x1dqo").unwrap();
     let status = wait(&mut child);
     let mut output = String::new();
@@ -285,8 +272,8 @@ fn a_pipe_feeds_the_guest_and_has_no_escape() {
 
 #[test]
 fn a_reader_that_leaves_does_not_end_the_vm() {
-    let Some((_dir, kernel)) = guest() else { return };
-    let mut child = skiff(&kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(home) = Home::new() else { return };
+    let mut child = home.run().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     child.stdin.take().unwrap().write_all(b"aaaaaaaaaaaaaaaao").unwrap();
     assert_eq!(wait(&mut child).code(), Some(0));

@@ -200,6 +200,8 @@ impl Machine {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(skiff());
+        // A user's own VMs are not to be seen among them.
+        command.env("XDG_STATE_HOME", std::env::temp_dir().join("skiff-tests"));
         command.args(["run", "--kernel"]).arg(guest(self.kernel));
         command.arg("--cmdline").arg(&self.cmdline);
         command.arg("--cpus").arg(self.cpus.to_string());

@@ -13,7 +13,7 @@ use crate::console::StreamError;
 use crate::host::HostError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
-use crate::passt::PasstError;
+use crate::net::NetError;
 use crate::spec::SpecError;
 use crate::vcpu::VcpuError;
 
@@ -38,12 +38,12 @@ pub enum VmError {
     /// The vsock's socket cannot be had.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A network cannot be used.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A console stream cannot be used.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// A user network cannot be had.
-    #[error(transparent)]
-    Passt(#[from] PasstError),
     /// The guest's memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),

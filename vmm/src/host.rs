@@ -8,18 +8,20 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::console::{Console, Hub, Sink};
-use crate::counting::DeviceCounters;
-use crate::error::VmError;
-use crate::kvm::Hypervisor;
-use crate::memory;
-use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
-use crate::vcpu::VcpuCounters;
 use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::Limiter;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::vsock::VsockListener;
+
+use crate::console::{Console, Hub, Sink};
+use crate::counting::DeviceCounters;
+use crate::error::VmError;
+use crate::kvm::Hypervisor;
+use crate::memory;
+use crate::net::{self, Network};
+use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
+use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -95,6 +97,7 @@ pub(crate) struct Host {
     pub(crate) spec: VmSpec,
     pub(crate) hypervisor: Hypervisor,
     pub(crate) disks: Vec<HostDisk>,
+    pub(crate) nets: Vec<Network>,
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
@@ -108,16 +111,17 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Open everything that `spec` names. Its streams that are called `stdio` lead to the hub of that name.
+    /// Open everything that the spec of the VM called `name` names. Its streams that are called `stdio` lead to the hub of that name.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec, stdio: Hub) -> Result<Self, VmError> {
+    pub(crate) fn open(spec: VmSpec, name: &str, stdio: Hub) -> Result<Self, VmError> {
         let kernel = open("kernel", &spec.kernel)?;
         let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         memory::check(&spec.memory)?;
         survive_file_size_limits();
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let nets = net::open_all(&spec, name)?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
@@ -130,6 +134,7 @@ impl Host {
         Ok(Self {
             hypervisor,
             disks,
+            nets,
             serial,
             console_sink,
             console,

@@ -62,7 +62,7 @@ pub struct Setup {
 /// If something that the spec names cannot be used, or the host cannot run VMs.
 pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let host = Host::open(spec, Hub::new(setup.stdout, setup.log))?;
+    let host = Host::open(spec, &setup.name, Hub::new(setup.stdout, setup.log))?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();

@@ -9,6 +9,7 @@ use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
 
 mod completions;
+mod doctor;
 mod events;
 mod logs;
 mod man;
@@ -57,14 +58,14 @@ impl Verb {
 }
 
 /// Print `text`. A reader that has read enough is no error.
-pub fn print(text: &str) -> Result<u8> {
+pub fn print(text: impl AsRef<[u8]>) -> Result<u8> {
     print_more(text).map(|_| SUCCESS)
 }
 
 /// Print `text` now. Says whether somebody reads it.
-pub fn print_more(text: &str) -> Result<bool> {
+pub fn print_more(text: impl AsRef<[u8]>) -> Result<bool> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         written => written.map(|()| true).context("cannot write to standard output"),
     }
@@ -88,6 +89,7 @@ pub const VERBS: &[Verb] = &[
     resize::VERB,
     rm::RENAME,
     rm::RM,
+    doctor::VERB,
     completions::VERB,
     man::VERB,
 ];

@@ -21,16 +21,32 @@ pub struct Frame {
     ram: SharedRam,
     iovecs: Vec<libc::iovec>,
     total: u64,
+    /// Of a frame that is in no guest's memory.
+    own: Vec<u8>,
 }
 
-// SAFETY: the pointers lead into guest RAM, which `ram` keeps mapped and which belongs to no thread.
+// SAFETY: the pointers lead into guest RAM, which `ram` keeps mapped and which belongs to no thread, or into `own`.
 unsafe impl Send for Frame {}
 
 impl Frame {
     /// Nothing of `ram`, for now.
     #[must_use]
     pub fn new(ram: &SharedRam) -> Self {
-        Self { ram: SharedRam::clone(ram), iovecs: Vec::new(), total: 0 }
+        Self { ram: SharedRam::clone(ram), iovecs: Vec::new(), total: 0, own: Vec::new() }
+    }
+
+    /// `len` bytes of the host's own memory.
+    #[must_use]
+    pub fn scratch(ram: &SharedRam, len: usize) -> Self {
+        let mut own = vec![0; len];
+        let iovecs = vec![libc::iovec { iov_base: own.as_mut_ptr().cast(), iov_len: len }];
+        Self { ram: SharedRam::clone(ram), iovecs, total: len as u64, own }
+    }
+
+    /// What the kernel wrote into a [`Frame::scratch`].
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.own
     }
 
     /// Nothing again.
@@ -140,8 +156,8 @@ impl Frame {
 
 /// A piece as memory that others write too.
 fn volatile(piece: &libc::iovec) -> VolatileSlice<'_> {
-    // SAFETY: a part of a slice of guest RAM, which the frame that it comes from keeps mapped; it is reached by volatile
-    // accesses only.
+    // SAFETY: a part of a slice of guest RAM, which the frame that it comes from keeps mapped, or of that frame's own memory; it
+    // is reached by volatile accesses only.
     unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) }
 }
 

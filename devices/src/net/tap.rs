@@ -211,6 +211,8 @@ impl Backend for Tap {
 
     fn port(&self, index: u16) -> io::Result<Box<dyn Port>> {
         let file = self.files.get(usize::from(index)).ok_or(io::ErrorKind::NotFound)?;
+        // Says whether there still is one.
+        ioctl(file, libc::TUNGETIFF, &mut empty_request())?;
         // The first is always attached: the tap keeps what comes for a VM that pauses.
         let detach = self.multi && index > 0;
         if detach {

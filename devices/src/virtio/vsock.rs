@@ -157,3 +157,7 @@ impl VirtioDevice for Vsock {
         let _ = self.reset.read();
     }
 }
+
+#[cfg(test)]
+#[path = "vsock/tests.rs"]
+mod tests;

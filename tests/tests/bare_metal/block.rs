@@ -142,6 +142,10 @@ fn a_disk_grows_under_its_guest(transport: Transport) {
         assert!(start.elapsed() < Duration::from_secs(60), "the guest does not wait");
         std::thread::sleep(Duration::from_millis(5));
     }
+    let VmReply::Stats(stats) = vm.controller().act(VmAction::Stats) else { panic!("no statistics") };
+    let ids: Vec<&str> = stats.devices.iter().map(|device| device.id.as_str()).collect();
+    assert!(ids.starts_with(&["disk0"]) && ids.contains(&"rng0"), "{ids:?}");
+    assert!(stats.devices[0].requests > 0, "{stats:?}");
     let resize = |disk: &str, size| vm.controller().act(VmAction::ResizeDisk { disk: disk.to_owned(), size });
     let refused = |reply| matches!(reply, VmReply::Refused(why) if !why.is_empty());
     assert!(refused(resize("disk1", 10_000 * 512)));

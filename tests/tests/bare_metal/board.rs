@@ -84,9 +84,9 @@ fn the_bus_is_as_configured(transport: Transport) {
     let is_virtio = |line: &&str| line.contains("1af4:");
     let (pci, mmio) = (ended.all("pci").filter(is_virtio).count(), ended.all("mmio").count());
     match transport {
-        // A disk, a console and an entropy source.
-        Transport::Pci => assert_eq!((pci, mmio), (3, 0), "{ended:#?}"),
-        Transport::Mmio => assert_eq!((pci, mmio), (0, 3), "{ended:#?}"),
+        // A disk, a console, an entropy source and a balloon.
+        Transport::Pci => assert_eq!((pci, mmio), (4, 0), "{ended:#?}"),
+        Transport::Mmio => assert_eq!((pci, mmio), (0, 4), "{ended:#?}"),
     }
 }
 

@@ -27,7 +27,7 @@ fn ports_at_random() {
     attack("misuse-ports", Transport::Pci);
 }
 
-/// All devices there are: two disks, one of them with several queues, console, entropy.
+/// All devices there are: two disks, one of them with several queues, console, entropy, balloon.
 fn attack(test: &str, transport: Transport) {
     let directory = tempfile::tempdir().unwrap();
     let mut machine = Machine::guest(test).transport(transport).cpus(1);
@@ -39,8 +39,8 @@ fn attack(test: &str, transport: Transport) {
     let ended = machine.console("file=/dev/null").run();
     ended.passed(&[test]);
     if ["hostile-queues", "hostile-rings", "hostile-reset"].contains(&test) {
-        // 1 and 3 of the disks, 2 of the console, 1 of the entropy source.
-        assert_eq!(ended.said("queues-attacked"), "7");
+        // 1 and 3 of the disks, 2 of the console, 1 of the entropy source, 4 of the balloon.
+        assert_eq!(ended.said("queues-attacked"), "11");
     }
 }
 

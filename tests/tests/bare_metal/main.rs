@@ -1,12 +1,14 @@
 //! Bare-metal guests under `skiff run`: what the machine and its devices do, in milliseconds, on any `/dev/kvm`.
 //! The guests are in `tests/guests`; what each test of theirs looks at is said there.
 
+mod balloon;
 mod block;
 mod board;
 mod console;
 mod ends;
 mod hostile;
 mod interrupts;
+mod net;
 mod vsock;
 
 /// One test for each transport, from a function that takes it.

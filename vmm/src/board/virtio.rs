@@ -12,6 +12,7 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
@@ -66,6 +67,13 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
         let block = Block::new(id.clone(), Arc::clone(&host_disk.disk), options);
         disks.add(id, block.resizer());
         place(Box::new(block))?;
+    }
+    for (index, network) in host.nets.iter().enumerate() {
+        let id = format!("net{index}");
+        let counters = host.counters.of(&id, DeviceKind::Net);
+        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters)
+            .map_err(VmError::resources("make a network device"))?;
+        place(Box::new(net.limited(network.limiters.clone())))?;
     }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
     let counters = host.counters.of("console0", DeviceKind::Console);

@@ -5,6 +5,7 @@
 //! made to break every rule. Everything runs on the test's thread; the device's threads are its own.
 
 mod fakes;
+mod net;
 mod registers;
 mod ring;
 
@@ -19,6 +20,7 @@ use super::device::{STATUS_NEEDS_RESET, VirtioDevice};
 use super::transport::Transport;
 
 pub use fakes::{FakeBus, FakeDoorbells, FakeMsi};
+pub use net::FakeNet;
 pub use registers::{MmioRegisters, PciRegisters, QueueLayout, Registers, Source};
 pub use ring::{Buf, GuestQueue, flags};
 

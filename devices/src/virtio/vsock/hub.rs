@@ -26,7 +26,7 @@ const MOST: usize = 1024;
 /// Answers to packets of no connection that wait for the guest to make room. No more packets are looked at then.
 const MOST_STRAYS: usize = 256;
 /// The buffer of a connection, in bytes, and of one that comes when [`POOL`] is given out.
-const LARGE: u32 = 256 << 10;
+pub(super) const LARGE: u32 = 256 << 10;
 const SMALL: u32 = 16 << 10;
 /// How much is given out in large buffers. With all connections there are, 64 MiB is the most that can ever wait.
 const POOL: u32 = 32 << 20;

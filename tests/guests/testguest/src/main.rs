@@ -11,6 +11,7 @@ use alloc::string::String;
 
 use rt::{println, pvh};
 
+mod balloon;
 mod block;
 mod console;
 mod ends;
@@ -20,6 +21,7 @@ mod interrupts;
 mod machine;
 mod misuse;
 mod mmio;
+mod net;
 mod pci;
 mod serial;
 mod smp;
@@ -63,6 +65,10 @@ const TESTS: &[Test] = &[
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),
+    ("balloon", balloon::pages_go),
+    ("net", net::echo),
+    ("net-queues", net::queues),
+    ("net-link", net::link),
     ("smp", smp::start),
     ("vsock-serve", vsock::serve),
     ("vsock-connect", vsock::connect),

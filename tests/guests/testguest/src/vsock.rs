@@ -32,9 +32,9 @@ const BULK: u32 = 2002;
 const HALF: u32 = 2003;
 
 /// One of the guest's buffers for packets, header and all.
-const PACKET: usize = 16 << 10;
+const PACKET: usize = 64 << 10;
 /// Its buffer for a connection.
-const BUFFER: u32 = 128 << 10;
+const BUFFER: u32 = 256 << 10;
 /// How long is waited for anything.
 const PATIENCE: u64 = 20_000;
 

@@ -95,6 +95,8 @@ impl Child {
             command.env(name, value);
         }
         command.env("XDG_RUNTIME_DIR", "/run/user/0");
+        // VMs have sockets there, which 9p has not.
+        command.env("XDG_STATE_HOME", "/run/state");
         let overlay = std::env::var_os("BOX_TMP").is_some_and(|kind| kind == "overlay");
         command.env("TMPDIR", if overlay { "/tmp" } else { "/run" });
         match job.terminal {
