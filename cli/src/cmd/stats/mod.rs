@@ -107,7 +107,7 @@ fn stats(matches: &ArgMatches) -> Result<u8> {
             }
         }
     }
-    super::print(&match (asked.json, asked.prometheus) {
+    super::print(match (asked.json, asked.prometheus) {
         (true, _) => {
             format!("{}\n", serde_json::to_string_pretty(&all).context("this cannot be written as JSON")?)
         }
