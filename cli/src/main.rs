@@ -57,6 +57,8 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use super::flags::Completes;
+
     #[test]
     fn the_command_line_is_consistent() {
         super::command().debug_assert();
@@ -65,7 +67,11 @@ mod tests {
     #[test]
     fn every_flag_of_every_verb_is_taken_as_its_example_shows() {
         for verb in super::cmd::VERBS {
-            let operands = verb.operands.iter().map(|_| "bash");
+            let operands = verb.operands.iter().map(|operand| match operand.completes {
+                Completes::Words(words) => *words.first().unwrap(),
+                Completes::Verbs => "run",
+                _ => "web",
+            });
             for flag in (verb.flags)() {
                 let words =
                     [verb.name].into_iter().chain(flag.example.args.iter().copied()).chain(operands.clone());
