@@ -7,7 +7,7 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
 use clap_complete::{CompleteEnv, CompletionCandidate};
 
 use crate::store::Store;
-use crate::store::entry::Look;
+use crate::store::entry::Entry;
 
 /// With this in the environment, the program does nothing but answer a shell. It holds the shell's name.
 pub const VARIABLE: &str = "SKIFF_COMPLETE";
@@ -29,19 +29,18 @@ pub fn answer(command: fn() -> Command) -> clap::error::Result<bool> {
 
 /// Every VM.
 pub fn vms() -> Vec<CompletionCandidate> {
-    names(|_| true)
+    candidates(|_| true)
 }
 
 /// Every VM that runs.
 pub fn running_vms() -> Vec<CompletionCandidate> {
-    names(Look::is_live)
+    candidates(|entry| entry.holder().is_ok_and(|holder| holder.is_some()))
 }
 
-/// The VMs that are `wanted`. A shell is told nothing of what cannot be read.
-fn names(wanted: impl Fn(&Look) -> bool) -> Vec<CompletionCandidate> {
-    let looks = Store::open().and_then(|store| store.all()).unwrap_or_default();
-    let wanted = looks.iter().filter(|look| wanted(look));
-    wanted.map(|look| CompletionCandidate::new(look.entry.name())).collect()
+/// The VMs that are `wanted`. Nothing is written, and a shell is told nothing of what cannot be read.
+fn candidates(wanted: impl Fn(&Entry) -> bool) -> Vec<CompletionCandidate> {
+    let entries = Store::open().and_then(|store| store.entries()).unwrap_or_default();
+    entries.iter().filter(|entry| wanted(entry)).map(|entry| CompletionCandidate::new(entry.name())).collect()
 }
 
 #[cfg(test)]

@@ -155,8 +155,7 @@ impl Front {
 
     fn take_input(&self, store: &Store, name: &str, keys: bool) -> Result<()> {
         let typed = self.clone();
-        // When the VM takes nothing any more, it has ended, and the main thread knows.
-        let guest = move |bytes: &[u8]| drop(typed.frames.write(&Frame::Input(bytes.to_vec())));
+        let guest = move |bytes: &[u8]| typed.type_in(bytes.to_vec(), keys);
         if !keys {
             return input::pipe(io::stdin(), guest).context("cannot start a thread");
         }
@@ -177,6 +176,18 @@ impl Front {
             (Key::Help | Key::Guest(_), _) => terminal::note(&format!("\r\nskiff: {help}")),
         };
         input::keys(io::stdin(), guest, act).context("cannot start a thread")
+    }
+
+    /// At the guest's pace, or as `keys`: they are dropped if they are too many for a guest that takes none, and the user can
+    /// still leave it.
+    fn type_in(&self, bytes: Vec<u8>, keys: bool) {
+        let (len, frame) = (bytes.len(), Frame::Input(bytes));
+        // When the VM takes nothing any more, it has ended, and the main thread knows.
+        if !keys {
+            let _ = self.frames.write(&frame);
+        } else if matches!(self.frames.offer(&frame), Ok(false)) {
+            log::warn!("the guest takes no input: {len} bytes typed are dropped");
+        }
     }
 
     /// Start the thread that tells the VM of the window's size whenever it is poked.

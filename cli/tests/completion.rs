@@ -45,6 +45,21 @@ fn bash_completes_verbs_flags_values_and_files() {
 }
 
 #[test]
+fn bash_completes_the_names_of_vms() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["calm-fox", "brave-otter"] {
+        std::fs::create_dir_all(dir.path().join("skiff/vms").join(name)).unwrap();
+    }
+    let here = |words: &[&str]| offered(dir.path(), words);
+    assert_eq!(here(&["logs", "br"]), ["brave-otter"]);
+    assert_eq!(here(&["rm", "brave-otter", "c"]), ["calm-fox"]);
+    // None of them runs.
+    assert_eq!(here(&["stop", "c"]), [""]);
+    let before = std::fs::read_dir(dir.path().join("skiff/vms")).unwrap().count();
+    assert_eq!(before, 2, "to complete is to look, and not to settle");
+}
+
+#[test]
 fn every_shell_gets_a_script_that_asks_skiff() {
     for shell in ["bash", "fish", "zsh"] {
         let output = Command::new(env!("CARGO_BIN_EXE_skiff")).args(["completions", shell]).output().unwrap();

@@ -204,6 +204,13 @@ impl Gate {
         Err(at)
     }
 
+    /// The request that passed cannot go yet for another reason: it keeps its tokens until it is asked about again.
+    pub fn postpone(&mut self, bytes: u64) {
+        if self.limiter.is_some() {
+            self.turn = Turn::Taken { bytes, at: Instant::now() };
+        }
+    }
+
     /// Whether a request may go whose length is known only when it is done (a frame that is received). It is to be
     /// [charged](Gate::charge) then.
     ///

@@ -187,6 +187,18 @@ fn a_request_that_never_goes_costs_nothing() {
 }
 
 #[test]
+fn a_request_that_something_else_holds_up_pays_once() {
+    let shared = limiter(Some(limit(SLOW, 100)), None);
+    let (mut gate, _) = gate(&shared);
+    for _ in 0..10 {
+        assert_eq!(gate.pass(60), Ok(()));
+        gate.postpone(60);
+    }
+    assert_eq!((gate.pass(60), gate.pass(40)), (Ok(()), Ok(())));
+    gate.pass(40).unwrap_err();
+}
+
+#[test]
 fn what_is_charged_afterwards_is_waited_for_before_the_next() {
     let shared = limiter(Some(limit(SLOW, 100)), None);
     let (mut gate, counters) = gate(&shared);

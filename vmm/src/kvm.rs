@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::path::Path;
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_IOEVENTFD_ANY_LENGTH, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -134,11 +133,17 @@ impl Hypervisor {
     /// # Errors
     /// If `cpus` is too many.
     pub fn check_cpus(&self, cpus: u8) -> Result<(), KvmError> {
-        let most = self.kvm.get_max_vcpus();
+        let most = self.max_cpus();
         if usize::from(cpus) > most {
             return Err(KvmError::TooManyCpus { asked: cpus, most });
         }
         Ok(())
+    }
+
+    /// The most vCPUs that one VM can have.
+    #[must_use]
+    pub fn max_cpus(&self) -> usize {
+        self.kvm.get_max_vcpus()
     }
 
     /// A VM with nothing in it.
@@ -182,12 +187,32 @@ impl Hypervisor {
     }
 }
 
-/// Whether this processor has VT-x or AMD-V. Where it has neither and KVM is there all the same, KVM is
-/// software-assisted, and most kernels do not run on it.
+/// What a processor has for VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Virtualization {
+    /// Intel's, the flag `vmx`.
+    VtX,
+    /// AMD's, the flag `svm`.
+    AmdV,
+}
+
+impl Virtualization {
+    /// The processor's, from the text of `/proc/cpuinfo`. Where it has none and KVM is there all the same, KVM is
+    /// software-assisted, and most kernels do not run on it.
+    #[must_use]
+    pub fn of(cpuinfo: &str) -> Option<Self> {
+        let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
+        flags.split_whitespace().find_map(|flag| match flag {
+            "vmx" => Some(Self::VtX),
+            "svm" => Some(Self::AmdV),
+            _ => None,
+        })
+    }
+}
+
+/// Whether this processor has VT-x or AMD-V, as far as it says.
 #[must_use]
 pub fn has_hardware_virtualization() -> bool {
-    let Ok(info) = std::fs::read_to_string(Path::new("/proc/cpuinfo")) else { return true };
-    info.lines()
-        .find(|line| line.starts_with("flags"))
-        .is_none_or(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+    let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") else { return true };
+    Virtualization::of(&info).is_some() || !info.lines().any(|line| line.starts_with("flags"))
 }

@@ -11,6 +11,7 @@ mod counting;
 mod error;
 mod event;
 mod host;
+pub mod host_check;
 mod interrupts;
 mod kvm;
 pub mod machine;

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use devices::limit::Limiter;
 use devices::net::Backend;
 use devices::net::passt;
 use devices::net::tap::{Tap, TapError};
-use devices::virtio::net::NetOptions;
+use devices::virtio::net::{NetLimiters, NetOptions};
 
 use crate::passt::{Options, Passt, PasstError};
 use crate::spec::{NetBackend, NetSpec, PortForward, VmSpec};
@@ -31,6 +32,8 @@ pub(crate) struct Network {
     pub(crate) backend: Arc<dyn Backend>,
     /// How it presents itself to the guest.
     pub(crate) options: NetOptions,
+    /// Each direction has the whole limit for itself. Here and not with the device, so that a reboot fills no bucket.
+    pub(crate) limiters: NetLimiters,
 }
 
 /// Open all networks of the VM called `name`.
@@ -46,7 +49,9 @@ pub(crate) fn open_all(spec: &VmSpec, name: &str) -> Result<Vec<Network>, NetErr
         let ports = if user { ports.take().unwrap_or_default() } else { &[] };
         // Without segments larger than a frame, large frames are what makes it fast.
         let mtu = net.mtu.or(user.then_some(passt::MTU));
-        Ok(Network { backend: open(net, mac, ports)?, options: NetOptions { mac, mtu } })
+        let limiter = || Limiter::new(net.limit.limits());
+        let limiters = NetLimiters { receive: limiter(), transmit: limiter() };
+        Ok(Network { backend: open(net, mac, ports)?, options: NetOptions { mac, mtu }, limiters })
     };
     spec.nets.iter().enumerate().map(open_one).collect()
 }

@@ -63,11 +63,6 @@ pub enum PasstError {
         "passt, which makes the user network, did not start in {PATIENCE:?}: run passt --foreground to see why"
     )]
     Stuck,
-    /// One port of the host was given twice.
-    #[error(
-        "cannot publish {0}: passt takes each port of the host once, at one address or at all of them; publish another port"
-    )]
-    PortTwice(PortForward),
     /// Something listens there.
     #[error("cannot publish {0}: port {port} of the host is in use, publish another or end what listens there", port = .0.host)]
     PortInUse(PortForward),

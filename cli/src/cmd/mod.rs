@@ -9,6 +9,7 @@ use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
 
 mod completions;
+mod doctor;
 mod events;
 mod logs;
 mod man;
@@ -88,6 +89,7 @@ pub const VERBS: &[Verb] = &[
     resize::VERB,
     rm::RENAME,
     rm::RM,
+    doctor::VERB,
     completions::VERB,
     man::VERB,
 ];

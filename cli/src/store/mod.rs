@@ -124,6 +124,11 @@ impl Store {
         Ok(names)
     }
 
+    /// All VMs by name, not looked at.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        Ok(self.names()?.iter().map(|name| self.handle(name)).collect())
+    }
+
     fn handle(&self, name: &str) -> Entry {
         Entry::new(name, self.vms().join(name))
     }

@@ -12,7 +12,7 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
-use devices::virtio::net::{Net, NetOptions};
+use devices::virtio::net::{Net, NetLimiters, NetOptions};
 use devices::virtio::rng::Rng;
 use devices::virtio::testing::{Buf, FakeNet, Guest};
 use devices::virtio::vsock::{Vsock, VsockListener};
@@ -56,7 +56,8 @@ pub fn all_devices() -> Vec<Factory> {
     vec![
         console(),
         rng(),
-        net(),
+        net("net", || net_device(NetLimiters::default())),
+        net("limited net", || net_device(NetLimiters { receive: limiter(60, 1), transmit: limiter(60, 1) })),
         balloon(),
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
@@ -120,24 +121,32 @@ fn console() -> Factory {
 /// What the network sends all the time.
 const FRAME: [u8; 60] = [0x5a; 60];
 
+fn net_device(limiters: NetLimiters) -> Made {
+    let network = FakeNet::new(1, FakeNet::ALL);
+    let options = NetOptions { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) };
+    let backend = Arc::<FakeNet>::clone(&network);
+    let device = Net::new("net0".to_owned(), backend, options, Arc::default()).expect("a network");
+    let poke = Box::new(move || {
+        // If the guest takes none, they pile up.
+        network.give(0, [0; 12], &FRAME);
+        while network.take(0).is_some() {}
+    });
+    Made { device: Box::new(device.limited(limiters)), poke }
+}
+
+/// So tight that most requests have to wait for the clock.
+fn limiter(bytes: u64, ops: u64) -> Option<Arc<Limiter>> {
+    let limit = |rate, burst| Some(Limit { rate: NonZero::new(rate)?, burst: NonZero::new(burst)? });
+    Limiter::new(Limits { bandwidth: limit(10 << 20, bytes), ops: limit(2000, ops) })
+}
+
 /// Receives on queue 0, sends on queue 1, and turns all offloads off on queue 2.
-fn net() -> Factory {
+fn net(name: &'static str, make: fn() -> Made) -> Factory {
     Factory {
-        name: "net",
+        name,
         kind: DeviceKind::Net,
         queues: 3,
-        make: || {
-            let network = FakeNet::new(1, FakeNet::ALL);
-            let options = NetOptions { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) };
-            let backend = Arc::<FakeNet>::clone(&network);
-            let device = Net::new("net0".to_owned(), backend, options, Arc::default()).expect("a network");
-            let poke = Box::new(move || {
-                // If the guest takes none, they pile up.
-                network.give(0, [0; 12], &FRAME);
-                while network.take(0).is_some() {}
-            });
-            Made { device: Box::new(device), poke }
-        },
+        make,
         request: |guest, queue| match queue {
             0 => {
                 let addr = guest.alloc(2048);
@@ -191,9 +200,7 @@ fn block_device(engine: EngineKind) -> Made {
 
 /// Two queues that must wait for each other and the clock before most requests.
 fn limited_block() -> Made {
-    let limit = |rate, burst| Some(Limit { rate: NonZero::new(rate)?, burst: NonZero::new(burst)? });
-    let limits = Limits { bandwidth: limit(10 << 20, 512), ops: limit(2000, 1) };
-    made_of(BlockOptions { limiter: Limiter::new(limits), ..BlockOptions::default() })
+    made_of(BlockOptions { limiter: limiter(512, 1), ..BlockOptions::default() })
 }
 
 fn made_of(options: BlockOptions) -> Made {

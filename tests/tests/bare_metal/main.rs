@@ -8,6 +8,7 @@ mod console;
 mod ends;
 mod hostile;
 mod interrupts;
+mod net;
 mod vsock;
 
 /// One test for each transport, from a function that takes it.

@@ -71,8 +71,9 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
     for (index, network) in host.nets.iter().enumerate() {
         let id = format!("net{index}");
         let counters = host.counters.of(&id, DeviceKind::Net);
-        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters);
-        place(Box::new(net.map_err(VmError::resources("make a network device"))?))?;
+        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters)
+            .map_err(VmError::resources("make a network device"))?;
+        place(Box::new(net.limited(network.limiters.clone())))?;
     }
     let output = host.console.output(&host.console_sink, Pace::Pieces)?;
     let counters = host.counters.of("console0", DeviceKind::Console);

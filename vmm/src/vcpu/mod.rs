@@ -41,7 +41,7 @@ use gate::{Gate, Goal};
 
 /// How long a vCPU may take to come out of the guest and finish what it left it for. That takes moments, unless it prints
 /// to somebody who does not read.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A vCPU is not parked within [`PATIENCE`].
 #[derive(Debug, thiserror::Error)]

@@ -45,6 +45,17 @@ impl Code {
         self
     }
 
+    /// Send back what the serial port receives, until that is an `o`.
+    pub fn echo(mut self) -> Self {
+        // next: mov dx, 0x3fd; in al, dx; test al, 1; jz next
+        self.0.extend([0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7]);
+        // mov dx, 0x3f8; in al, dx; cmp al, 'o'; je end
+        self.0.extend([0x66, 0xba, 0xf8, 0x03, 0xec, 0x3c, b'o', 0x74, 0x03]);
+        // out dx, al; jmp next; end:
+        self.0.extend([0xee, 0xeb, 0xeb]);
+        self
+    }
+
     /// Begin again, for ever.
     pub fn again(mut self) -> Self {
         // jmp, over the distance to the first instruction from the one after this.

@@ -2,6 +2,7 @@
 //! these tests say so and pass.
 
 mod balloon;
+mod console;
 mod guests;
 
 use std::fs::File;
@@ -42,6 +43,15 @@ struct Running {
 
 /// Start `code`; `None` where no VM can run.
 fn run(code: &Code, change: impl FnOnce(&mut VmSpec)) -> Option<Running> {
+    run_with(code, change, |_| {})
+}
+
+/// As [`run`], with another setup.
+fn run_with(
+    code: &Code,
+    change: impl FnOnce(&mut VmSpec),
+    set_up: impl FnOnce(&mut Setup),
+) -> Option<Running> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
         eprintln!("skipped: /dev/kvm: {error}");
         return None;
@@ -65,7 +75,9 @@ fn run(code: &Code, change: impl FnOnce(&mut VmSpec)) -> Option<Running> {
     change(&mut spec);
     let (told, notices) = channel();
     let listener = Box::new(move |notice| drop(told.send(notice)));
-    let vm = start(spec, Setup { name: "test".to_owned(), stdout: None, log: None, listener }).unwrap();
+    let mut setup = Setup { name: "test".to_owned(), stdout: None, log: None, listener };
+    set_up(&mut setup);
+    let vm = start(spec, setup).unwrap();
     let controller = vm.controller();
     Some(Running { vm: Some(vm), controller, notices, _dir: dir })
 }

@@ -47,8 +47,15 @@ pub(super) struct Control {
     pub features: u64,
     /// How many pairs the driver has set up.
     pub pairs: u16,
-    /// The pairs that were in use before the change that is under way.
-    changing: Option<u16>,
+    changing: Option<Change>,
+}
+
+/// A change of the pairs in use that is under way.
+struct Change {
+    /// How many there were before.
+    before: u16,
+    /// It could not be made, and is being taken back.
+    failed: bool,
 }
 
 impl Control {
@@ -104,16 +111,20 @@ impl Control {
     }
 
     fn use_pairs(&mut self, common: &Common, pairs: u16) -> Option<bool> {
-        if self.changing.is_none() {
-            self.changing = Some(common.shared.wanted());
-            common.shared.want(pairs);
+        let shared = &common.shared;
+        let change = self.changing.get_or_insert_with(|| {
+            let before = shared.wanted();
+            shared.want(pairs);
+            Change { before, failed: false }
+        });
+        if !shared.settled()? && !change.failed {
+            change.failed = true;
+            shared.want(change.before);
+            shared.settled()?;
         }
-        let settled = common.shared.settled()?;
-        let before = self.changing.take();
-        if !settled {
-            common.shared.want(before.unwrap_or(1));
-        }
-        Some(settled)
+        let done = !change.failed;
+        self.changing = None;
+        Some(done)
     }
 }
 

@@ -13,6 +13,8 @@ mod shared;
 mod transmit;
 
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::counters::Counters;
+use crate::limit::{Gate, Limiter};
 use crate::net::Backend;
 use crate::worker::Worker;
 
@@ -50,11 +53,21 @@ pub struct NetOptions {
     pub mtu: Option<u16>,
 }
 
+/// What each direction may do in a time, all its queues together. `None` is no limit.
+#[derive(Clone, Debug, Default)]
+pub struct NetLimiters {
+    /// What the guest receives.
+    pub receive: Option<Arc<Limiter>>,
+    /// What it sends.
+    pub transmit: Option<Arc<Limiter>>,
+}
+
 /// A virtio-net device.
 pub struct Net {
     id: String,
     backend: Arc<dyn Backend>,
     counters: Arc<Counters>,
+    limiters: NetLimiters,
     facts: Facts,
     queue_sizes: Vec<u16>,
     shared: Arc<Shared>,
@@ -85,6 +98,7 @@ impl Net {
             id,
             backend,
             counters,
+            limiters: NetLimiters::default(),
             facts,
             queue_sizes,
             shared,
@@ -92,6 +106,13 @@ impl Net {
             idle: Vec::new(),
             resumed: false,
         })
+    }
+
+    /// Held to these limits.
+    #[must_use]
+    pub fn limited(mut self, limiters: NetLimiters) -> Self {
+        self.limiters = limiters;
+        self
     }
 
     /// Where the control queue is, and how many pairs are before it: without `VIRTIO_NET_F_MQ` there is one pair (5.1.2).
@@ -137,8 +158,11 @@ impl Net {
                 shared: Arc::clone(&self.shared),
                 counters: Arc::clone(&self.counters),
             };
-            let receiver = Receiver::new(rx, accepts, &common);
-            let transmitter = Transmitter::new(tx, config::host_offloads(features), &common);
+            let gate =
+                |limiter: &Option<Arc<Limiter>>| Gate::new(limiter.clone(), Arc::clone(&self.counters));
+            let receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
+            let offloads = config::host_offloads(features);
+            let transmitter = Transmitter::new(tx, offloads, gate(&self.limiters.transmit), &common);
             let backend = Arc::clone(&self.backend);
             let control =
                 control.take().map(|queue| Control::new(queue, Arc::clone(&backend), features, count));

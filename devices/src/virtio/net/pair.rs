@@ -105,6 +105,8 @@ pub(super) enum End {
     Guest,
     /// The port has no more, or takes no more.
     Port,
+    /// The limit lets the next one go then.
+    Limit(Instant),
     /// The port is of no more use.
     Gone,
 }
@@ -159,6 +161,8 @@ impl Pair {
             retry: None,
             readable: false,
             writable: false,
+            limited: Limited::default(),
+            down: false,
             spin: Spin::new(cpus),
         };
         service.turns()
@@ -192,7 +196,23 @@ struct Service<'a> {
     readable: bool,
     /// A frame may be taken.
     writable: bool,
+    limited: Limited,
+    /// The port is down, and is to say when it is up.
+    down: bool,
     spin: Spin,
+}
+
+/// Until when a direction rests that has reached its limit.
+#[derive(Clone, Copy, Default)]
+struct Limited {
+    transmit: Option<Instant>,
+    receive: Option<Instant>,
+}
+
+/// Whether the time has not come yet.
+fn rests(until: &mut Option<Instant>) -> bool {
+    *until = until.filter(|at| Instant::now() < *at);
+    until.is_some()
 }
 
 impl Service<'_> {
@@ -227,11 +247,15 @@ impl Service<'_> {
     /// Look at what has happened; with `wait`, sleep until something has. Whether the worker is to end.
     fn events(&mut self, wait: bool) -> Result<bool, Fault> {
         let mut events = [EpollEvent::default(); 8];
-        let timeout = match self.retry {
+        let Limited { transmit, receive } = self.limited;
+        let timeout = match [self.retry, transmit, receive].into_iter().flatten().min() {
             _ if !wait => 0,
             None => -1,
             // Rounded up: not a moment too early.
-            Some(at) => at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+            Some(at) => {
+                let millis = at.saturating_duration_since(Instant::now()).as_millis();
+                i32::try_from(millis).map_or(i32::MAX, |millis| millis.saturating_add(1))
+            }
         };
         let count = match self.epoll.wait(timeout, &mut events) {
             Ok(count) => count,
@@ -333,24 +357,49 @@ impl Service<'_> {
         if self.retry.is_none() && (self.port.is_none() || !self.writable) {
             return Ok(false);
         }
+        // What is dropped for want of a port is dropped at once.
+        if self.retry.is_none() && rests(&mut self.limited.transmit) {
+            return Ok(false);
+        }
         let Pair { common, transmitter, .. } = &mut *self.pair;
         let turn = transmitter.turn(common, self.port.as_deref_mut())?;
         match turn.end {
             End::Port => self.writable = false,
+            End::Limit(at) => self.limited.transmit = Some(at),
             End::Gone => self.lose_port(),
             End::More | End::Guest => {}
         }
+        self.follow_link();
         Ok(turn.moved)
+    }
+
+    /// A tap that goes down says nothing, and says that it is up again only to those who looked at it meanwhile. A guest that sees
+    /// the link down sends nothing by which that could be found out.
+    fn follow_link(&mut self) {
+        let down = !self.pair.common.shared.link_up();
+        if down
+            && !self.down
+            && let Some(port) = &self.port
+        {
+            let event = EpollEvent::new(EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, PORT);
+            // Cannot fail: it was added.
+            let _ = self.epoll.ctl(ControlOperation::Modify, port.fd().as_raw_fd(), event);
+        }
+        self.down = down;
     }
 
     fn receive(&mut self) -> Result<bool, Fault> {
         let Some(port) = self.port.as_deref_mut().filter(|_| self.readable) else {
             return Ok(false);
         };
+        if rests(&mut self.limited.receive) {
+            return Ok(false);
+        }
         let Pair { common, receiver, .. } = &mut *self.pair;
         let turn = receiver.turn(common, port)?;
         match turn.end {
             End::Port => self.readable = false,
+            End::Limit(at) => self.limited.receive = Some(at),
             End::Gone => self.lose_port(),
             End::More | End::Guest => {}
         }
@@ -361,7 +410,8 @@ impl Service<'_> {
     fn kicks(&mut self, wanted: bool) -> Result<bool, Fault> {
         let gone = self.retry.is_some();
         let used = self.port.is_some() || gone;
-        let sends = gone || self.port.is_some() && self.writable;
+        // While it rests there is more to take, and the ring is looked at when it may go.
+        let sends = gone || self.port.is_some() && self.writable && self.limited.transmit.is_none();
         let Pair { common, receiver, transmitter, control, .. } = &mut *self.pair;
         let ram = &common.ram;
         let mut more = false;

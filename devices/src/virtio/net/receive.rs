@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::io;
 
+use crate::limit::Gate;
 use crate::net::frame::Frame;
 use crate::net::{HEADER, Port};
 use crate::ratelog;
@@ -41,6 +42,7 @@ pub(super) struct Accepts {
 /// The guest's receive queue.
 pub(super) struct Receiver {
     pub queue: Queue,
+    gate: Gate,
     mergeable: bool,
     /// The room that any frame fits in.
     want: u64,
@@ -60,10 +62,11 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(queue: Queue, accepts: Accepts, common: &Common) -> Self {
+    pub(super) fn new(queue: Queue, accepts: Accepts, gate: Gate, common: &Common) -> Self {
         let largest = if accepts.large { MAX_FRAME } else { u64::from(accepts.mtu.max(1500)) + LINK_HEADER };
         Self {
             queue,
+            gate,
             mergeable: accepts.mergeable,
             want: HEADER as u64 + largest,
             hand: VecDeque::new(),
@@ -140,6 +143,9 @@ impl Receiver {
         if self.hand.is_empty() {
             return Ok(Some(End::Guest));
         }
+        if let Err(at) = self.gate.check() {
+            return Ok(Some(End::Limit(at)));
+        }
         let received = if any_fits {
             port.receive(&self.room)
         } else {
@@ -164,6 +170,7 @@ impl Receiver {
                 });
             }
         };
+        self.gate.charge(len.saturating_sub(HEADER as u64));
         common.link(true, "");
         if !any_fits {
             self.parked = Some(len);

@@ -1,7 +1,9 @@
 //! What the guest sends: one chain a frame, straight from its memory to the port.
 
 use std::io;
+use std::time::Instant;
 
+use crate::limit::Gate;
 use crate::net::frame::Frame;
 use crate::net::{HEADER, Offloads, Port};
 use crate::ratelog;
@@ -16,6 +18,7 @@ pub(super) struct Transmitter {
     pub queue: Queue,
     /// What the guest may leave undone.
     agreed: Offloads,
+    gate: Gate,
     frame: Frame,
 }
 
@@ -25,13 +28,15 @@ enum Sent {
     Used,
     /// The port has no room.
     Later,
+    /// The limit lets it go then.
+    Limited(Instant),
     /// The port is gone, and the frame with it.
     Gone,
 }
 
 impl Transmitter {
-    pub(super) fn new(queue: Queue, agreed: Offloads, common: &Common) -> Self {
-        Self { queue, agreed, frame: Frame::new(&common.ram) }
+    pub(super) fn new(queue: Queue, agreed: Offloads, gate: Gate, common: &Common) -> Self {
+        Self { queue, agreed, gate, frame: Frame::new(&common.ram) }
     }
 
     /// Send some of what the guest has made available. Without a port it is dropped.
@@ -61,6 +66,11 @@ impl Transmitter {
                 Ok(Sent::Later) => {
                     self.queue.unpop();
                     turn.end = End::Port;
+                    break;
+                }
+                Ok(Sent::Limited(at)) => {
+                    self.queue.unpop();
+                    turn.end = End::Limit(at);
                     break;
                 }
                 Err(fault) => {
@@ -111,6 +121,9 @@ impl Transmitter {
             common.counters.errors.add(1);
             return Ok(Sent::Used);
         };
+        if let Err(at) = self.gate.pass(len) {
+            return Ok(Sent::Limited(at));
+        }
         let sent = match port.send(&header, &self.frame) {
             Ok(()) => {
                 common.counters.from_guest.add(len);
@@ -118,7 +131,10 @@ impl Transmitter {
                 Sent::Used
             }
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => return Ok(Sent::Later),
+                io::ErrorKind::WouldBlock => {
+                    self.gate.postpone(len);
+                    return Ok(Sent::Later);
+                }
                 io::ErrorKind::NetworkDown => {
                     common.counters.errors.add(1);
                     common.link(false, "the host's side is down");

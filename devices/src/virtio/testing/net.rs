@@ -75,9 +75,16 @@ impl FakeNet {
         Some(bytes)
     }
 
-    /// The network goes down or comes up: what is sent meanwhile is lost.
+    /// The network goes down or comes up: what is sent meanwhile is lost, and its sockets are not writable.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+        for (pair, wire) in self.wires.iter().enumerate() {
+            while if down {
+                send(&wire.device, &[0], SendFlags::NOSIGNAL).is_ok()
+            } else {
+                self.take(pair).is_some()
+            } {}
+        }
     }
 
     /// The network goes away for good.

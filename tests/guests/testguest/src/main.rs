@@ -21,6 +21,7 @@ mod interrupts;
 mod machine;
 mod misuse;
 mod mmio;
+mod net;
 mod pci;
 mod serial;
 mod smp;
@@ -65,6 +66,9 @@ const TESTS: &[Test] = &[
     ("console-echo", console::echo),
     ("rng", console::rng),
     ("balloon", balloon::pages_go),
+    ("net", net::echo),
+    ("net-queues", net::queues),
+    ("net-link", net::link),
     ("smp", smp::start),
     ("vsock-serve", vsock::serve),
     ("vsock-connect", vsock::connect),
