@@ -57,9 +57,7 @@ fn the_link_follows_the_tap(transport: Transport) {
     assert!(ip(&format!("link set {} up", tap.name)));
     machine.wait_for("back");
     assert!(ip(&format!("link del {}", tap.name)));
-    let ended = machine.wait();
-    ended.passed(&["net-link"]);
-    assert!(ended.stderr.contains("the link is down: the host's side is gone"), "{ended:#?}");
+    machine.wait().passed(&["net-link"]);
 }
 
 #[test]
