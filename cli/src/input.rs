@@ -5,7 +5,8 @@
 //! anything else, bytes go straight to the guest, at its pace, until they end.
 
 use std::io::{self, Read};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::time::Duration;
 
 use crate::escape::{Escape, Key};
 
@@ -13,6 +14,16 @@ use crate::escape::{Escape, Key};
 const CHUNK: usize = 4096;
 /// How many chunks may wait for the guest: what a user can paste.
 const WAITING: usize = 256;
+/// How long what was typed before one of skiff's own keys may take to reach the guest first.
+const BEFORE: Duration = Duration::from_millis(200);
+
+/// For the `typing` thread.
+enum Typed {
+    /// The guest's.
+    Bytes(Vec<u8>),
+    /// Say when all before it has been handed on.
+    Flush(Sender<()>),
+}
 
 /// Hand everything that `source` holds to `guest`, which may block.
 pub fn pipe(source: impl Read + Send + 'static, guest: impl Fn(&[u8]) + Send + 'static) -> io::Result<()> {
@@ -26,10 +37,14 @@ pub fn keys(
     guest: impl Fn(&[u8]) + Send + 'static,
     act: impl Fn(Key) + Send + 'static,
 ) -> io::Result<()> {
-    let (typed, waiting) = sync_channel::<Vec<u8>>(WAITING);
+    let (typed, waiting) = sync_channel(WAITING);
     vmm::named_thread("typing").spawn(move || {
-        for bytes in waiting {
-            guest(&bytes);
+        for piece in waiting {
+            match piece {
+                Typed::Bytes(bytes) => guest(&bytes),
+                // Whoever asked may have lost patience.
+                Typed::Flush(done) => drop(done.send(())),
+            }
         }
     })?;
     vmm::named_thread("stdin").spawn(move || {
@@ -38,7 +53,10 @@ pub fn keys(
             for key in escape.keys(bytes) {
                 match key {
                     Key::Guest(bytes) => hand_on(&typed, bytes),
-                    other => act(other),
+                    other => {
+                        flush(&typed);
+                        act(other);
+                    }
                 }
             }
         });
@@ -46,8 +64,16 @@ pub fn keys(
     Ok(())
 }
 
-fn hand_on(typed: &SyncSender<Vec<u8>>, bytes: Vec<u8>) {
-    if let Err(TrySendError::Full(bytes)) = typed.try_send(bytes) {
+/// Wait until the guest has what was typed, unless it does not take it.
+fn flush(typed: &SyncSender<Typed>) {
+    let (done, flushed) = channel();
+    if typed.try_send(Typed::Flush(done)).is_ok() {
+        let _ = flushed.recv_timeout(BEFORE);
+    }
+}
+
+fn hand_on(typed: &SyncSender<Typed>, bytes: Vec<u8>) {
+    if let Err(TrySendError::Full(Typed::Bytes(bytes))) = typed.try_send(Typed::Bytes(bytes)) {
         log::warn!("the guest takes no input: {} bytes typed are dropped", bytes.len());
     }
 }
@@ -80,6 +106,18 @@ mod tests {
         pipe(io::Cursor::new(all.clone()), move |bytes| sender.send(bytes.to_vec()).unwrap()).unwrap();
         // The channel ends when the thread does.
         assert_eq!(receiver.iter().flatten().collect::<Vec<u8>>(), all);
+    }
+
+    #[test]
+    fn what_was_typed_before_a_key_is_handed_on_before_it() {
+        let (sender, receiver) = mpsc::channel();
+        let acts = sender.clone();
+        let slow = move |bytes: &[u8]| {
+            std::thread::sleep(Duration::from_millis(20));
+            sender.send(Key::Guest(bytes.to_vec())).unwrap();
+        };
+        keys(io::Cursor::new(b"ab\x1dd"), slow, move |key| acts.send(key).unwrap()).unwrap();
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [Key::Guest(b"ab".into()), Key::Detach]);
     }
 
     #[test]

@@ -57,8 +57,27 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use super::flags::Completes;
+
     #[test]
     fn the_command_line_is_consistent() {
         super::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_every_verb_is_taken_as_its_example_shows() {
+        for verb in super::cmd::VERBS {
+            let operands = verb.operands.iter().map(|operand| match operand.completes {
+                Completes::Words(words) => *words.first().unwrap(),
+                Completes::Verbs => "run",
+                _ => "web",
+            });
+            for flag in (verb.flags)() {
+                let words =
+                    [verb.name].into_iter().chain(flag.example.args.iter().copied()).chain(operands.clone());
+                let parsed = verb.command().try_get_matches_from(words);
+                assert!(parsed.is_ok(), "{} --{}: {:?}", verb.name, flag.name, parsed.err());
+            }
+        }
     }
 }

@@ -36,9 +36,9 @@ pub struct Inherited {
 struct Prepared {
     held: Arc<Held>,
     spec: VmSpec,
-    state: State,
-    /// Its entry is new.
-    new: bool,
+    /// Of the entry, if it is not new.
+    before: Option<State>,
+    remove: bool,
     ends_with_owner: bool,
 }
 
@@ -68,17 +68,20 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
     // A fork's child leads no group: this cannot fail.
     let _ = rustix::process::setsid();
     raise_file_limit();
-    let (held, spec, state, new, ends_with_owner) = match &launch.which {
-        Which::New { name, spec, remove, ends_with_owner } => {
-            let held = launch.store.create(name.as_deref())?;
-            (held, VmSpec::clone(spec), State::new(*remove), true, *ends_with_owner)
-        }
+    match &launch.which {
+        Which::New { name, spec, remove, ends_with_owner } => Ok(Prepared {
+            held: Arc::new(launch.store.create(name.as_deref())?),
+            spec: VmSpec::clone(spec),
+            before: None,
+            remove: *remove,
+            ends_with_owner: *ends_with_owner,
+        }),
         Which::Again(name) => {
-            let (held, spec, state) = launch.store.take(name)?;
-            (held, spec, state.again(), false, false)
+            let (held, spec, before) = launch.store.take(name)?;
+            let remove = before.remove;
+            Ok(Prepared { held: Arc::new(held), spec, before: Some(before), remove, ends_with_owner: false })
         }
-    };
-    Ok(Prepared { held: Arc::new(held), spec, state, new, ends_with_owner })
+    }
 }
 
 /// A VM that runs.
@@ -91,14 +94,13 @@ struct Running {
 
 /// Start the VM. What has been made for it is gone again if that fails.
 fn serve(launch: &Launch, prepared: Prepared, owner: Option<UnixStream>) -> Result<Running> {
-    let (held, new, stays) = (Arc::clone(&prepared.held), prepared.new, !prepared.state.remove);
+    let (held, new, stays) = (Arc::clone(&prepared.held), prepared.before.is_none(), !prepared.remove);
     let result = start(launch, prepared, owner);
-    if let Err(error) = &result {
-        if new {
-            launch.store.remove_own(&held)?;
-        } else {
-            held.ended(End::Failed { error: format!("{error:#}") });
-        }
+    match &result {
+        // What stays of it is a leftover, which the next who looks removes.
+        Err(_) if new => drop(launch.store.remove_own(&held)),
+        Err(error) => held.ended(End::Failed { error: format!("{error:#}") }),
+        Ok(_) => {}
     }
     result.map(|(vm, server)| Running { vm, held, server, stays })
 }
@@ -108,15 +110,14 @@ fn start(
     prepared: Prepared,
     owner: Option<UnixStream>,
 ) -> Result<(vmm::control::Vm, server::Server)> {
-    let Prepared { held, spec, state, new, ends_with_owner } = prepared;
-    if !new {
-        held.write_state(state.clone(), false)?;
+    let Prepared { held, spec, before, remove, ends_with_owner } = prepared;
+    if let Some(before) = &before {
+        held.write_state(before.again(), false)?;
     }
     let signals = Signals::block().context("cannot block signals")?;
     let stdout = if launch.foreground { Some(launch::stdout()?) } else { None };
     let logs = logging::start(&launch.logging)?;
     leave_terminal().context("cannot open /dev/null")?;
-    let listener = held.listen()?;
     let noted = Arc::clone(&held);
     let setup = Setup {
         name: held.name(),
@@ -125,9 +126,10 @@ fn start(
         listener: Box::new(move |notice| noted.note(&notice)),
     };
     let vm = machine::start(spec.clone(), setup)?;
-    // The VM runs. All that follows is not to keep it from its first words.
-    if new {
-        held.write_state(state, false)?;
+    // The VM runs. All that follows is not to keep it from its first words; if it fails, this process ends, and the VM with it.
+    let listener = held.listen()?;
+    if before.is_none() {
+        held.write_state(State::new(remove), false)?;
         held.write_spec(&spec, false)?;
     }
     let controller = vm.controller();
@@ -165,6 +167,9 @@ impl Running {
 /// Every queue and every interrupt of a VM is a descriptor. The lower limit is there for programs that use `select`.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         log::info!("the limit of open files stays as it is: {error}");

@@ -82,3 +82,34 @@ fn a_reader_that_leaves_is_no_error() {
     let status = command.args(["run", "--kernel", "k", "--dry-run"]).stdout(writer).status().unwrap();
     assert!(status.success(), "{status}");
 }
+
+#[test]
+fn doctor_says_the_same_in_lines_and_in_json_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let doctor = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
+        command.arg("doctor").args(args).env("XDG_STATE_HOME", dir.path()).output().unwrap()
+    };
+    let (lines, json) = (doctor(&[]), doctor(&["--json"]));
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).unwrap();
+    let text = String::from_utf8(lines.stdout).unwrap();
+    assert_eq!(text.lines().count(), findings.len(), "{text}");
+    for (line, finding) in text.lines().zip(&findings) {
+        let word = |key: &str| finding[key].as_str().unwrap().to_owned();
+        assert!(line.starts_with(&format!("{}\t{}\t", word("status"), word("check"))), "{line}");
+        assert_eq!(finding["fix"].is_null(), word("status") == "ok", "{line}");
+    }
+    assert!(findings.iter().any(|finding| finding["check"] == "kvm"));
+    let fails = findings.iter().any(|finding| finding["status"] == "fail");
+    assert_eq!(json.status.code(), Some(i32::from(fails)));
+    assert_eq!(lines.status.code(), Some(i32::from(fails)));
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn doctor_fails_where_no_vm_can_be_kept() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
+    let output = command.arg("doctor").env("XDG_STATE_HOME", "/proc/nothing").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("fail\tstate\tcannot write to /proc: "));
+}

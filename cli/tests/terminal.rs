@@ -208,8 +208,9 @@ fn the_escape_detaches_and_several_can_watch() {
         command.args(["attach", "a"]);
         command
     };
-    let mut other = attach(&home).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = attach(&home);
     let Some(mut skiff) = OnTerminal::open(home, attach) else { return };
+    let mut other = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     skiff.wait_for("Rabc");
     skiff.press(b"xyz");
     skiff.wait_for("xyz");

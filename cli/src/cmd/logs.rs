@@ -1,6 +1,6 @@
 //! `skiff logs`: what a guest has printed.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -91,20 +91,21 @@ fn show(entry: &Entry, asked: &Asked) -> std::io::Result<()> {
     }
     stdout.write_all(asked.tail.map_or(past.as_slice(), |lines| tail(&past, lines)))?;
     stdout.flush()?;
-    while asked.follow {
+    if asked.follow { follow(entry, &mut follower, &mut stdout) } else { Ok(()) }
+}
+
+/// Show what comes until the VM has ended.
+fn follow(entry: &Entry, follower: &mut Follower, to: &mut impl Write) -> std::io::Result<()> {
+    loop {
         // Asked first: what it printed last is there when it is gone.
         let lives = matches!(entry.holder(), Ok(Some(_)));
         let more = follower.read()?;
-        if more.is_empty() && !lives {
-            break;
+        match (more.is_empty(), lives) {
+            (true, false) => return Ok(()),
+            (true, true) => std::thread::sleep(PERIOD),
+            (false, _) => to.write_all(&more).and_then(|()| to.flush())?,
         }
-        if more.is_empty() {
-            std::thread::sleep(PERIOD);
-        }
-        stdout.write_all(&more)?;
-        stdout.flush()?;
     }
-    Ok(())
 }
 
 /// The last `lines` lines of `text`, of which the last may not be finished.

@@ -164,7 +164,7 @@ fn wait(matches: &ArgMatches) -> Result<u8> {
     let mut code = exit::SUCCESS;
     for name in VMS.given(matches) {
         let end = wait_one(&store, &name)?;
-        print(&format!("{}\n", end.code()))?;
+        print(format!("{}\n", end.code()))?;
         code = if code == exit::SUCCESS { end.code() } else { code };
     }
     Ok(code)

@@ -161,12 +161,12 @@ fn ps(matches: &ArgMatches) -> Result<u8> {
     looks.retain(|look| asked.all || look.is_live());
     if asked.quiet {
         let names: String = looks.iter().map(|look| format!("{}\n", look.entry.name())).collect();
-        return super::print(&names);
+        return super::print(names);
     }
     if asked.json {
         return print_json(&looks.iter().map(Shown::new).collect::<Vec<_>>());
     }
-    super::print(&people(&looks))
+    super::print(people(&looks))
 }
 
 fn people(looks: &[Look]) -> String {
@@ -274,5 +274,5 @@ fn described(look: &Look) -> Result<String> {
 
 fn print_json(value: &impl Serialize) -> Result<u8> {
     let text = serde_json::to_string_pretty(value).context("this cannot be written as JSON")?;
-    super::print(&format!("{text}\n"))
+    super::print(format!("{text}\n"))
 }

@@ -27,6 +27,8 @@ pub const VM_LOG: &str = "vm.log";
 
 /// How long a VM may take to answer before it counts as hanging.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long a process that is there may take until it listens.
+const LISTENING: Duration = Duration::from_secs(5);
 
 /// A VM's directory.
 #[derive(Clone, Debug)]
@@ -210,11 +212,18 @@ impl Entry {
         // Any path fits this way into the 108 bytes that a socket's address has.
         let dir = File::open(&self.dir).with_context(failed)?;
         let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
-        match UnixStream::connect(path) {
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                bail!("{} is not running: skiff start {0} starts it", self.name)
+        let begin = Instant::now();
+        loop {
+            match UnixStream::connect(&path) {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                    // Its process may not have come to it yet, or be about to end.
+                    if begin.elapsed() >= LISTENING || self.holder().with_context(failed)?.is_none() {
+                        bail!("{} is not running: skiff start {0} starts it", self.name);
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                connected => return connected.with_context(failed),
             }
-            connected => connected.with_context(failed),
         }
     }
 

@@ -49,7 +49,7 @@ impl Guest {
     ///
     /// # Errors
     /// When a program is missing or the target directory cannot be written.
-    pub fn ensure_extra(&self, tool: &Path) -> Result<()> {
+    fn ensure_extra(&self, tool: &Path) -> Result<()> {
         let bytes = build_extra(&self.kernel, tool)?;
         let extra = self.kernel.dir().join("extra");
         if !fs::read(&extra).is_ok_and(|old| old == bytes) {
@@ -58,14 +58,18 @@ impl Guest {
         Ok(())
     }
 
-    /// All kernels that whole-machine tests run on, oldest release first.
+    /// All kernels that whole-machine tests run on, oldest release first, with what their network tests need.
     ///
     /// # Errors
     /// As [`Guest::ensure`].
     pub fn ensure_all() -> Result<Vec<Guest>> {
         let pairs =
             Release::ALL.iter().flat_map(|release| Flavour::ALL.iter().map(|flavour| (*release, *flavour)));
-        pairs.map(|(release, flavour)| Guest::ensure(release, flavour)).collect()
+        let guests: Vec<Guest> =
+            pairs.map(|(release, flavour)| Guest::ensure(release, flavour)).collect::<Result<_>>()?;
+        let tool = guest_tool()?;
+        guests.iter().try_for_each(|guest| guest.ensure_extra(&tool))?;
+        Ok(guests)
     }
 }
 
@@ -83,6 +87,17 @@ pub fn list() -> Result<()> {
         println!("{name:<12} {packed:<6} {:>8.1}  {version}", size as f64 / f64::from(1 << 20));
     }
     Ok(())
+}
+
+/// Builds the program that network tests run in their guests, which have no libraries for it.
+fn guest_tool() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    // A directory of its own: flags are part of every dependency's fingerprint.
+    let dir = paths::target()?.join("static");
+    let mut cargo = tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bin", "guest-tool"])?;
+    cargo.args(["--profile", "dev", "--target", TARGET, "--target-dir"]).arg(&dir);
+    tool::show(cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    Ok(dir.join(TARGET).join("debug/guest-tool"))
 }
 
 fn build(kernel: &Kernel) -> Result<Vec<u8>> {

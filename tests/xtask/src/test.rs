@@ -157,23 +157,10 @@ fn test_program(name: &str) -> Result<PathBuf> {
     program.map(PathBuf::from).with_context(|| format!("cargo built no program for the tests {name}"))
 }
 
-/// Builds the program that network tests run in their guests, which have no libraries for it.
-fn guest_tool() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    // A directory of its own: flags are part of every dependency's fingerprint.
-    let dir = paths::target()?.join("static");
-    let mut cargo = tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bin", "guest-tool"])?;
-    cargo.args(["--profile", "dev", "--target", TARGET, "--target-dir"]).arg(&dir);
-    tool::show(cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(dir.join(TARGET).join("debug/guest-tool"))
-}
-
 fn linux_guests(filter: &str) -> Result<Count> {
-    let guest_tool = guest_tool()?;
     for guest in Guest::ensure_all()? {
         // One test boots it.
         guest.kernel.unpacked()?;
-        guest.ensure_extra(&guest_tool)?;
     }
     let target = paths::target()?;
     let mut words: Vec<OsString> = vec![target.join("debug/linux-guests").into()];

@@ -173,3 +173,53 @@ impl Frames {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client makes of a VM that answers so, and then closes.
+    fn asked(answer: &[u8]) -> Result<VmReply, ClientError> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(answer).unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        Client::new(ours).act(VmAction::State)
+    }
+
+    #[test]
+    fn a_vm_that_goes_away_is_told_from_one_of_another_version() {
+        assert_eq!(asked(b"{\"reply\":\"done\"}\n").unwrap(), VmReply::Done);
+        for gone in [&b""[..], b"{\"reply\":", b"{\"reply\":\"done\"}"] {
+            assert!(matches!(asked(gone), Err(ClientError::Io(_))));
+        }
+        for strange in [&b"HTTP/1.1 400\r\n"[..], b"{\"reply\":\"exploded\"}\n", b"\"attached\"\n", b"\xff\n"]
+        {
+            assert!(matches!(asked(strange), Err(ClientError::Answer(_))));
+        }
+        let refused = asked(b"{\"error\":\"why\"}\n").unwrap_err();
+        assert!(matches!(&refused, ClientError::Refused(why) if why == "why"));
+        let refused = asked(b"{\"reply\":{\"refused\":\"why\"}}\n").unwrap_err();
+        assert!(matches!(&refused, ClientError::Refused(why) if why == "why"));
+    }
+
+    #[test]
+    fn an_answer_without_end_is_not_gathered() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let endless = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
+        assert!(matches!(Client::new(ours).wait(), Err(ClientError::Answer(_))));
+        endless.join().unwrap();
+    }
+
+    #[test]
+    fn frames_that_follow_the_answer_at_once_are_not_lost() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"\"attached\"\n").unwrap();
+        Frame::Output(b"printed".to_vec()).write(&mut theirs).unwrap();
+        let frames = Client::new(ours).attach(Attach::default()).unwrap();
+        assert_eq!(frames.read().unwrap(), Some(Frame::Output(b"printed".to_vec())));
+        let reader = frames.clone();
+        let reading = std::thread::spawn(move || reader.read());
+        frames.close();
+        assert!(matches!(reading.join().unwrap(), Ok(None) | Err(_)));
+    }
+}

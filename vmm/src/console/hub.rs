@@ -73,16 +73,17 @@ impl Hub {
         if left() {
             *direct = None;
         }
-        if *waits && let Some(file) = &mut *direct {
-            if let Err(error) = send(file, bytes, || cut.is_cut() || left()) {
-                if left() {
-                    *direct = None;
-                } else if cut.is_cut() {
-                    *waits = false;
-                } else {
-                    log::warn!("standard output takes no more of what the guest prints: {error}");
-                    *direct = None;
-                }
+        if *waits
+            && let Some(file) = &mut *direct
+            && let Err(error) = send(file, bytes, || cut.is_cut() || left())
+        {
+            if left() {
+                *direct = None;
+            } else if cut.is_cut() {
+                *waits = false;
+            } else {
+                log::warn!("standard output takes no more of what the guest prints: {error}");
+                *direct = None;
             }
         }
         let mut feed = lock(&self.feed);

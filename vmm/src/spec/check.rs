@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::vsock::{GUEST_CIDS, MAX_VSOCK_PATH};
+
 use super::net::{MAX_TAP_NAME, MTUS};
-use super::vsock::{GUEST_CIDS, MAX_SOCKET_PATH};
 use super::{
     DiskSpec, HUGE_PAGE, LimitSpec, MAX_CMDLINE, MAX_CPUS, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_NET_QUEUES,
     MEMORY_STEP, MIN_MEMORY, Mac, Memory, NetBackend, NetSpec, PortForward, Stream, VmSpec,
@@ -129,7 +130,7 @@ pub enum SpecError {
     VsockCid(u32),
     /// A socket's path that no socket can have.
     #[error(
-        "the vsock's path has {0} bytes: a Unix socket has room for {MAX_SOCKET_PATH} and a port, choose a shorter one"
+        "the vsock's path has {0} bytes: a Unix socket has room for {MAX_VSOCK_PATH} and a port, choose a shorter one"
     )]
     VsockPath(usize),
 }
@@ -243,7 +244,7 @@ impl VmSpec {
         };
         match vsock.path.as_os_str().len() {
             0 => return Err(SpecError::EmptyPath("the vsock")),
-            long if long > MAX_SOCKET_PATH => return Err(SpecError::VsockPath(long)),
+            long if long > MAX_VSOCK_PATH => return Err(SpecError::VsockPath(long)),
             _ => {}
         }
         if !GUEST_CIDS.contains(&vsock.cid) {

@@ -1,17 +1,10 @@
 //! A VM's vsock device.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::ParseError;
 use super::options::{Given, Names, Part, Value, text_and_table};
 
-/// The context IDs that a guest can have: those below are the hypervisor's and the host's, the last means any (virtio 1.2
-/// §5.10.4).
-pub const GUEST_CIDS: RangeInclusive<u32> = 3..=u32::MAX - 1;
-/// The longest path of a vsock's socket in bytes: a Unix socket's (107, unix(7)) less `_4294967295`, which the guest's
-/// connections add.
-pub const MAX_SOCKET_PATH: usize = 107 - 11;
 /// The context ID that nobody chose. Every VM can have the same: only its own guest sees it.
 const DEFAULT_CID: u32 = 3;
 

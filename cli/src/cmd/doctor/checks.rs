@@ -46,7 +46,7 @@ fn processor(cpuinfo: &str, kvm_pvm: bool, kvm_works: bool) -> Finding {
     let name = match Virtualization::of(cpuinfo) {
         Some(Virtualization::VtX) => "Intel VT-x (vmx)",
         Some(Virtualization::AmdV) => "AMD-V (svm)",
-        None if kvm_works => {
+        None if kvm_works || kvm_pvm => {
             let module = if kvm_pvm { " (kvm_pvm)" } else { "" };
             return Finding::warn(
                 CHECK,

@@ -72,7 +72,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     if !detach {
         return front::own(launch, &spec);
     }
-    super::print(&format!("{}\n", launch.fork()?.started()?))
+    super::print(format!("{}\n", launch.fork()?.started()?))
 }
 
 fn print(spec: &VmSpec) -> Result<u8> {

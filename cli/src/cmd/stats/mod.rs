@@ -107,7 +107,7 @@ fn stats(matches: &ArgMatches) -> Result<u8> {
             }
         }
     }
-    super::print(&match (asked.json, asked.prometheus) {
+    super::print(match (asked.json, asked.prometheus) {
         (true, _) => {
             format!("{}\n", serde_json::to_string_pretty(&all).context("this cannot be written as JSON")?)
         }
@@ -129,7 +129,7 @@ fn ask(store: &Store, name: &str) -> Result<VmStats> {
 fn people(figures: &Figures) -> String {
     let Figures { name, stats } = figures;
     let memory = &stats.memory;
-    let mut text = format!("{name}: up {}, booted {} times\n", time::span(stats.uptime_ms), stats.boots);
+    let mut text = format!("{name}: up {}, boots: {}\n", time::span(stats.uptime_ms), stats.boots);
     text.push_str(&format!("memory: {} of {} on the host", bytes(memory.resident), bytes(memory.total)));
     for (what, amount) in [("in the balloon", memory.balloon), ("reported free", memory.reported_free)] {
         if amount > 0 {

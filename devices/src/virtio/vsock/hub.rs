@@ -307,6 +307,7 @@ impl Hub {
             }
             Err(error) => {
                 log::debug!("vsock: nobody answers port {}: {error}", link.ports.host);
+                self.counters.errors.add(1);
                 self.reset(id);
             }
         }

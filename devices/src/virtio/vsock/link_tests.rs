@@ -1,5 +1,7 @@
 //! The guest's end of a connection, packet by packet.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const CID: u64 = 3;
@@ -146,4 +148,43 @@ fn the_host_ends_behind_its_last_byte() {
     link.say(Due::Shutdown(SHUTDOWN_BOTH));
     assert!(link.is_closing());
     assert_eq!(link.receive(&packet(op::RST)), Verdict::Gone);
+}
+
+proptest! {
+    /// Whatever the guest says in whatever order: nothing is held beyond the buffer, nothing is sent beyond the guest's room,
+    /// and there is an end to what it is told.
+    #[test]
+    fn any_guest_is_survived(
+        host_asks in any::<bool>(),
+        packets in proptest::collection::vec((0_u16..9, 0_u32..5, any::<u32>(), any::<u32>(), 0_u32..2000), 0..60),
+    ) {
+        let mut link = if host_asks {
+            Link::asking(CID, PORTS, BUFFER)
+        } else {
+            let mut link = Link::asked_for(&packet(op::REQUEST), BUFFER);
+            link.connected();
+            link
+        };
+        for (op, flags, buf_alloc, fwd_cnt, len) in packets {
+            let mut said = 0;
+            while let Some(due) = link.due(true) {
+                if let Due::Data(room) = due {
+                    prop_assert_eq!(room, link.credit.peer_free());
+                    link.data(room);
+                } else {
+                    link.say(due);
+                }
+                said += 1;
+                prop_assert!(said < 10, "it is told for ever: {:?}", due);
+            }
+            let verdict = link.receive(&Header { flags, buf_alloc, fwd_cnt, len, ..packet(op) });
+            prop_assert!(link.credit.held() <= BUFFER);
+            if matches!(verdict, Verdict::Gone | Verdict::Finished | Verdict::Refused) {
+                link.reset();
+                break;
+            }
+            link.credit.forwarded(len / 2);
+            link.host_ends(flags & SHUTDOWN_BOTH);
+        }
+    }
 }

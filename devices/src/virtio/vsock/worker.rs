@@ -77,7 +77,7 @@ struct Turn {
     untold: [bool; 3],
     /// There is something for the guest and no buffer of it.
     starving: bool,
-    /// A guest that rings is not asked to.
+    /// Where the payload at hand lies, kept for its room alone.
     iovecs: Vec<libc::iovec>,
 }
 

@@ -26,6 +26,7 @@ mod pci;
 mod serial;
 mod smp;
 mod vsock;
+mod vsock_speed;
 
 rt::guest_main!(run);
 
@@ -74,6 +75,7 @@ const TESTS: &[Test] = &[
     ("vsock-connect", vsock::connect),
     ("vsock-bulk", vsock::bulk),
     ("vsock-half", vsock::half),
+    ("vsock-speed", vsock_speed::speed),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
     ("panic", ends::panic),

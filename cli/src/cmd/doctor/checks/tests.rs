@@ -26,6 +26,8 @@ fn software_assisted_kvm_is_a_warning_that_says_what_does_not_run() {
     assert_eq!(finding.status, Status::Warn);
     assert!(finding.found.contains("(kvm_pvm), and stock Linux kernels do not run"), "{}", finding.found);
     assert_eq!(processor(NEITHER, false, true).status, Status::Warn);
+    // Who may not use it is told so by the next check.
+    assert_eq!(processor(NEITHER, true, false).status, Status::Warn);
 }
 
 #[test]
