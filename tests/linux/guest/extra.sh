@@ -103,7 +103,7 @@ do_button() {
     mkdir -p /etc/acpi/PWRF /var/run
     printf '#!/bin/sh\necho skiff-guest: button >/dev/ttyS0\npoweroff -f\n' >/etc/acpi/PWRF/00000080
     chmod 755 /etc/acpi/PWRF/00000080
-    acpid
+    acpid -d >/dev/null 2>&1 &
     say "button ready"
 }
 
