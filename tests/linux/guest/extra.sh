@@ -82,7 +82,7 @@ do_vsock_call() {
     port=$(param port)
     guest-tool call-nobody 9999
     guest-tool call-many "$port" 100
-    guest-tool call-send $((port + 1)) 1024
+    guest-tool call-send $((port + 1)) "$(param mib)"
 }
 
 # Touches skiff.touch MiB of memory, and keeps none of it.
