@@ -134,6 +134,9 @@ impl Pair {
     pub(super) fn run(&mut self, kill: &EventFd) {
         let served = self.serve(kill);
         self.receiver.put_back();
+        if let Some(control) = &mut self.control {
+            control.put_back(&self.common.shared);
+        }
         self.common.shared.reached(self.index, State::Off);
         let Err(fault) = served else { return };
         let Common { device, interrupt, .. } = &self.common;

@@ -5,7 +5,7 @@ use super::*;
 use crate::virtio::device::{Activation, Signal, VirtioDevice};
 use crate::virtio::testing::{Buf, FakeNet, Guest, GuestQueue, Kind};
 use virtio_queue::QueueT;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 struct Deaf;
@@ -36,29 +36,31 @@ fn end_of(queue: &GuestQueue) -> Queue {
     Queue::new(queue.index(), ring, event(), true)
 }
 
+/// The first of several pairs, whose others nobody serves.
 struct Bench {
     network: Arc<FakeNet>,
     guest: Guest,
-    receive: GuestQueue,
+    queues: Vec<GuestQueue>,
     pair: Pair,
     kill: EventFd,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let network = FakeNet::new(1, FakeNet::ALL);
+    fn new(pairs: u16) -> Self {
+        let network = FakeNet::new(pairs, FakeNet::ALL);
         // Its registers are not used: the pair is made without them.
         let mut guest = Guest::new(Kind::Mmio, Box::new(device(&network)));
-        let [receive, transmit] = [0, 1].map(|index| GuestQueue::new(&mut guest, index, 256, true));
+        let queues: Vec<_> =
+            (0..=2 * pairs).map(|index| GuestQueue::new(&mut guest, index, 64, true)).collect();
         let mut device = device(&network);
         let activation = Activation {
             ram: Arc::clone(&guest.ram),
-            queues: vec![end_of(&receive), end_of(&transmit)],
+            queues: queues.iter().map(end_of).collect(),
             interrupt: Interrupt::new(Arc::new(Deaf), Arc::default()),
             features: device.features(),
         };
         let pair = device.pair_up(activation).unwrap().remove(0);
-        Self { network, guest, receive, pair, kill: event() }
+        Self { network, guest, queues, pair, kill: event() }
     }
 }
 
@@ -66,17 +68,17 @@ impl Bench {
 fn buffers_that_come_just_before_sleep_are_for_the_frame_that_waits() {
     // One that is not enough for the largest frame, and one that is.
     for len in [2048, 0x11000] {
-        let mut bench = Bench::new();
+        let mut bench = Bench::new(1);
         let at = bench.guest.alloc(len);
         let mut service = Service::new(&mut bench.pair, &bench.kill).unwrap();
         service.follow();
         assert!(bench.network.give(0, [0; 12], &[7; 60]));
         assert!(!service.receive().unwrap(), "there is no buffer");
         // Without a kick, for the device has not asked for one.
-        bench.receive.add(&[Buf::writable(at, len as u32)]);
+        bench.queues[0].add(&[Buf::writable(at, len as u32)]);
         assert!(service.kicks(true).unwrap(), "it looks again");
         assert!(service.receive().unwrap());
-        assert_eq!(bench.receive.take_used(), Some((0, 72)));
+        assert_eq!(bench.queues[0].take_used(), Some((0, 72)));
         // One look is enough.
         assert!(!service.receive().unwrap());
         assert!(!service.kicks(true).unwrap());
@@ -85,7 +87,7 @@ fn buffers_that_come_just_before_sleep_are_for_the_frame_that_waits() {
 
 #[test]
 fn a_limit_is_not_waited_for_when_the_port_is_gone() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(1);
     let mut service = Service::new(&mut bench.pair, &bench.kill).unwrap();
     service.follow();
     let at = Some(Instant::now());
@@ -98,4 +100,38 @@ fn a_limit_is_not_waited_for_when_the_port_is_gone() {
     service.events(true).unwrap();
     service.events(true).unwrap();
     assert!(start.elapsed() > RETRY / 2, "woken for nothing");
+}
+
+/// The guest asks for two pairs, and writes something else over it while that is under way.
+fn ask_for_two(bench: &mut Bench) -> u64 {
+    let at = bench.guest.put(&[4, 0, 2, 0, 0xee]);
+    bench.queues[4].add(&[Buf::readable(at, 4), Buf::writable(at + 4, 1)]);
+    let mut service = Service::new(&mut bench.pair, &bench.kill).unwrap();
+    assert!(!service.control().unwrap(), "the second has no port yet");
+    bench.guest.ram.write_slice(&[9; 4], GuestAddress(at)).unwrap();
+    assert!(!service.control().unwrap());
+    assert_eq!((bench.pair.common.shared.wanted(), bench.queues[4].take_used()), (2, None));
+    at + 4
+}
+
+#[test]
+fn a_command_that_is_under_way_is_the_one_that_was_seen() {
+    let mut bench = Bench::new(2);
+    let answer = ask_for_two(&mut bench);
+    bench.pair.common.shared.reached(1, State::On);
+    let mut service = Service::new(&mut bench.pair, &bench.kill).unwrap();
+    assert!(service.control().unwrap());
+    assert_eq!(bench.queues[4].take_used(), Some((0, 1)));
+    assert_eq!(bench.guest.get(answer, 1), [0]);
+}
+
+#[test]
+fn a_command_that_is_under_way_is_in_the_ring_when_the_device_is_stopped() {
+    let mut bench = Bench::new(2);
+    ask_for_two(&mut bench);
+    bench.kill.write(1).unwrap();
+    bench.pair.run(&bench.kill);
+    assert_eq!(bench.pair.common.shared.wanted(), 1);
+    let control = bench.pair.into_queues().last().unwrap();
+    assert_eq!((control.index, control.ring.next_avail(), control.ring.next_used()), (4, 0, 0));
 }
