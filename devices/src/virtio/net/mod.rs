@@ -28,7 +28,7 @@ use crate::limit::{Gate, Limiter};
 use crate::net::Backend;
 use crate::worker::Worker;
 
-use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice};
+use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
 use super::queue::Queue;
 use config::{Facts, has};
 use control::Control;
@@ -192,9 +192,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = config::space(&self.facts, self.shared.link_up());
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let mut field = space.iter().skip(start);
-        data.fill_with(|| field.next().copied().unwrap_or(0));
+        read_space(&space, offset, data);
     }
 
     /// Nothing in it can be written: the address could only by a driver of before virtio 1.0.
