@@ -26,6 +26,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use crate::counters::Counters;
 use crate::limit::{Gate, Limiter};
 use crate::net::Backend;
+use crate::ratelog;
 use crate::worker::Worker;
 
 use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
@@ -207,7 +208,7 @@ impl VirtioDevice for Net {
             && let Err(error) = self.backend.set_offloads(config::guest_offloads(features))
         {
             // Not a reason to stop the guest: its frames are dropped, and it sees the link down.
-            log::warn!("{}: the network cannot be set up: {error}", self.id);
+            ratelog::warn(format_args!("{}: the network cannot be set up: {error}", self.id));
             self.shared.set_link(false, &interrupt);
         }
         self.resumed = true;
