@@ -68,7 +68,8 @@ impl Link {
     fn finish(&mut self) -> io::Result<()> {
         while !self.unsent.is_empty() {
             let iovec = libc::iovec { iov_base: self.unsent.as_mut_ptr().cast(), iov_len: self.unsent.len() };
-            let sent = send_message(&self.socket, &mut [iovec])?;
+            // SAFETY: it points to `unsent`, which stays as it is during the call.
+            let sent = unsafe { send_message(&self.socket, &mut [iovec]) }?;
             self.unsent.drain(..sent.min(self.unsent.len()));
         }
         Ok(())
@@ -104,8 +105,8 @@ impl Link {
         let mut iovecs = Vec::with_capacity(1 + frame.iovecs().len());
         iovecs.push(libc::iovec { iov_base: prefix.as_mut_ptr().cast(), iov_len: PREFIX });
         iovecs.extend_from_slice(frame.iovecs());
-        // `frame` keeps mapped what they point at, and outlives the call as `prefix` does.
-        send_message(&self.socket, &mut iovecs)
+        // SAFETY: `frame` keeps mapped what they point at, and outlives the call as `prefix` does.
+        unsafe { send_message(&self.socket, &mut iovecs) }
     }
 
     /// [`crate::net::Port::receive`].
@@ -152,15 +153,18 @@ fn message(frame: &Frame, len: usize) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Give the kernel what `iovecs` point at, which must be mapped during the call. Says how many bytes it took.
-fn send_message(socket: &UnixStream, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+/// Give the kernel what `iovecs` point at. Says how many bytes it took.
+///
+/// # Safety
+/// That is memory which stays mapped during the call.
+unsafe fn send_message(socket: &UnixStream, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
     // SAFETY: all zero is a message of nothing to nobody.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = iovecs.as_mut_ptr();
     header.msg_iovlen = iovecs.len();
     loop {
-        // SAFETY: `header` points at `iovecs`, of that length; the kernel only reads what those point at, and refuses what is
-        // not mapped. Nothing in this process holds a reference to guest memory.
+        // SAFETY: `header` points at `iovecs`, of that length; the kernel only reads what those point at, for which the caller
+        // vouches.
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
         match usize::try_from(sent) {
             Ok(sent) => return Ok(sent),

@@ -430,10 +430,14 @@ impl Hub {
         }
     }
 
-    /// Read from the socket of a connection into `iovecs`, as [`HostEnd::read`] does.
-    pub(super) fn read(&mut self, id: u64, iovecs: &mut [libc::iovec]) -> u64 {
+    /// Read from the socket of a connection into what `iovecs` point to. Returns how many bytes there were.
+    ///
+    /// # Safety
+    /// As of [`HostEnd::read`].
+    pub(super) unsafe fn read(&mut self, id: u64, iovecs: &mut [libc::iovec]) -> u64 {
         let Some(connection) = self.connections.get_mut(&id) else { return 0 };
-        match connection.host.read(iovecs) {
+        // SAFETY: the caller vouches for what they point to.
+        match unsafe { connection.host.read(iovecs) } {
             Read::Bytes(count) => count as u64,
             Read::Nothing | Read::End => 0,
         }
