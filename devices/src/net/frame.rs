@@ -104,12 +104,6 @@ impl Frame {
         &self.iovecs
     }
 
-    /// Point `iovecs` at what lies `from` bytes in and after.
-    pub fn point(&self, from: u64, iovecs: &mut Vec<libc::iovec>) {
-        iovecs.clear();
-        iovecs.extend(self.pieces(from, u64::MAX));
-    }
-
     /// Copy `data` into guest memory, `from` bytes in. What does not fit is left out.
     ///
     /// # Errors
@@ -192,9 +186,6 @@ mod tests {
         let mut direct = [0; 4];
         ram.read_slice(&mut direct, GuestAddress(0xffe)).unwrap();
         assert_eq!(&direct, b"cdef");
-        let mut iovecs = Vec::new();
-        frame.point(4, &mut iovecs);
-        assert_eq!(iovecs.iter().map(|iovec| iovec.iov_len).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]

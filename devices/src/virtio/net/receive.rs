@@ -104,6 +104,11 @@ impl Receiver {
         Ok(true)
     }
 
+    /// How many chains were popped and not used.
+    pub(super) fn in_hand(&self) -> usize {
+        self.hand.len()
+    }
+
     fn enough(&self) -> bool {
         if self.mergeable { self.cut || self.room.total() >= self.want } else { !self.hand.is_empty() }
     }

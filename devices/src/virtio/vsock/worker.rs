@@ -278,7 +278,8 @@ impl State {
                 next = self.room()?;
             }
         }
-        let mut read = self.hub.read(id, &mut turn.iovecs);
+        // SAFETY: they point into guest memory, which `rooms` keep mapped and to which nothing has a reference.
+        let mut read = unsafe { self.hub.read(id, &mut turn.iovecs) };
         for (room, pointed) in rooms {
             if read == 0 {
                 // The last that were popped: none behind them is in use.
