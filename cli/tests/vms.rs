@@ -335,3 +335,27 @@ fn logs_follow_to_the_end_of_the_vm() {
     assert_eq!(seen, "Rabc\nxyz\n");
     assert_eq!(home.ok(&["logs", "-n", "1", "a"]), "xyz\n");
 }
+
+#[test]
+fn what_follows_ends_with_its_reader() {
+    let Some(home) = Home::new() else { return };
+    home.detached(&["--name", "a"]);
+    for follow in [&["logs", "-f", "a"][..], &["events", "--since", "all"]] {
+        let mut child = home.skiff().args(follow).stdout(Stdio::piped()).spawn().unwrap();
+        let mut first = [0];
+        child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        assert_eq!(wait(&mut child).code(), Some(0), "{follow:?}");
+    }
+}
+
+#[test]
+fn nothing_of_a_test_outlives_it() {
+    let Some(home) = Home::new() else { return };
+    home.detached(&["--name", "a"]);
+    let pid = home.pid("a");
+    // As if the store knew nothing of it yet.
+    fs::remove_dir_all(home.store()).unwrap();
+    drop(home);
+    // Empty once it has ended, whether or not somebody has waited for it.
+    assert!(!fs::read(format!("/proc/{pid}/environ")).is_ok_and(|left| !left.is_empty()));
+}
