@@ -176,11 +176,20 @@ fn whatever_is_killed_and_whenever_the_store_stays_clean() {
         // Front end and VM, in either order. One that is stopped starts no process unseen.
         kill_process(Pid::from_child(&front), Signal::STOP).unwrap();
         home.wait_until("a stop", |_| is_stopped(front.id()));
-        let vms = children(front.id());
+        let vms = match front.try_wait().unwrap() {
+            None => children(front.id()),
+            // With -d it may have done its work: the VM is nobody's child now.
+            Some(_) => home
+                .ps(&name)
+                .and_then(|vm| vm["pid"].as_i64())
+                .map(|pid| pid.try_into().unwrap())
+                .into_iter()
+                .collect(),
+        };
         if at % 3 == 0 {
             vms.iter().for_each(|pid| kill(*pid));
         }
-        front.kill().unwrap();
+        let _ = front.kill();
         front.wait().unwrap();
         vms.into_iter().for_each(|pid| _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL));
         home.wait_until("a clean end", |home| ["gone", "killed"].contains(&home.status(&name).as_str()));
