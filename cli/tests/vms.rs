@@ -176,11 +176,20 @@ fn whatever_is_killed_and_whenever_the_store_stays_clean() {
         // Front end and VM, in either order. One that is stopped starts no process unseen.
         kill_process(Pid::from_child(&front), Signal::STOP).unwrap();
         home.wait_until("a stop", |_| is_stopped(front.id()));
-        let vms = children(front.id());
+        let vms = match front.try_wait().unwrap() {
+            None => children(front.id()),
+            // With -d it may have done its work: the VM is nobody's child now.
+            Some(_) => home
+                .ps(&name)
+                .and_then(|vm| vm["pid"].as_i64())
+                .map(|pid| pid.try_into().unwrap())
+                .into_iter()
+                .collect(),
+        };
         if at % 3 == 0 {
             vms.iter().for_each(|pid| kill(*pid));
         }
-        front.kill().unwrap();
+        let _ = front.kill();
         front.wait().unwrap();
         vms.into_iter().for_each(|pid| _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL));
         home.wait_until("a clean end", |home| ["gone", "killed"].contains(&home.status(&name).as_str()));
@@ -334,4 +343,28 @@ fn logs_follow_to_the_end_of_the_vm() {
     follower.stdout.take().unwrap().read_to_string(&mut seen).unwrap();
     assert_eq!(seen, "Rabc\nxyz\n");
     assert_eq!(home.ok(&["logs", "-n", "1", "a"]), "xyz\n");
+}
+
+#[test]
+fn what_follows_ends_with_its_reader() {
+    let Some(home) = Home::new() else { return };
+    home.detached(&["--name", "a"]);
+    for follow in [&["logs", "-f", "a"][..], &["events", "--since", "all"]] {
+        let mut child = home.skiff().args(follow).stdout(Stdio::piped()).spawn().unwrap();
+        let mut first = [0];
+        child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        assert_eq!(wait(&mut child).code(), Some(0), "{follow:?}");
+    }
+}
+
+#[test]
+fn nothing_of_a_test_outlives_it() {
+    let Some(home) = Home::new() else { return };
+    home.detached(&["--name", "a"]);
+    let pid = home.pid("a");
+    // As if the store knew nothing of it yet.
+    fs::remove_dir_all(home.store()).unwrap();
+    drop(home);
+    // Empty once it has ended, whether or not somebody has waited for it.
+    assert!(!fs::read(format!("/proc/{pid}/environ")).is_ok_and(|left| !left.is_empty()));
 }

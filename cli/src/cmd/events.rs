@@ -132,8 +132,8 @@ fn events(matches: &ArgMatches) -> Result<u8> {
         if !filter.show(&more)? || (more.is_empty() && asked.no_follow) {
             return Ok(SUCCESS);
         }
-        if more.is_empty() {
-            std::thread::sleep(PERIOD);
+        if more.is_empty() && !super::linger(PERIOD) {
+            return Ok(SUCCESS);
         }
         if settled.elapsed() >= SETTLE {
             let _ = store.all();

@@ -102,7 +102,8 @@ fn follow(entry: &Entry, follower: &mut Follower, to: &mut impl Write) -> std::i
         let more = follower.read()?;
         match (more.is_empty(), lives) {
             (true, false) => return Ok(()),
-            (true, true) => std::thread::sleep(PERIOD),
+            (true, true) if !super::linger(PERIOD) => return Ok(()),
+            (true, true) => {}
             (false, _) => to.write_all(&more).and_then(|()| to.flush())?,
         }
     }

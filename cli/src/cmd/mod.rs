@@ -1,9 +1,11 @@
 //! The verbs: one module each.
 
 use std::io::{ErrorKind, Write as _};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{ArgMatches, Command};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
@@ -68,6 +70,19 @@ pub fn print_more(text: impl AsRef<[u8]>) -> Result<bool> {
     match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         written => written.map(|()| true).context("cannot write to standard output"),
+    }
+}
+
+/// Wait for `period` while nothing is to be printed. Says whether somebody may still read: a reader that has left would be
+/// noticed only by the next write, and that may be hours away.
+fn linger(period: Duration) -> bool {
+    let stdout = std::io::stdout();
+    let mut files = [PollFd::new(&stdout, PollFlags::empty())];
+    let period = Timespec::try_from(period).ok();
+    match poll(&mut files, period.as_ref()) {
+        Ok(ready) => ready == 0,
+        // A signal that has a handler, such as that of a terminal's new size.
+        Err(_) => true,
     }
 }
 

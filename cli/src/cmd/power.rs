@@ -16,12 +16,15 @@ use crate::store::state::End;
 use crate::store::time::parse_span;
 use crate::{exit, terminal};
 
+/// How long after one press of the power button the next follows.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// `skiff stop`.
 pub const STOP: Verb = Verb {
     name: "stop",
     about: "Press the power button of VMs, and kill those that do not stop",
-    long: "Press the power button of VMs and wait until they have stopped. One that has not after the timeout is killed, and \
-           this is said. A paused VM goes on first. Prints the names.",
+    long: "Press the power button of VMs, and again every few seconds, until they have stopped. One that has not after the \
+           timeout is killed, and this is said. A paused VM goes on first. Prints the names.",
     after: String::new,
     flags: || flags::describe(STOP_FLAGS),
     operands: &[RUNNING],
@@ -127,8 +130,20 @@ fn stop_one(store: &Store, name: &str, timeout: Duration) -> Result<()> {
         client.act(VmAction::PressPowerButton)?;
         Ok(())
     };
-    match press() {
-        Ok(()) if entry.wait_gone(Some(timeout)) => return Ok(()),
+    let mut pressed = press();
+    let mut left = timeout;
+    while pressed.is_ok() && !left.is_zero() {
+        let span = left.min(AGAIN);
+        if entry.wait_gone(Some(span)) {
+            return Ok(());
+        }
+        left = left.saturating_sub(span);
+        // A guest that was still booting has not noticed.
+        if !left.is_zero() {
+            pressed = press();
+        }
+    }
+    match pressed {
         Ok(()) => {
             terminal::note(&format!("skiff: {name} did not stop within {} s; killed", timeout.as_secs()))
         }

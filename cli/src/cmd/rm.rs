@@ -62,8 +62,9 @@ fn rm(matches: &ArgMatches) -> Result<u8> {
         if asked.force && look.is_live() {
             many::kill(&store, &look.entry)?;
         }
-        // A VM that is thrown away at its end is gone already.
-        if store.find(name).is_some() {
+        // A VM that is thrown away at its end is gone already; another was renamed meanwhile, and is not gone.
+        let thrown_away = look.state.is_some_and(|state| state.remove);
+        if !thrown_away || store.find(name).is_some() {
             store.remove(name, asked.force)?;
         }
         Ok(format!("{name}\n"))

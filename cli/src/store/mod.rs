@@ -290,7 +290,10 @@ impl Store {
     pub fn remove(&self, name: &str, force: bool) -> Result<()> {
         let look = self.get(name)?;
         let locked = self.lock()?;
-        let Some(look) = self.settle(&locked, look.entry)? else { return Ok(()) };
+        let Some(look) = self.settle(&locked, look.entry)? else {
+            // Renamed meanwhile, or removed by somebody else: who asked is to know that it was not this.
+            return Err(self.unknown(name));
+        };
         if look.is_live() {
             bail!(
                 "{name} runs: stop it first with skiff stop {name}, or end and remove it with skiff rm -f {name}"

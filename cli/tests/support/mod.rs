@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -165,6 +167,37 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        // A test that failed may have left skiff on its way to a VM that is not in the store yet, and the VM would outlive the
+        // test. What belongs to this place says so in its environment.
+        let until = Instant::now() + PATIENCE;
+        loop {
+            self.remove_all();
+            let left = self.processes();
+            if left.is_empty() || Instant::now() > until {
+                return;
+            }
+            for pid in left {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Home {
+    /// Whoever runs with this place's environment.
+    fn processes(&self) -> Vec<Pid> {
+        let mark = format!("XDG_STATE_HOME={}", self.dir.path().display());
+        let belongs = |pid: &Pid| {
+            let environment = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()));
+            environment.is_ok_and(|all| all.split(|byte| *byte == 0).any(|one| one == mark.as_bytes()))
+        };
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+        pids.filter(belongs).collect()
+    }
+
+    fn remove_all(&self) {
         if let Ok(names) = self.skiff().args(["ps", "-aq"]).output() {
             for name in String::from_utf8_lossy(&names.stdout).lines() {
                 let _ = self.skiff().args(["rm", "-f", name]).output();

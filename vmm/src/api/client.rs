@@ -19,13 +19,26 @@ const MAX_ANSWER: usize = 4 << 20;
 pub enum ClientError {
     /// The connection broke: the VM has most likely ended.
     #[error("the VM does not answer: it has ended, or is about to")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    /// It took longer than the stream's time limit.
+    #[error("the VM does not answer in time: it is very busy, or hangs; skiff kill ends it")]
+    Silent,
     /// The answer makes no sense: another version of skiff runs it.
     #[error("the VM's answer cannot be understood ({0}): it was started by another version of skiff")]
     Answer(String),
     /// It says that it cannot.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // What a socket's time limit looks like.
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Silent,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// A connection to a VM.
@@ -84,9 +97,9 @@ impl Client {
             Ok(Some(line)) if line.ends_with(b"\n") => line,
             Ok(_) => {
                 sent?;
-                return Err(ClientError::Io(ErrorKind::UnexpectedEof.into()));
+                return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
             }
-            Err(LineError::Io(error)) => return Err(ClientError::Io(error)),
+            Err(LineError::Io(error)) => return Err(error.into()),
             Err(error @ LineError::TooLong(_)) => return Err(ClientError::Answer(error.to_string())),
         };
         serde_json::from_slice(&answer).map_err(|error| ClientError::Answer(error.to_string()))

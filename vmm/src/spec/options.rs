@@ -390,7 +390,15 @@ pub(super) use text_and_table;
 
 /// The one of `known` that `wrong` was most likely meant to be.
 pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    likest(wrong, known).filter(|(likeness, _)| *likeness > 0.7).map(|(_, name)| name)
+    likest(wrong, known)
+        .filter(|(likeness, name)| *likeness > 0.7 && mostly(wrong, name))
+        .map(|(_, name)| name)
+}
+
+/// Whether most of the letters are the same: a common start alone makes any two names alike.
+fn mostly(wrong: &str, name: &str) -> bool {
+    let longer = wrong.chars().count().max(name.chars().count());
+    strsim::damerau_levenshtein(wrong, name).saturating_mul(2) <= longer
 }
 
 /// The one of `known` that is most like `wrong`, and how much: 1 is the same.
@@ -401,7 +409,16 @@ fn likest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<(
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::{closest, split};
+
+    #[test]
+    fn what_has_little_in_common_was_not_meant() {
+        for (wrong, name) in
+            [("webb", Some("web")), ("wbe", Some("web")), ("emptyd", Some("empty")), ("elephant", None)]
+        {
+            assert_eq!(closest(wrong, ["web", "empty", "e"]), name, "{wrong}");
+        }
+    }
 
     #[test]
     fn options_are_split_at_single_commas() {

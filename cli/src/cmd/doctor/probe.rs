@@ -46,7 +46,7 @@ pub(super) struct Host {
 /// A program on PATH.
 pub(super) struct Tool {
     pub(super) path: PathBuf,
-    /// The first line of what it says of its version, if it says anything.
+    /// What it says of its version, if it knows it.
     pub(super) version: Option<String>,
 }
 
@@ -119,9 +119,18 @@ fn tool(name: &str) -> Option<Tool> {
     let version = output.ok().and_then(|output| {
         let text = String::from_utf8_lossy(&output.stdout);
         let line: String = text.lines().next()?.chars().filter(|c| !c.is_control()).collect();
-        Some(line.trim().to_owned()).filter(|line| !line.is_empty())
+        version_of(&line, name)
     });
     Some(Tool { path, version })
+}
+
+/// What the first line that `name` says of itself adds to its name.
+fn version_of(line: &str, name: &str) -> Option<String> {
+    let line = line.trim();
+    let version = line.strip_prefix(name).map_or(line, str::trim_start);
+    // Distributions build passt so that it does not know its own.
+    let known = !version.is_empty() && version != "unknown version";
+    known.then(|| version.strip_prefix("version ").unwrap_or(version).to_owned())
 }
 
 #[cfg(test)]
@@ -151,5 +160,19 @@ mod tests {
         let tool = tool("bash").unwrap();
         assert!(tool.version.unwrap().contains("bash"));
         assert!(tool.path.is_absolute());
+    }
+
+    #[test]
+    fn a_version_does_not_repeat_the_name() {
+        for (name, line, version) in [
+            ("qemu-img", "qemu-img version 7.2.22 (Debian 1:7.2)", Some("7.2.22 (Debian 1:7.2)")),
+            ("passt", "passt 0.0~git20230309.7c7625d-1", Some("0.0~git20230309.7c7625d-1")),
+            ("passt", "passt unknown version", None),
+            ("bash", "GNU bash, version 5", Some("GNU bash, version 5")),
+            ("passt", "passt", None),
+            ("passt", "", None),
+        ] {
+            assert_eq!(version_of(line, name).as_deref(), version, "{line}");
+        }
     }
 }

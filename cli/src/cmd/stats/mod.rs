@@ -1,5 +1,6 @@
 //! `skiff stats`: what running VMs have used and done.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -72,6 +73,9 @@ const FLAGS: &[Flag<Asked>] = &[
     },
 ];
 
+/// What people want to know of what the guest says of its memory, in this order.
+const GUEST_MEMORY: [&str; 4] = ["total", "available", "free", "disk_caches"];
+
 /// One VM's figures.
 #[derive(Serialize)]
 struct Figures {
@@ -131,12 +135,14 @@ fn people(figures: &Figures) -> String {
     let memory = &stats.memory;
     let mut text = format!("{name}: up {}, boots: {}\n", time::span(stats.uptime_ms), stats.boots);
     text.push_str(&format!("memory: {} of {} on the host", bytes(memory.resident), bytes(memory.total)));
-    for (what, amount) in [("in the balloon", memory.balloon), ("reported free", memory.reported_free)] {
+    // The last is all that the guest ever gave back: it may have touched it again since.
+    for (what, amount) in [("in the balloon", memory.balloon), ("given back so far", memory.reported_free)] {
         if amount > 0 {
             text.push_str(&format!(", {} {what}", bytes(amount)));
         }
     }
     text.push('\n');
+    text.push_str(&guest_memory(&memory.guest));
     let vcpus: Vec<_> = stats
         .vcpus
         .iter()
@@ -167,6 +173,16 @@ fn people(figures: &Figures) -> String {
         text.push_str(&table(&header, &devices));
     }
     text
+}
+
+/// What the guest says of its memory, on a line; nothing while it says nothing. Counts of faults are for `--json`.
+fn guest_memory(said: &BTreeMap<String, u64>) -> String {
+    let part = |key: &&str| {
+        let amount = said.get(*key)?;
+        Some(format!("{} {}", bytes(*amount), key.replace('_', " ")))
+    };
+    let parts: Vec<_> = GUEST_MEMORY.iter().filter_map(part).collect();
+    if parts.is_empty() { String::new() } else { format!("guest: {}\n", parts.join(", ")) }
 }
 
 /// With three digits or so: `1.5M`.
@@ -205,5 +221,13 @@ mod tests {
             assert_eq!(bytes(amount), text);
         }
         assert_eq!(seconds(61_239_000_000), "61.23s");
+    }
+
+    #[test]
+    fn a_guest_without_a_balloon_driver_says_nothing_of_its_memory() {
+        assert_eq!(guest_memory(&BTreeMap::new()), "");
+        let said = [("swap_in", 1), ("disk_caches", 3 << 20), ("free", 1 << 20), ("available", 2 << 20)];
+        let said = said.map(|(name, value)| (name.to_owned(), value)).into();
+        assert_eq!(guest_memory(&said), "guest: 2.0M available, 1.0M free, 3.0M disk caches\n");
     }
 }
