@@ -390,15 +390,15 @@ pub(super) use text_and_table;
 
 /// The one of `known` that `wrong` was most likely meant to be.
 pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    likest(wrong, known)
-        .filter(|(likeness, name)| *likeness > 0.7 && mostly(wrong, name))
-        .map(|(_, name)| name)
+    likest(wrong, known).filter(|(likeness, name)| meant(wrong, name, *likeness)).map(|(_, name)| name)
 }
 
-/// Whether most of the letters are the same: a common start alone makes any two names alike.
-fn mostly(wrong: &str, name: &str) -> bool {
+/// Whether most of the letters are the same: a common start alone makes any two names alike, and two letters that changed
+/// places make two short ones unlike.
+fn meant(wrong: &str, name: &str, likeness: f64) -> bool {
     let longer = wrong.chars().count().max(name.chars().count());
-    strsim::damerau_levenshtein(wrong, name).saturating_mul(2) <= longer
+    let slips = strsim::damerau_levenshtein(wrong, name);
+    slips.saturating_mul(2) <= longer && (likeness > 0.7 || slips == 1)
 }
 
 /// The one of `known` that is most like `wrong`, and how much: 1 is the same.
