@@ -140,9 +140,6 @@ impl Pair {
         self.common.shared.reached(self.index, State::Off);
         let Err(fault) = served else { return };
         let Common { device, interrupt, .. } = &self.common;
-        if let Fault::Host(_) = fault {
-            log::error!("{device}: {}", Chained(&fault));
-        }
         // Whoever is to blame: a driver that is not told waits for its frames for ever.
         interrupt.needs_reset(device, &Chained(&fault));
         wait_for(kill);

@@ -110,8 +110,7 @@ impl State {
     pub(super) fn run(&mut self, kill: &EventFd) {
         let served = self.watch_one(kill.as_raw_fd(), KILL).and_then(|()| self.turns());
         if let Err(error) = served {
-            log::error!("{}: cannot wait for events: {error}", self.id);
-            self.interrupt.needs_reset(&self.id, &error);
+            self.interrupt.needs_reset(&self.id, &format_args!("the host's events failed: {error}"));
         }
     }
 
