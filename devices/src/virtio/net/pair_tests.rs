@@ -135,3 +135,25 @@ fn a_command_that_is_under_way_is_in_the_ring_when_the_device_is_stopped() {
     let control = bench.pair.into_queues().last().unwrap();
     assert_eq!((control.index, control.ring.next_avail(), control.ring.next_used()), (4, 0, 0));
 }
+
+#[test]
+fn a_frame_that_waits_for_room_is_counted_when_the_device_is_stopped() {
+    let mut bench = Bench::new(1);
+    for _ in 0..40 {
+        let at = bench.guest.alloc(1526);
+        bench.queues[0].add(&[Buf::writable(at, 1526)]);
+    }
+    let mut service = Service::new(&mut bench.pair, &bench.kill).unwrap();
+    service.follow();
+    assert!(bench.network.give(0, [0; 12], &[7; 50_000]));
+    assert!(service.receive().unwrap());
+    // More than the seven that are left hold, and less than there were.
+    assert!(bench.network.give(0, [0; 12], &[7; 20_000]));
+    assert!(!service.receive().unwrap());
+    drop(service);
+    let counters = Arc::clone(&bench.pair.common.counters);
+    assert_eq!((counters.requests.get(), counters.errors.get()), (1, 0));
+    bench.kill.write(1).unwrap();
+    bench.pair.run(&bench.kill);
+    assert_eq!((counters.requests.get(), counters.errors.get()), (2, 1));
+}
