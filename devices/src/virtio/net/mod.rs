@@ -25,7 +25,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::counters::Counters;
 use crate::limit::{Gate, Limiter};
-use crate::net::Backend;
+use crate::net::{Backend, Offloads};
 use crate::ratelog;
 use crate::worker::Worker;
 
@@ -227,5 +227,9 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.shared.want(1);
         self.resumed = false;
+        // Frames that come before the next driver has said what it accepts are to be such that any driver does.
+        if let Err(error) = self.backend.set_offloads(Offloads::default()) {
+            log::debug!("{}: offloads stay as they were: {error}", self.id);
+        }
     }
 }
