@@ -80,7 +80,7 @@ impl Fact {
     pub fn expect(&self, key: &str, wanted: &str) -> Result<()> {
         let said = self.get(key)?;
         if said != wanted {
-            bail!("the guest said '{}' {key}={said}, not {wanted}", self.word);
+            bail!("the guest said '{}' {key}={said}, not {wanted}: {:?}", self.word, self.pairs);
         }
         Ok(())
     }

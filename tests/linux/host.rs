@@ -1,7 +1,7 @@
 //! The host's side of the network tests: bridges and taps, an HTTP server.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -68,15 +68,26 @@ pub fn serve_http(port: u16, content: Vec<u8>) -> Result<()> {
         TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("cannot listen on {port}"))?;
     let content = Arc::new(content);
     std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
+        for stream in listener.incoming().flatten() {
             let content = Arc::clone(&content);
-            std::thread::spawn(move || -> std::io::Result<()> {
-                // The request's end is not looked for: it fits one packet.
-                let _ = stream.read(&mut [0; 4096])?;
-                write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len())?;
-                stream.write_all(&content)
-            });
+            std::thread::spawn(move || answer(stream, &content));
         }
     });
     Ok(())
+}
+
+fn answer(mut stream: TcpStream, content: &[u8]) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte)? == 0 {
+            return Ok(());
+        }
+        request.extend(byte);
+    }
+    write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len())?;
+    stream.write_all(content)?;
+    // To close with something unread would reset the connection, and what is on its way with it.
+    stream.shutdown(Shutdown::Write)?;
+    stream.read_to_end(&mut request).map(drop)
 }

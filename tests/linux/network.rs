@@ -132,7 +132,7 @@ pub fn user(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
         "-p",
         "127.0.0.1:11003:1003/udp",
         "--cmdline",
-        "console=ttyS0 quiet skiff.do=net,serve,fetch,idle skiff.ip=dhcp skiff.url=http://192.0.2.1:8766/file",
+        "console=ttyS0 quiet skiff.do=net,serve,fetch,idle skiff.ip=dhcp skiff.url=http://10.0.2.2:8766/file",
     ];
     cli.run(guest)?;
     cli.wait_for("user", "fetch")?.expect("sha256", &hash_of(dir, &content)?)?;

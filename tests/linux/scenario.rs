@@ -170,7 +170,10 @@ impl Scenario {
             }
             Kind::User => network::user(skiff, &kernel, &dir),
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
-            Kind::Vsock => sockets::vsock(skiff, &kernel, &dir),
+            // Once it is a gigabyte, which takes an emulated guest minutes.
+            Kind::Vsock => {
+                sockets::vsock(skiff, &kernel, &dir, if self.transport == "mmio" { 1024 } else { 64 })
+            }
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),

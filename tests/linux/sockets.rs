@@ -18,11 +18,12 @@ const SINK: u32 = 1001;
 const SOURCE: u32 = 1002;
 /// Where the host listens: an echo, and behind it a sink.
 const PORT: u32 = 5000;
-const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
 const PIECE: u64 = 256 * 1024;
 
-/// A hundred connections at once and a gigabyte, each way.
-pub fn vsock(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
+/// A hundred connections at once and one with `mib` MiB, each way.
+pub fn vsock(skiff: &Path, kernel: &Kernel, dir: &Path, mib: u64) -> Result<()> {
+    let length = mib * MIB;
     let cli = Cli::new(skiff, dir)?;
     let initrd = kernel.initrd(dir)?;
     let path = dir.join("v.sock");
@@ -38,7 +39,8 @@ pub fn vsock(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     listen(PORT, echo)?;
     listen(PORT + 1, sink)?;
     let vsock = format!("path={},cid=42", path.display());
-    let cmdline = format!("console=ttyS0 quiet skiff.do=vsock_serve,vsock_call,idle skiff.port={PORT}");
+    let cmdline =
+        format!("console=ttyS0 quiet skiff.do=vsock_serve,vsock_call,idle skiff.port={PORT} skiff.mib={mib}");
     let guest = [
         "run",
         "-d",
@@ -60,11 +62,11 @@ pub fn vsock(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     cli.run(guest)?;
     let sent = cli.wait_for("talker", "call-send")?;
     sent.expect("same", "true")?;
-    sent.expect("bytes", &GIB.to_string())?;
+    sent.expect("bytes", &length.to_string())?;
     let said = cli.facts("talker")?;
     said.last("call-nobody")?.expect("refused", "true")?;
     said.last("call-many")?.expect("good", "100")?;
-    from_host(&path)?;
+    from_host(&path, length)?;
     ensure!(connect(&path, 9999).is_err(), "a port on which nobody listens was connected to");
     cli.run(["kill", "talker"])?;
     ensure!(!path.exists(), "the socket was left behind");
@@ -94,7 +96,7 @@ fn connect(path: &PathBuf, port: u32) -> Result<UnixStream> {
     Ok(stream)
 }
 
-fn from_host(path: &PathBuf) -> Result<()> {
+fn from_host(path: &PathBuf, length: u64) -> Result<()> {
     let streams: Vec<UnixStream> = (0..100).map(|_| connect(path, ECHO)).collect::<Result<_>>()?;
     let start = |(seed, mut stream): (u64, UnixStream)| {
         thread::spawn(move || -> Result<()> {
@@ -119,18 +121,21 @@ fn from_host(path: &PathBuf) -> Result<()> {
         thread.join().map_err(|_| anyhow!("a thread died"))??;
     }
     let mut stream = connect(path, SINK)?;
-    let sent = stream::send(&mut stream, 3, GIB)?;
+    let sent = stream::send(&mut stream, 3, length)?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    ensure!(answer.trim() == format!("{GIB} {sent:016x}"), "a gigabyte to the guest came as {answer:?}");
-    let mut stream = connect(path, SOURCE)?;
-    stream.write_all(&GIB.to_le_bytes())?;
-    let came = stream::receive(&mut stream)?;
-    let wanted = stream::send(&mut std::io::sink(), 1, GIB)?;
     ensure!(
-        came.length() == GIB && came.value() == wanted,
-        "a gigabyte from the guest came as {}",
+        answer.trim() == format!("{length} {sent:016x}"),
+        "{length} bytes to the guest came as {answer:?}"
+    );
+    let mut stream = connect(path, SOURCE)?;
+    stream.write_all(&PIECE.to_le_bytes())?;
+    let came = stream::receive(&mut stream)?;
+    let wanted = stream::send(&mut std::io::sink(), 1, PIECE)?;
+    ensure!(
+        came.length() == PIECE && came.value() == wanted,
+        "what the guest was asked for came as {}",
         came.length()
     );
     Ok(())

@@ -5,7 +5,7 @@
 //! (virtio 1.2, 2.7.4.2).
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use arch::memory::GuestRam;
 
@@ -81,7 +81,7 @@ unsafe impl ByteValued for Descriptor {}
 impl Descriptor {
     fn read(ram: &GuestRam, table: u64, index: u16) -> Result<Self, ChainError> {
         let at = table.checked_add(u64::from(index) * DESCRIPTOR_LEN).ok_or(ChainError::Descriptor(table))?;
-        let raw: Self = ram.read_obj(GuestAddress(at)).map_err(|_| ChainError::Descriptor(at))?;
+        let raw: Self = read(ram, GuestAddress(at)).map_err(|_| ChainError::Descriptor(at))?;
         Ok(Self {
             addr: u64::from_le(raw.addr),
             len: u32::from_le(raw.len),
@@ -160,7 +160,9 @@ impl Chain {
             return Err(ChainError::Empty);
         }
         let segment = Segment { addr: GuestAddress(addr), len };
-        if !ram.check_range(segment.addr, len as usize) {
+        // Almost everything lies in one region, and needs no walk over all of them.
+        if ram.get_slice(segment.addr, len as usize).is_err() && !ram.check_range(segment.addr, len as usize)
+        {
             return Err(ChainError::Buffer { addr, len });
         }
         if descriptor.has(VRING_DESC_F_WRITE) {
@@ -212,6 +214,14 @@ impl Chain {
             done += piece.len();
         }
         done
+    }
+}
+
+/// Copy a value from guest RAM. What lies in one region, as almost everything does, needs no walk over all of them.
+pub(super) fn read<T: ByteValued>(ram: &GuestRam, addr: GuestAddress) -> Result<T, GuestMemoryError> {
+    match ram.get_slice(addr, size_of::<T>()) {
+        Ok(slice) => Ok(slice.read_obj(0)?),
+        Err(_) => ram.read_obj(addr),
     }
 }
 

@@ -17,7 +17,9 @@ use arch::memory::SharedRam;
 use self::input::Shared;
 use self::output::Output;
 use super::chain::Chain;
-use super::device::{ActivateError, Activation, DeviceKind, Interrupt, RING_FEATURES, VirtioDevice};
+use super::device::{
+    ActivateError, Activation, DeviceKind, Interrupt, RING_FEATURES, VirtioDevice, read_space, take_queue,
+};
 use super::events::{self, Outcome, Serve};
 use super::queue::{Queue, QueueError};
 use crate::counters::Counters;
@@ -116,19 +118,14 @@ impl VirtioDevice for Console {
         let [c0, c1] = columns.to_le_bytes();
         let [r0, r1] = rows.to_le_bytes();
         let config = [c0, c1, r0, r1];
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_space(&config, offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { ram, mut queues, interrupt, .. } = activation;
-        let mut take = |index| {
-            let at = queues.iter().position(|queue| queue.index == index);
-            at.map(|at| queues.swap_remove(at)).ok_or(ActivateError::MissingQueue(index))
-        };
+        let mut take = |index| take_queue(&mut queues, index);
         let (receive, transmit) = (take(RECEIVE)?, take(TRANSMIT)?);
         let kicks = [&receive, &transmit].map(|queue| queue.kick.try_clone());
         let [kick_receive, kick_transmit] = kicks;

@@ -119,6 +119,20 @@ pub enum ActivateError {
     MissingQueue(u16),
 }
 
+/// Read a configuration space that is `space`: beyond its end, zeroes.
+pub(super) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let mut bytes = space.iter().skip(start);
+    data.fill_with(|| bytes.next().copied().unwrap_or(0));
+}
+
+/// Take queue `index` out of those that the driver enabled.
+pub(super) fn take_queue(queues: &mut Vec<Queue>, index: u16) -> Result<Queue, ActivateError> {
+    let at =
+        queues.iter().position(|queue| queue.index == index).ok_or(ActivateError::MissingQueue(index))?;
+    Ok(queues.swap_remove(at))
+}
+
 /// A virtio device. Called by its transport, under the transport's lock, on a vCPU thread or the vmm's.
 pub trait VirtioDevice: Send {
     /// Its type.

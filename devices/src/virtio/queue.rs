@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use arch::memory::GuestRam;
 
-use super::chain::{Chain, ChainError};
+use super::chain::{self, Chain, ChainError};
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.2, 2.7.6).
 const NO_INTERRUPT: u16 = 1;
@@ -76,7 +76,7 @@ impl Queue {
             return Err(QueueError::AvailIndex { ahead, size });
         }
         let slot = offset(self.ring.avail_ring(), 4 + 2 * u64::from(next % size))?;
-        let head: u16 = ram.read_obj(slot).map_err(memory)?;
+        let head: u16 = chain::read(ram, slot).map_err(memory)?;
         let table = GuestAddress(self.ring.desc_table());
         let chain =
             Chain::parse(ram, table, size, u16::from_le(head), self.indirect).map_err(QueueError::Chain)?;

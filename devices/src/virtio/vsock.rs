@@ -31,7 +31,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::hub::Hub;
 use self::worker::{FIRST_ID, State};
-use super::device::{ActivateError, Activation, DeviceKind, RING_FEATURES, VirtioDevice};
+use super::device::{
+    ActivateError, Activation, DeviceKind, RING_FEATURES, VirtioDevice, read_space, take_queue,
+};
 use super::queue::Queue;
 use crate::counters::Counters;
 use crate::worker::Worker;
@@ -121,19 +123,14 @@ impl VirtioDevice for Vsock {
     /// `guest_cid` (5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = u64::from(self.cid).to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_space(&config, offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { ram, mut queues, interrupt, .. } = activation;
-        let mut take = |index| {
-            let at = queues.iter().position(|queue| queue.index == index);
-            at.map(|at| queues.swap_remove(at)).ok_or(ActivateError::MissingQueue(index))
-        };
+        let mut take = |index| take_queue(&mut queues, index);
         let (receive, transmit, event) = (take(0)?, take(1)?, take(2)?);
         let reset = self.reset.try_clone().map_err(ActivateError::Events)?;
         let hub = self.hub().map_err(ActivateError::Events)?;

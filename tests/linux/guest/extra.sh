@@ -10,6 +10,8 @@ param() {
 # eth0 as `skiff.ip` says: an address, or `dhcp`.
 do_net() {
     /bin/busybox --install -s /bin
+    # iperf3 keeps what it sends in a file.
+    mkdir -p /tmp
     ip link set lo up
     wait_for /sys/class/net/eth0 || return
     ip link set eth0 up
@@ -50,10 +52,10 @@ do_ping() {
 # skiff.url
 do_fetch() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do
-        wget -q -T 20 -O /fetched "$(param url)" && break
+        timeout 30 wget -q -O /fetched "$(param url)" 2>/wget && break
         sleep 1
     done
-    say "fetch sha256=$(hash_of /fetched 64) bytes=$(stat -c %s /fetched)"
+    say "fetch sha256=$(hash_of /fetched 64) bytes=$(stat -c %s /fetched) said=$(tail -n 1 /wget | tr ' ' _)"
 }
 
 # Both ways, three seconds each.
@@ -80,7 +82,7 @@ do_vsock_call() {
     port=$(param port)
     guest-tool call-nobody 9999
     guest-tool call-many "$port" 100
-    guest-tool call-send $((port + 1)) 1024
+    guest-tool call-send $((port + 1)) "$(param mib)"
 }
 
 # Touches skiff.touch MiB of memory, and keeps none of it.
@@ -103,7 +105,7 @@ do_button() {
     mkdir -p /etc/acpi/PWRF /var/run
     printf '#!/bin/sh\necho skiff-guest: button >/dev/ttyS0\npoweroff -f\n' >/etc/acpi/PWRF/00000080
     chmod 755 /etc/acpi/PWRF/00000080
-    acpid
+    acpid -d >/dev/null 2>&1 &
     say "button ready"
 }
 

@@ -95,9 +95,9 @@ fn guest_tool() -> Result<PathBuf> {
     // A directory of its own: flags are part of every dependency's fingerprint.
     let dir = paths::target()?.join("static");
     let mut cargo = tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bin", "guest-tool"])?;
-    cargo.args(["--profile", "dev", "--target", TARGET, "--target-dir"]).arg(&dir);
+    cargo.args(["--release", "--target", TARGET, "--target-dir"]).arg(&dir);
     tool::show(cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(dir.join(TARGET).join("debug/guest-tool"))
+    Ok(dir.join(TARGET).join("release/guest-tool"))
 }
 
 fn build(kernel: &Kernel) -> Result<Vec<u8>> {

@@ -26,6 +26,9 @@ const PROBE: usize = 1500;
 /// The type of a frame that means nothing to anybody (IEEE 802, local experimental).
 const NO_PROTOCOL: [u8; 2] = [0x88, 0xb5];
 
+/// What is read of its words at once, in pieces of 1 KiB: what fits a pipe.
+const PIECES: usize = 64;
+
 /// What `poll` passes over.
 const NONE: RawFd = -1;
 
@@ -197,10 +200,11 @@ impl Child {
         })
     }
 
-    /// Read what it said until now.
+    /// Read what it said until now, or some of it: one that never stops is not listened to for ever.
     fn listen(&mut self) {
         let mut piece = [0; 1024];
-        while let Some(stderr) = &mut self.stderr {
+        for _ in 0..PIECES {
+            let Some(stderr) = &mut self.stderr else { return };
             match stderr.read(&mut piece) {
                 Ok(count @ 1..) => self.words.push(piece.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

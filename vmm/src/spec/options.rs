@@ -390,14 +390,16 @@ pub(super) use text_and_table;
 
 /// The one of `known` that `wrong` was most likely meant to be.
 pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let known = known.into_iter().filter(|name| mostly(wrong, name));
-    likest(wrong, known).filter(|(likeness, _)| *likeness > 0.7).map(|(_, name)| name)
+    let meant = known.into_iter().filter(|name| meant(wrong, name, strsim::jaro_winkler(wrong, name)));
+    likest(wrong, meant).map(|(_, name)| name)
 }
 
-/// Whether most of the letters are the same: a common start alone makes any two names alike.
-fn mostly(wrong: &str, name: &str) -> bool {
+/// Whether most of the letters are the same: a common start alone makes any two names alike, and two letters that changed
+/// places make two short ones unlike.
+fn meant(wrong: &str, name: &str, likeness: f64) -> bool {
     let longer = wrong.chars().count().max(name.chars().count());
-    strsim::damerau_levenshtein(wrong, name).saturating_mul(2) <= longer
+    let slips = strsim::damerau_levenshtein(wrong, name);
+    slips.saturating_mul(2) <= longer && (likeness > 0.7 || slips == 1)
 }
 
 /// The one of `known` that is most like `wrong`, and how much: 1 is the same.
@@ -413,7 +415,7 @@ mod tests {
     #[test]
     fn what_has_little_in_common_was_not_meant() {
         for (wrong, name) in
-            [("webb", Some("web")), ("emty", Some("empty")), ("emptyd", Some("empty")), ("elephant", None)]
+            [("webb", Some("web")), ("wbe", Some("web")), ("emptyd", Some("empty")), ("elephant", None)]
         {
             assert_eq!(closest(wrong, ["web", "empty", "e"]), name, "{wrong}");
         }

@@ -4,7 +4,7 @@
 //! more than two pieces, and waits for the second without looking at anything else. Up to [`ONE_PIECE`] bytes the kernel
 //! takes all or nothing by itself; for more, its send buffer is asked for room first.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -45,13 +45,17 @@ impl Link {
 
     /// [`crate::net::Port::send`], its header checked.
     pub(super) fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        self.try_send(frame).map_err(meaning)
+    }
+
+    fn try_send(&mut self, frame: &Frame) -> io::Result<()> {
         self.finish()?;
         let len = usize::try_from(frame.total()).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len));
         let len = len.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "a frame of a length that passt does not take")
+            io::Error::new(ErrorKind::InvalidInput, "a frame of a length that passt does not take")
         })?;
         if PREFIX + len > ONE_PIECE && !self.has_room()? {
-            return Err(io::ErrorKind::WouldBlock.into());
+            return Err(ErrorKind::WouldBlock.into());
         }
         let sent = self.send_message(frame, len)?;
         if sent < PREFIX + len {
@@ -64,7 +68,8 @@ impl Link {
     fn finish(&mut self) -> io::Result<()> {
         while !self.unsent.is_empty() {
             let iovec = libc::iovec { iov_base: self.unsent.as_mut_ptr().cast(), iov_len: self.unsent.len() };
-            let sent = send_message(&self.socket, &mut [iovec])?;
+            // SAFETY: it points to `unsent`, which stays as it is during the call.
+            let sent = unsafe { send_message(&self.socket, &mut [iovec]) }?;
             self.unsent.drain(..sent.min(self.unsent.len()));
         }
         Ok(())
@@ -75,7 +80,7 @@ impl Link {
         self.unsent = message(frame, len)?;
         self.unsent.drain(..sent.min(self.unsent.len()));
         match self.finish() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
             result => result,
         }
     }
@@ -100,8 +105,8 @@ impl Link {
         let mut iovecs = Vec::with_capacity(1 + frame.iovecs().len());
         iovecs.push(libc::iovec { iov_base: prefix.as_mut_ptr().cast(), iov_len: PREFIX });
         iovecs.extend_from_slice(frame.iovecs());
-        // `frame` keeps mapped what they point at, and outlives the call as `prefix` does.
-        send_message(&self.socket, &mut iovecs)
+        // SAFETY: `frame` keeps mapped what they point at, and outlives the call as `prefix` does.
+        unsafe { send_message(&self.socket, &mut iovecs) }
     }
 
     /// [`crate::net::Port::receive`].
@@ -117,20 +122,25 @@ impl Link {
                 Err(error) => {
                     // passt has lost its way, or is no passt. It sees this as the end of its VM.
                     let _ = self.socket.shutdown(Shutdown::Both);
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error));
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, error));
                 }
             }
             match self.received.read(&mut &*self.socket) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // It ended with frames of ours unread.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error));
-                }
-                Err(error) => return Err(error),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(meaning(error)),
             }
         }
+    }
+}
+
+/// What an error of the socket means to a [`Port`](crate::net::Port)'s user.
+fn meaning(error: io::Error) -> io::Error {
+    match error.kind() {
+        // passt's end is closed, maybe with frames of ours unread.
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => io::Error::new(ErrorKind::UnexpectedEof, error),
+        _ => error,
     }
 }
 
@@ -143,21 +153,24 @@ fn message(frame: &Frame, len: usize) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Give the kernel what `iovecs` point at, which must be mapped during the call. Says how many bytes it took.
-fn send_message(socket: &UnixStream, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+/// Give the kernel what `iovecs` point at. Says how many bytes it took.
+///
+/// # Safety
+/// That is memory which stays mapped during the call.
+unsafe fn send_message(socket: &UnixStream, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
     // SAFETY: all zero is a message of nothing to nobody.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = iovecs.as_mut_ptr();
     header.msg_iovlen = iovecs.len();
     loop {
-        // SAFETY: `header` points at `iovecs`, of that length; the kernel only reads what those point at, and refuses what is
-        // not mapped. Nothing in this process holds a reference to guest memory.
+        // SAFETY: `header` points at `iovecs`, of that length; the kernel only reads what those point at, for which the caller
+        // vouches.
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
         match usize::try_from(sent) {
             Ok(sent) => return Ok(sent),
             Err(_) => {
                 let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
+                if error.kind() != ErrorKind::Interrupted {
                     return Err(error);
                 }
             }

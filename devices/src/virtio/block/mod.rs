@@ -22,7 +22,7 @@ use crate::disk::engine::{self, EngineKind};
 use crate::limit::Limiter;
 use crate::worker::Worker;
 
-use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice};
+use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
 use super::queue::Queue;
 use config::Geometry;
 use worker::QueueWorker;
@@ -149,9 +149,7 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = config::space(&self.geometry, self.disk.size());
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let mut field = space.iter().skip(start);
-        data.fill_with(|| field.next().copied().unwrap_or(0));
+        read_space(&space, offset, data);
     }
 
     /// Nothing in it can be written: `writeback` would need `VIRTIO_BLK_F_CONFIG_WCE`.

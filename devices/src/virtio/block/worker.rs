@@ -103,9 +103,6 @@ impl QueueWorker {
     /// The thread's body: serve the queue until `kill`.
     pub(super) fn run(&mut self, kill: &EventFd) {
         let Err(fault) = self.serve(kill) else { return };
-        if let Fault::Host(_) = fault {
-            log::error!("{}: {}", self.device, Chained(&fault));
-        }
         // Whoever is to blame: a driver that is not told waits for its requests for ever.
         self.interrupt.needs_reset(&self.device, &Chained(&fault));
         wait_for(kill);

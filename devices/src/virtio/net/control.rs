@@ -1,7 +1,7 @@
 //! The control queue (virtio 1.2, 5.1.6.5): how many queue pairs the driver uses, and which offloads it takes.
 //!
 //! Served by the first queue pair's thread. A change of the pairs is answered when each pair's thread has made it: until then the
-//! command stays in the ring, and is looked at again.
+//! command is held, and those behind it wait.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use crate::virtio::queue::Queue;
 
 use super::config::{self, GUEST_OFFLOADS, has};
 use super::pair::{Common, Fault};
+use super::shared::Shared;
 
 /// The most commands in one turn.
 const MAX_COMMANDS: u16 = 16;
@@ -52,6 +53,8 @@ pub(super) struct Control {
 
 /// A change of the pairs in use that is under way.
 struct Change {
+    /// Whose answer waits for it.
+    chain: Chain,
     /// How many there were before.
     before: u16,
     /// It could not be made, and is being taken back.
@@ -68,23 +71,19 @@ impl Control {
         self.changing.is_some()
     }
 
+    /// Put a command that is under way back in the ring, as if it had not been seen.
+    pub(super) fn put_back(&mut self, shared: &Shared) {
+        if let Some(change) = self.changing.take() {
+            shared.want(change.before);
+            self.queue.unpop();
+        }
+    }
+
     /// Carry out some commands. Whether there were any.
     pub(super) fn turn(&mut self, common: &Common) -> Result<bool, Fault> {
         let mut served = false;
         for _ in 0..MAX_COMMANDS {
-            let Some(chain) = self.queue.pop(&common.ram)? else { break };
-            let mut bytes = [0; COMMAND];
-            let len = chain.read(&common.ram, 0, &mut bytes);
-            if len < 2 || chain.writable.is_empty() {
-                return Err(Fault::Driver(
-                    "a control command without a class, or without room for an answer",
-                ));
-            }
-            let command = parse(bytes.get(..len).unwrap_or_default(), self.features);
-            let Some(done) = self.carry_out(common, command) else {
-                self.queue.unpop();
-                break;
-            };
+            let Some((chain, done)) = self.next(common)? else { break };
             self.answer(common, &chain, done)?;
             served = true;
         }
@@ -99,32 +98,44 @@ impl Control {
         Ok(())
     }
 
-    /// Whether it was done; `None` if that is not decided yet.
-    fn carry_out(&mut self, common: &Common, command: Command) -> Option<bool> {
-        match command {
-            Command::Pairs(pairs) if (1..=self.pairs).contains(&pairs) => self.use_pairs(common, pairs),
-            Command::Offloads(bits) if bits & !(self.features & GUEST_OFFLOADS) == 0 => {
-                Some(self.backend.set_offloads(config::guest_offloads(bits)).is_ok())
+    /// A command that can be answered, and whether it was done. `None` if there is none, or that is not decided yet.
+    fn next(&mut self, common: &Common) -> Result<Option<(Chain, bool)>, Fault> {
+        if self.changing.is_none() {
+            let Some(chain) = self.queue.pop(&common.ram)? else { return Ok(None) };
+            let mut bytes = [0; COMMAND];
+            let len = chain.read(&common.ram, 0, &mut bytes);
+            if len < 2 || chain.writable.is_empty() {
+                return Err(Fault::Driver(
+                    "a control command without a class, or without room for an answer",
+                ));
             }
-            Command::Pairs(_) | Command::Offloads(_) | Command::Unknown => Some(false),
+            match parse(bytes.get(..len).unwrap_or_default(), self.features) {
+                Command::Pairs(pairs) if (1..=self.pairs).contains(&pairs) => {
+                    let before = common.shared.wanted();
+                    common.shared.want(pairs);
+                    self.changing = Some(Change { chain, before, failed: false });
+                }
+                Command::Offloads(bits) if bits & !(self.features & GUEST_OFFLOADS) == 0 => {
+                    let done = self.backend.set_offloads(config::guest_offloads(bits)).is_ok();
+                    return Ok(Some((chain, done)));
+                }
+                Command::Pairs(_) | Command::Offloads(_) | Command::Unknown => {
+                    return Ok(Some((chain, false)));
+                }
+            }
         }
+        Ok(self.changed(&common.shared))
     }
 
-    fn use_pairs(&mut self, common: &Common, pairs: u16) -> Option<bool> {
-        let shared = &common.shared;
-        let change = self.changing.get_or_insert_with(|| {
-            let before = shared.wanted();
-            shared.want(pairs);
-            Change { before, failed: false }
-        });
+    /// The command that was under way, if it is no more, and whether it was done.
+    fn changed(&mut self, shared: &Shared) -> Option<(Chain, bool)> {
+        let change = self.changing.as_mut()?;
         if !shared.settled()? && !change.failed {
             change.failed = true;
             shared.want(change.before);
             shared.settled()?;
         }
-        let done = !change.failed;
-        self.changing = None;
-        Some(done)
+        self.changing.take().map(|change| (change.chain, !change.failed))
     }
 }
 

@@ -26,9 +26,10 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use crate::counters::Counters;
 use crate::limit::{Gate, Limiter};
 use crate::net::Backend;
+use crate::ratelog;
 use crate::worker::Worker;
 
-use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice};
+use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
 use super::queue::Queue;
 use config::{Facts, has};
 use control::Control;
@@ -192,9 +193,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = config::space(&self.facts, self.shared.link_up());
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let mut field = space.iter().skip(start);
-        data.fill_with(|| field.next().copied().unwrap_or(0));
+        read_space(&space, offset, data);
     }
 
     /// Nothing in it can be written: the address could only by a driver of before virtio 1.0.
@@ -209,7 +208,7 @@ impl VirtioDevice for Net {
             && let Err(error) = self.backend.set_offloads(config::guest_offloads(features))
         {
             // Not a reason to stop the guest: its frames are dropped, and it sees the link down.
-            log::warn!("{}: the network cannot be set up: {error}", self.id);
+            ratelog::warn(format_args!("{}: the network cannot be set up: {error}", self.id));
             self.shared.set_link(false, &interrupt);
         }
         self.resumed = true;

@@ -133,39 +133,20 @@ impl Pair {
     /// The thread's body: serve the queues until `kill`.
     pub(super) fn run(&mut self, kill: &EventFd) {
         let served = self.serve(kill);
-        self.receiver.put_back();
+        self.receiver.put_back(&self.common);
+        if let Some(control) = &mut self.control {
+            control.put_back(&self.common.shared);
+        }
         self.common.shared.reached(self.index, State::Off);
         let Err(fault) = served else { return };
         let Common { device, interrupt, .. } = &self.common;
-        if let Fault::Host(_) = fault {
-            log::error!("{device}: {}", Chained(&fault));
-        }
         // Whoever is to blame: a driver that is not told waits for its frames for ever.
         interrupt.needs_reset(device, &Chained(&fault));
         wait_for(kill);
     }
 
     fn serve(&mut self, kill: &EventFd) -> Result<(), Fault> {
-        let epoll = Epoll::new()?;
-        let news = self.common.shared.news(self.index)?;
-        watch(&epoll, kill.as_raw_fd(), KILL, EventSet::IN)?;
-        watch(&epoll, news.as_raw_fd(), NEWS, EventSet::IN)?;
-        for queue in self.queues() {
-            watch(&epoll, queue.kick.as_raw_fd(), KICK, EventSet::IN)?;
-        }
-        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let mut service = Service {
-            pair: self,
-            epoll,
-            port: None,
-            retry: None,
-            readable: false,
-            writable: false,
-            limited: Limited::default(),
-            down: false,
-            spin: Spin::new(cpus),
-        };
-        service.turns()
+        Service::new(self, kill)?.turns()
     }
 
     /// All its queues.
@@ -215,7 +196,30 @@ fn rests(until: &mut Option<Instant>) -> bool {
     until.is_some()
 }
 
-impl Service<'_> {
+impl<'a> Service<'a> {
+    /// Without a port yet. Woken by the pair's queues and `kill`.
+    fn new(pair: &'a mut Pair, kill: &EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let news = pair.common.shared.news(pair.index)?;
+        watch(&epoll, kill.as_raw_fd(), KILL, EventSet::IN)?;
+        watch(&epoll, news.as_raw_fd(), NEWS, EventSet::IN)?;
+        for queue in pair.queues() {
+            watch(&epoll, queue.kick.as_raw_fd(), KICK, EventSet::IN)?;
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Ok(Self {
+            pair,
+            epoll,
+            port: None,
+            retry: None,
+            readable: false,
+            writable: false,
+            limited: Limited::default(),
+            down: false,
+            spin: Spin::new(cpus),
+        })
+    }
+
     /// Serve until the worker is to end.
     fn turns(&mut self) -> Result<(), Fault> {
         loop {
@@ -334,6 +338,8 @@ impl Service<'_> {
     }
 
     fn drop_port(&mut self) {
+        // Nobody would look whether their time has come.
+        self.limited = Limited::default();
         if let Some(port) = self.port.take() {
             // It may stay open elsewhere. Cannot fail: it was added.
             let _ = self.epoll.ctl(ControlOperation::Delete, port.fd().as_raw_fd(), EpollEvent::default());
@@ -417,7 +423,10 @@ impl Service<'_> {
         let mut more = false;
         if wanted {
             // Looked at even if no frame waits: a ring that is broken is to be found so.
+            let before = receiver.in_hand();
             let enough = used && receiver.gather(common)?;
+            // What was not there when a frame was asked for may be what it waits for.
+            more |= self.readable && receiver.in_hand() > before;
             if !enough {
                 more |= receiver.queue.enable_kicks(ram)? && used;
             }
@@ -437,3 +446,7 @@ impl Service<'_> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;

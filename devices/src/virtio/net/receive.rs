@@ -79,8 +79,11 @@ impl Receiver {
         }
     }
 
-    /// Put what was not used back in the ring, in its order.
-    pub(super) fn put_back(&mut self) {
+    /// Put what was not used back in the ring, in its order. A frame that waits for more is lost.
+    pub(super) fn put_back(&mut self, common: &Common) {
+        if self.parked.take().is_some() {
+            self.lost(common, &"the device was stopped before there was room for it");
+        }
         // There are no more than the ring has entries.
         self.queue.unpop_all(self.hand.len() as u16);
         self.hand.clear();
@@ -102,6 +105,11 @@ impl Receiver {
             self.hand.push_back(chain);
         }
         Ok(true)
+    }
+
+    /// How many chains were popped and not used.
+    pub(super) fn in_hand(&self) -> usize {
+        self.hand.len()
     }
 
     fn enough(&self) -> bool {

@@ -7,7 +7,7 @@ use crate::limit::Gate;
 use crate::net::frame::Frame;
 use crate::net::{HEADER, Offloads, Port};
 use crate::ratelog;
-use crate::virtio::chain::{self, Chain};
+use crate::virtio::chain::Chain;
 use crate::virtio::queue::Queue;
 
 use super::header::{self, BadHeader};
@@ -100,22 +100,26 @@ impl Transmitter {
         port: Option<&mut (dyn Port + 'static)>,
         chain: &Chain,
     ) -> Result<Sent, Fault> {
-        let mut header = [0; HEADER];
-        if chain.read(&common.ram, 0, &mut header) < HEADER || !chain.writable.is_empty() {
+        let whole = chain.readable_len();
+        if whole < HEADER as u64 || !chain.writable.is_empty() {
             return Err(Fault::Driver("a frame to send that is no header and what follows it, all readable"));
         }
+        let len = whole - HEADER as u64;
         self.frame.clear();
-        let len = chain.readable_len() - HEADER as u64;
-        let header = match header::check(header, len, self.agreed) {
-            Ok(header) => header,
-            Err(bad) => return Ok(dropped(common, &bad)),
-        };
-        for segment in chain::slice(&chain.readable, HEADER as u64, len) {
-            if !self.frame.push(segment)? {
+        for segment in &chain.readable {
+            if !self.frame.push(*segment)? {
                 // No driver has reason to cut a frame into a thousand pieces.
                 return Ok(dropped(common, &BadHeader::Length(len)));
             }
         }
+        // Copied once: the guest may write it again meanwhile.
+        let mut header = [0; HEADER];
+        self.frame.fetch(0, &mut header)?;
+        self.frame.advance(HEADER as u64);
+        let header = match header::check(header, len, self.agreed) {
+            Ok(header) => header,
+            Err(bad) => return Ok(dropped(common, &bad)),
+        };
         let Some(port) = port else {
             common.counters.requests.add(1);
             common.counters.errors.add(1);

@@ -94,7 +94,12 @@ impl Hub {
         self.counters.from_guest.add(len);
         iovecs.clear();
         let pointed = buffers.point_on(HEADER_LEN as u64, len, iovecs);
-        let written = if pointed.is_ok_and(|count| count > 0) { host.write(iovecs) as u64 } else { 0 };
+        let written = if pointed.is_ok_and(|count| count > 0) {
+            // SAFETY: they point into guest memory, which `buffers` keep mapped and to which nothing has a reference.
+            unsafe { host.write(iovecs) as u64 }
+        } else {
+            0
+        };
         let mut gone = written;
         if host.refuses() {
             // The guest is told (or was) that nobody reads; until it knows, this is lost as it would be in a socket.

@@ -156,8 +156,11 @@ impl HostEnd {
         self.backlog.len()
     }
 
-    /// Read into `iovecs`: memory that stays mapped during the call, and that nothing but the kernel looks at.
-    pub(super) fn read(&mut self, iovecs: &mut [libc::iovec]) -> Read {
+    /// Read into what `iovecs` point to.
+    ///
+    /// # Safety
+    /// That is memory which stays mapped during the call, and to which there is no Rust reference.
+    pub(super) unsafe fn read(&mut self, iovecs: &mut [libc::iovec]) -> Read {
         let mut message = message(iovecs);
         // SAFETY: the message and its iovecs outlive the call; the caller vouches for the memory behind them.
         let count =
@@ -200,8 +203,11 @@ impl HostEnd {
         }
     }
 
-    /// Write what `iovecs` point to, as with [`HostEnd::read`], if nothing waits. Returns how much was taken.
-    pub(super) fn write(&mut self, iovecs: &mut [libc::iovec]) -> usize {
+    /// Write what `iovecs` point to, if nothing waits. Returns how much was taken.
+    ///
+    /// # Safety
+    /// As of [`HostEnd::read`].
+    pub(super) unsafe fn write(&mut self, iovecs: &mut [libc::iovec]) -> usize {
         if self.backlog.len() > 0 || !self.writable || self.refuses {
             return 0;
         }
@@ -319,6 +325,11 @@ mod tests {
         (end, other)
     }
 
+    fn read(end: &mut HostEnd, iovec: &mut [libc::iovec; 1]) -> super::Read {
+        // SAFETY: it points to memory of the test that nobody refers to meanwhile.
+        unsafe { end.read(iovec) }
+    }
+
     #[test]
     fn a_line_is_read_and_nothing_behind_it() {
         let (mut end, mut client) = pair();
@@ -332,11 +343,11 @@ mod tests {
         let mut rest = [0_u8; 16];
         let mut iovec = [libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: 16 }];
         end.note(EventSet::IN);
-        assert_eq!(end.read(&mut iovec), Read::Bytes(5));
+        assert_eq!(read(&mut end, &mut iovec), Read::Bytes(5));
         assert_eq!(&rest[..5], b"hello");
         drop(client);
         end.note(EventSet::IN);
-        assert_eq!(end.read(&mut iovec), Read::End);
+        assert_eq!(read(&mut end, &mut iovec), Read::End);
         assert!(!end.may_read());
     }
 

@@ -123,7 +123,7 @@ impl Bench {
     }
 
     /// A connection of a client, and the guest's side of it as the guest would say it.
-    fn from_host(&mut self) -> (UnixStream, Header) {
+    fn call_from_host(&mut self) -> (UnixStream, Header) {
         let mut client = UnixStream::connect(&self.path).unwrap();
         client.write_all(b"CONNECT 52\n").unwrap();
         let request = self.expect(op::REQUEST);
@@ -141,7 +141,7 @@ impl Bench {
     }
 
     /// A connection of the guest to `port`, on which `listener` listens.
-    fn from_guest(&mut self, listener: &UnixListener, port: u32) -> (UnixStream, Header) {
+    fn call_from_guest(&mut self, listener: &UnixListener, port: u32) -> (UnixStream, Header) {
         let mine = packet(port, 900);
         self.send(&Header { op: op::REQUEST, ..mine }, &[]);
         self.expect(op::RESPONSE);
@@ -188,7 +188,7 @@ fn numbers(len: u32) -> Vec<u8> {
 #[test]
 fn bytes_go_both_ways() {
     let mut bench = Bench::ready();
-    let (mut client, mine) = bench.from_host();
+    let (mut client, mine) = bench.call_from_host();
     client.write_all(b"to the guest").unwrap();
     let (header, payload) = bench.next();
     assert_eq!((header.op, payload.as_slice()), (op::RW, b"to the guest".as_slice()));
@@ -275,14 +275,14 @@ fn send_while_there_is_room(bench: &mut Bench, mine: &Header, piece: &[u8]) -> u
 #[test]
 fn who_sends_more_than_there_is_room_for_loses_the_connection() {
     let mut bench = Bench::ready();
-    let (mut client, mine) = bench.from_host();
+    let (mut client, mine) = bench.call_from_host();
     let piece = vec![7; 1 << 16];
     // The client reads nothing: there is room in its socket and in the connection's buffer.
     let sent = send_while_there_is_room(&mut bench, &mine, &piece);
     bench.send(&data(&mine, &piece), &piece);
     bench.expect(op::RST);
     assert!(!bench.guest.broken(), "the others go on");
-    bench.from_host();
+    bench.call_from_host();
     assert!(hear_out(&mut client).len() <= sent as usize * piece.len());
 }
 
@@ -290,7 +290,7 @@ fn who_sends_more_than_there_is_room_for_loses_the_connection() {
 fn what_a_slow_client_does_not_take_waits_and_outlives_the_guests_end() {
     let mut bench = Bench::ready();
     let listener = bench.listen(1);
-    let (mut client, mine) = bench.from_guest(&listener, 1);
+    let (mut client, mine) = bench.call_from_guest(&listener, 1);
     let piece = numbers(1 << 15);
     let sent = send_while_there_is_room(&mut bench, &mine, &piece);
     assert!(sent * (1 << 15) > LARGE, "its socket has room as well");
@@ -304,7 +304,7 @@ fn what_a_slow_client_does_not_take_waits_and_outlives_the_guests_end() {
 #[test]
 fn the_guest_hears_of_room_when_the_client_reads() {
     let mut bench = Bench::ready();
-    let (mut client, mine) = bench.from_host();
+    let (mut client, mine) = bench.call_from_host();
     let piece = numbers(1 << 15);
     let sent = send_while_there_is_room(&mut bench, &mine, &piece);
     let heard = hear(&mut client, (sent << 15) as usize);
@@ -319,7 +319,7 @@ fn the_guest_hears_of_room_when_the_client_reads() {
 #[test]
 fn the_guest_is_given_no_more_than_it_has_room_for() {
     let mut bench = Bench::ready();
-    let (client, mine) = bench.from_host();
+    let (client, mine) = bench.call_from_host();
     let all = numbers(3 * BUFFER);
     let words = all.clone();
     let writer = std::thread::spawn(move || {
@@ -397,7 +397,7 @@ fn the_guest_that_does_not_answer_is_not_waited_for() {
 #[test]
 fn a_pause_keeps_connections_and_a_reset_does_not() {
     let mut bench = Bench::ready();
-    let (mut client, mine) = bench.from_host();
+    let (mut client, mine) = bench.call_from_host();
     bench.guest.transport().pause();
     client.write_all(b"while it stood still").unwrap();
     let mut late = UnixStream::connect(&bench.path).unwrap();
@@ -425,7 +425,7 @@ fn a_pause_keeps_connections_and_a_reset_does_not() {
 #[test]
 fn a_transport_reset_ends_what_the_guest_knows() {
     let mut bench = Bench::ready();
-    let (mut client, mine) = bench.from_host();
+    let (mut client, mine) = bench.call_from_host();
     let at = bench.guest.alloc(8);
     bench.queues[2].add(&[Buf::writable(at, 8)]);
     bench.guest.registers.notify(2);
@@ -435,14 +435,14 @@ fn a_transport_reset_ends_what_the_guest_knows() {
     assert_eq!(hear_out(&mut client), b"");
     bench.send(&data(&mine, b"x"), b"x");
     bench.expect(op::RST);
-    bench.from_host();
+    bench.call_from_host();
 }
 
 #[test]
 fn each_direction_ends_on_its_own() {
     let mut bench = Bench::ready();
     let listener = bench.listen(1);
-    let (mut client, mine) = bench.from_guest(&listener, 1);
+    let (mut client, mine) = bench.call_from_guest(&listener, 1);
     bench.send(&data(&mine, b"last"), b"last");
     bench.send(&Header { op: op::SHUTDOWN, flags: SHUTDOWN_SEND, ..mine }, &[]);
     assert_eq!(hear_out(&mut client), b"last");

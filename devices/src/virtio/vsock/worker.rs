@@ -110,8 +110,7 @@ impl State {
     pub(super) fn run(&mut self, kill: &EventFd) {
         let served = self.watch_one(kill.as_raw_fd(), KILL).and_then(|()| self.turns());
         if let Err(error) = served {
-            log::error!("{}: cannot wait for events: {error}", self.id);
-            self.interrupt.needs_reset(&self.id, &error);
+            self.interrupt.needs_reset(&self.id, &format_args!("the host's events failed: {error}"));
         }
     }
 
@@ -278,7 +277,8 @@ impl State {
                 next = self.room()?;
             }
         }
-        let mut read = self.hub.read(id, &mut turn.iovecs);
+        // SAFETY: they point into guest memory, which `rooms` keep mapped and to which nothing has a reference.
+        let mut read = unsafe { self.hub.read(id, &mut turn.iovecs) };
         for (room, pointed) in rooms {
             if read == 0 {
                 // The last that were popped: none behind them is in use.

@@ -25,6 +25,7 @@ mod peers;
 mod script;
 mod startup;
 mod table;
+mod vsock;
 
 use table::{Line, Target, Unit};
 
@@ -43,6 +44,8 @@ pub enum Row {
     Disk,
     /// Frames through a tap beside QEMU
     Net,
+    /// Bytes through vsock
+    Vsock,
     /// Twenty VMs at once
     Fleet,
 }
@@ -77,6 +80,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Size => size(&bench),
             Row::Disk => disk::measure(&bench),
             Row::Net => net::measure(&bench),
+            Row::Vsock => vsock::measure(&bench),
             Row::Fleet => fleet::measure(&bench),
         };
         lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);

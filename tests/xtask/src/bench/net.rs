@@ -37,6 +37,15 @@ const JOBS: [Job; 4] = [
     Job { name: "bulk in", guest: "rx", host: Some(SEGMENT), bulk: true },
 ];
 
+/// How a monitor ends when its guest is done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With the guest, which switches itself off.
+    PowersOff,
+    /// A microvm knows no such switch.
+    MustBeKilled,
+}
+
 /// Both take turns, so that a slow moment of the machine meets both.
 pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
     let tap = match Tap::make() {
@@ -53,9 +62,9 @@ pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             step.detail(format!("{}, {} of {}", job.name, index * ROUNDS + round + 1, JOBS.len() * ROUNDS));
-            ours.push(run(bench, job, skiff(bench, job))?);
+            ours.push(run(bench, job, End::PowersOff, skiff(bench, job))?);
             if has_qemu {
-                theirs.push(run(bench, job, qemu(bench, job))?);
+                theirs.push(run(bench, job, End::MustBeKilled, qemu(bench, job))?);
             }
         }
         lines.push(line(job, &ours, &theirs));
@@ -98,7 +107,7 @@ fn qemu(bench: &Bench, job: &Job) -> Command {
 }
 
 /// One run: frames a second, or MiB a second if bulk.
-fn run(bench: &Bench, job: &Job, mut command: Command) -> Result<f64> {
+fn run(bench: &Bench, job: &Job, end: End, mut command: Command) -> Result<f64> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut monitor = Ended(command.spawn().context("cannot start a guest")?);
     let pipe = monitor.0.stdout.take().context("there is no pipe")?;
@@ -111,7 +120,12 @@ fn run(bench: &Bench, job: &Job, mut command: Command) -> Result<f64> {
         }
         if let Some(result) = line.trim().strip_prefix("result ") {
             drop(sender);
-            return rate(job, result).with_context(|| format!("{} has no result: {line}", job.name));
+            let rate = rate(job, result).with_context(|| format!("{} has no result: {line}", job.name))?;
+            if end == End::PowersOff {
+                // The tap is free when the VM is gone, and not when whoever stands in front of it is.
+                monitor.0.wait().context("waiting for the guest's end")?;
+            }
+            return Ok(rate);
         }
         said.push_str(&line);
         said.push('\n');
