@@ -37,6 +37,11 @@ pub fn running_vms() -> Vec<CompletionCandidate> {
     candidates(|entry| entry.holder().is_ok_and(|holder| holder.is_some()))
 }
 
+/// Every VM that does not.
+pub fn stopped_vms() -> Vec<CompletionCandidate> {
+    candidates(|entry| entry.holder().is_ok_and(|holder| holder.is_none()))
+}
+
 /// The VMs that are `wanted`. Nothing is written, and a shell is told nothing of what cannot be read.
 fn candidates(wanted: impl Fn(&Entry) -> bool) -> Vec<CompletionCandidate> {
     let entries = Store::open().and_then(|store| store.entries()).unwrap_or_default();

@@ -115,6 +115,8 @@ pub enum Completes {
     Vms,
     /// A VM that runs: what `skiff ps -q` prints.
     RunningVms,
+    /// A VM that does not run.
+    StoppedVms,
     /// A verb. Nothing else is taken.
     Verbs,
     /// One of these words. Nothing else is taken.
@@ -129,6 +131,7 @@ impl Operand {
         let arg = match self.completes {
             Completes::Vms => arg.add(ArgValueCandidates::new(completion::vms)),
             Completes::RunningVms => arg.add(ArgValueCandidates::new(completion::running_vms)),
+            Completes::StoppedVms => arg.add(ArgValueCandidates::new(completion::stopped_vms)),
             Completes::Verbs => {
                 arg.value_parser(PossibleValuesParser::new(VERBS.iter().map(|verb| verb.name)))
             }

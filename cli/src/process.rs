@@ -123,7 +123,10 @@ fn start(
         name: held.name(),
         stdout,
         log: Some(held.console_log()),
-        listener: Box::new(move |notice| noted.note(&notice)),
+        listener: Box::new(move |notice| {
+            log::info!("the VM: {notice:?}");
+            noted.note(&notice);
+        }),
     };
     let vm = machine::start(spec.clone(), setup)?;
     // The VM runs. All that follows is not to keep it from its first words; if it fails, this process ends, and the VM with it.
@@ -141,6 +144,16 @@ fn start(
     if !logs {
         logging::to_stderr();
     }
+    log::info!(
+        "{} runs: kernel {}, vCPUs {}, memory {}, disks {}, networks {}, transport {:?}",
+        held.name(),
+        spec.kernel.display(),
+        spec.cpus,
+        spec.memory.size,
+        spec.disks.len(),
+        spec.nets.len(),
+        spec.transport,
+    );
     held.started();
     Ok((vm, server))
 }
@@ -156,6 +169,7 @@ impl Running {
             Ok(outcome) => Ended::Outcome(outcome),
             Err(error) => Ended::Failed(format!("{:#}", Error::new(error))),
         };
+        log::info!("the VM has ended: {ended:?}");
         held.ended(End::from(ended.clone()));
         if !stays && let Err(error) = store.remove_own(&held) {
             log::error!("{error:#}");

@@ -54,6 +54,7 @@ fn bash_completes_the_names_of_vms() {
     assert_eq!(here(&["logs", "br"]), ["brave-otter"]);
     assert_eq!(here(&["rm", "brave-otter", "c"]), ["calm-fox"]);
     // None of them runs.
+    assert_eq!(here(&["start", "c"]), ["calm-fox"]);
     assert_eq!(here(&["stop", "c"]), [""]);
     let before = std::fs::read_dir(dir.path().join("skiff/vms")).unwrap().count();
     assert_eq!(before, 2, "to complete is to look, and not to settle");

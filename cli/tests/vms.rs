@@ -368,3 +368,14 @@ fn nothing_of_a_test_outlives_it() {
     // Empty once it has ended, whether or not somebody has waited for it.
     assert!(!fs::read(format!("/proc/{pid}/environ")).is_ok_and(|left| !left.is_empty()));
 }
+
+#[test]
+fn what_a_vm_in_the_background_does_is_in_its_log() {
+    let Some(home) = Home::new() else { return };
+    home.detached(&["--name", "a", "-v"]);
+    let log = home.store().join("vms/a/vm.log");
+    let said = |text: &str| fs::read_to_string(&log).unwrap().contains(text);
+    home.wait_until("a line at the start", |_| said("INFO") && said("a runs: kernel /"));
+    home.ok(&["kill", "a"]);
+    home.wait_until("a line at the end", |_| said("the VM has ended"));
+}

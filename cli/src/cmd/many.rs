@@ -16,6 +16,9 @@ pub const VMS: Operand =
 /// VMs that run, at least one.
 pub const RUNNING: Operand =
     Operand { name: "VM", count: Count::Some, completes: Completes::RunningVms, help: "The VMs, by name" };
+/// VMs that do not run, at least one.
+pub const STOPPED: Operand =
+    Operand { name: "VM", count: Count::Some, completes: Completes::StoppedVms, help: "The VMs, by name" };
 /// One VM.
 pub const VM: Operand =
     Operand { name: "VM", count: Count::One, completes: Completes::Vms, help: "The VM, by name" };

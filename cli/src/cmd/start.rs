@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::ArgMatches;
 
 use super::Verb;
-use super::many::{self, RUNNING_VM, VMS};
+use super::many::{self, RUNNING_VM, STOPPED};
 use crate::exit::{SUCCESS, Usage};
 use crate::flags::{self, Example, Flag, Takes};
 use crate::front;
@@ -19,7 +19,7 @@ pub const START: Verb = Verb {
     long: "Start VMs that have stopped, with the spec that they were first run with, in the background. Prints the names.",
     after: String::new,
     flags: || flags::describe(FLAGS),
-    operands: &[VMS],
+    operands: &[STOPPED],
     run: start,
 };
 
@@ -57,7 +57,7 @@ fn start(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let store = Store::open()?;
-    let names = VMS.given(matches);
+    let names = STOPPED.given(matches);
     if asked.attach && names.len() > 1 {
         return Err(Usage("--attach goes with one VM: name one, or leave it out".to_owned()).into());
     }

@@ -44,6 +44,8 @@ use state::{End, State};
 /// What an entry that never got going may hold: nothing of it is of use to anybody.
 const LEFTOVERS: &[&str] =
     &["lock", "state.json", "state.json.new", "spec.toml.new", "control.sock", "console.log", "vm.log"];
+/// What to do about a place that cannot be used.
+const ELSEWHERE: &str = "set XDG_STATE_HOME to a directory of yours";
 /// Begins the names of what is being deleted. No VM's name begins with a dot.
 const GONE: &str = ".gone-";
 
@@ -96,12 +98,16 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let vms = self.vms();
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(&vms);
-                made.with_context(|| format!("cannot make {}, where VMs are kept", vms.display()))?;
+                made.with_context(|| {
+                    format!("cannot make {}, where VMs are kept: {ELSEWHERE}", vms.display())
+                })?;
                 open()
             }
             opened => opened,
         };
-        let file = file.with_context(|| format!("cannot open {}: VMs are kept beside it", path.display()))?;
+        let file = file.with_context(|| {
+            format!("cannot open {}, beside which VMs are kept: {ELSEWHERE}", path.display())
+        })?;
         lock_file(&file).with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(Locked(file))
     }
@@ -109,7 +115,7 @@ impl Store {
     /// The names of all entries, sorted.
     fn names(&self) -> Result<Vec<String>> {
         let vms = self.vms();
-        let failed = || format!("cannot list {}", vms.display());
+        let failed = || format!("cannot list {}, where VMs are kept: {ELSEWHERE}", vms.display());
         let entries = match fs::read_dir(&vms) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.with_context(failed)?,
@@ -149,7 +155,11 @@ impl Store {
     }
 
     fn unknown(&self, name: &str) -> anyhow::Error {
-        let names = self.names().unwrap_or_default();
+        let names = match self.names() {
+            Ok(names) => names,
+            // It may well be there.
+            Err(error) => return error,
+        };
         let fix = match crate::flags::closest(name, names.iter().map(String::as_str)) {
             Some(close) => format!("did you mean '{close}'?"),
             None => "skiff ps -a lists all".to_owned(),

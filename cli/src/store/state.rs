@@ -181,7 +181,9 @@ pub fn replace(dir: &Path, name: &str, content: &[u8], sync: bool) -> Result<()>
     };
     if let Err(error) = write() {
         let _ = fs::remove_file(&aside);
-        return Err(error).with_context(|| format!("cannot write {}", path.display()));
+        // The directory may be a descriptor's, which says nothing to anybody.
+        let dir = fs::read_link(dir).unwrap_or_else(|_| dir.to_owned());
+        return Err(error).with_context(|| format!("cannot write {}", dir.join(name).display()));
     }
     if sync {
         sync_dir(dir);

@@ -390,7 +390,8 @@ pub(super) use text_and_table;
 
 /// The one of `known` that `wrong` was most likely meant to be.
 pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    likest(wrong, known).filter(|(likeness, name)| meant(wrong, name, *likeness)).map(|(_, name)| name)
+    let meant = known.into_iter().filter(|name| meant(wrong, name, strsim::jaro_winkler(wrong, name)));
+    likest(wrong, meant).map(|(_, name)| name)
 }
 
 /// Whether most of the letters are the same: a common start alone makes any two names alike, and two letters that changed
