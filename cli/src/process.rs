@@ -118,6 +118,10 @@ fn start(
     let stdout = if launch.foreground { Some(launch::stdout()?) } else { None };
     let logs = logging::start(&launch.logging)?;
     leave_terminal().context("cannot open /dev/null")?;
+    if !launch.foreground {
+        // Nobody waits for its first words, and nothing of it is for the terminal.
+        to_log(&held)?;
+    }
     let noted = Arc::clone(&held);
     let setup = Setup {
         name: held.name(),
@@ -140,7 +144,9 @@ fn start(
     let owner = owner.map(|stream| Owner { stream, ends_vm: ends_with_owner });
     let server =
         server::start(vm.controller(), listener, owner).context("cannot serve the control socket")?;
-    to_log(&held)?;
+    if launch.foreground {
+        to_log(&held)?;
+    }
     if !logs {
         logging::to_stderr();
     }

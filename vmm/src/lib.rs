@@ -23,7 +23,7 @@ pub mod spec;
 pub mod stats;
 mod vcpu;
 
-pub use console::StreamError;
+pub use console::{StreamError, without_queries};
 pub use devices::worker::named_thread;
 pub use error::VmError;
 pub use host::HostError;

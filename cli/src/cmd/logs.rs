@@ -1,6 +1,6 @@
 //! `skiff logs`: what a guest has printed.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal as _, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -88,6 +88,9 @@ fn show(entry: &Entry, asked: &Asked) -> std::io::Result<()> {
             break;
         }
         past.extend(more);
+    }
+    if stdout.is_terminal() {
+        past = vmm::without_queries(&past);
     }
     stdout.write_all(asked.tail.map_or(past.as_slice(), |lines| tail(&past, lines)))?;
     stdout.flush()?;

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::logfile::LogFile;
+use super::queries::without_queries;
 use super::ring::Ring;
 use super::send::{Cut, send};
 use super::viewers::Viewer;
@@ -103,7 +104,7 @@ impl Hub {
         let viewer = Arc::<Viewer>::default();
         let mut feed = lock(&self.feed);
         if history {
-            viewer.push(&feed.history.whole_lines());
+            viewer.push(&without_queries(&feed.history.whole_lines()));
         }
         if feed.closed {
             viewer.close();

@@ -6,6 +6,7 @@
 mod hub;
 mod logfile;
 mod output;
+mod queries;
 mod ring;
 mod send;
 mod tail;
@@ -23,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use hub::Hub;
 pub(crate) use output::{Output, Pace};
+pub use queries::without_queries;
 pub(crate) use viewers::{Seen, Viewer};
 
 use output::Target;
