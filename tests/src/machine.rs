@@ -308,10 +308,23 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process.
+    /// The process that stands in the foreground for it.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process that is the VM.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn vm(&self) -> u32 {
+        let front = self.pid();
+        let path = format!("/proc/{front}/task/{front}/children");
+        let children = std::fs::read_to_string(&path).unwrap_or_default();
+        let vm = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        vm.unwrap_or_else(|| panic!("{path} names no process of a VM: {children:?}"))
     }
 
     /// Wait until `text` has appeared on standard output.

@@ -37,7 +37,7 @@ fn held(transport: Transport, resets: u32) -> [usize; 2] {
     let machine = Machine::guest("reboots").cmdline(&format!("times={resets}")).transport(transport).cpus(2);
     let mut running = machine.disk(format!("path={}", disk.path().display())).start();
     running.wait_for("here to stay");
-    let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", running.pid())).unwrap().count();
+    let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", running.vm())).unwrap().count();
     [count("fd"), count("task")]
 }
 

@@ -182,7 +182,9 @@ fn a_socket_belongs_to_one_machine() {
     assert_eq!(second.code, Some(1), "{second:#?}");
     assert!(second.stderr.contains(&format!("{} is in use", path.display())), "{second:#?}");
     // Killed: what it leaves behind is in nobody's way.
-    drop(first);
+    let vm = rustix::process::Pid::from_raw(first.vm().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(vm, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(first.wait().code, Some(137));
     assert!(path.exists());
     Machine::guest("cmdline").flag("--vsock", &path).run().passed(&["cmdline"]);
     assert!(!path.exists());
