@@ -37,6 +37,9 @@ struct Arguments {
     /// Run only every so many-th test, starting at the first of these numbers: `0/2` and `1/2` are all
     #[arg(long, value_name = "I/N", default_value = "0/1", value_parser = shard)]
     shard: (usize, usize),
+    /// Leave out so many of them, the first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip: usize,
     /// Print the tests' names and end
     #[arg(long)]
     list: bool,
@@ -54,6 +57,7 @@ fn main() -> Result<ExitCode> {
     let scenarios = scenario::all(&arguments.kernels)?.into_iter();
     let scenarios =
         scenarios.filter(|test| test.name().contains(&arguments.filter)).skip(index).step_by(count);
+    let scenarios = scenarios.skip(arguments.skip);
     let scenarios: Vec<Scenario> = scenarios.collect();
     if arguments.list {
         scenarios.iter().for_each(|test| println!("{}", test.name()));
