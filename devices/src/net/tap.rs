@@ -27,7 +27,7 @@ use super::{Backend, HEADER, Offloads, Port};
 /// The node through which taps are opened.
 const NODE: &str = "/dev/net/tun";
 /// The longest name of a network interface in bytes (`IFNAMSIZ` less the NUL).
-const MAX_NAME: usize = 15;
+pub const MAX_NAME: usize = 15;
 
 /// A tap cannot be used. Each message names it and the fix.
 #[derive(Debug, thiserror::Error)]

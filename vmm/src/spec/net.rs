@@ -27,7 +27,7 @@ pub const MAX_NET_QUEUES: u16 = 8;
 /// The MTUs that a guest can be told, in bytes: from IPv4's least to what fits a virtio-net buffer with its headers.
 pub const MTUS: RangeInclusive<u16> = 68..=65520;
 /// The longest name of a network interface in bytes, its final NUL not counted (IFNAMSIZ).
-pub const MAX_TAP_NAME: usize = 15;
+pub const MAX_TAP_NAME: usize = devices::net::tap::MAX_NAME;
 
 /// One network device of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
