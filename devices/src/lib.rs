@@ -12,5 +12,6 @@ pub mod limit;
 pub mod net;
 pub mod pci;
 pub mod ratelog;
+pub mod storage;
 pub mod virtio;
 pub mod worker;

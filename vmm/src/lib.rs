@@ -19,6 +19,7 @@ mod memory;
 mod net;
 pub mod notice;
 mod passt;
+pub mod snapshot;
 pub mod spec;
 pub mod stats;
 mod vcpu;

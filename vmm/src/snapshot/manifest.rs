@@ -1,0 +1,80 @@
+//! What a snapshot is, in a file that people can read.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Id;
+
+/// The version of the format that this build writes; it reads this one and all before.
+pub const FORMAT: u32 = 1;
+
+/// What a snapshot is: `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Manifest {
+    /// See [`FORMAT`].
+    pub format: u32,
+    /// The processor architecture, such as `x86_64`.
+    pub arch: String,
+    /// Its own name.
+    pub id: Id,
+    /// The life of the VM that it was taken of, which a rename does not change.
+    pub vm: Id,
+    /// What users call it; one of a kind among those of that VM which are not removed.
+    pub name: String,
+    /// The snapshot that the VM came from at that time.
+    pub parent: Option<Id>,
+    /// When it was taken, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// What its maker had to say.
+    pub comment: String,
+    /// Nobody can see it any more; its files stay for as long as more than one snapshot or VM builds on them.
+    pub removed: bool,
+    /// The VM's spec, as `skiff run --config` takes it.
+    pub spec: String,
+    /// The guest's memory.
+    pub memory: MemoryFiles,
+    /// The layers of the disks, those of `disk0` first.
+    pub disks: Vec<DiskPoint>,
+    /// How long the guest stood still for it, in microseconds.
+    pub pause_us: u64,
+    /// The other files of the directory, and what they must be.
+    pub files: BTreeMap<String, Sum>,
+}
+
+/// Where the memory of a snapshot is: two files of its directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemoryFiles {
+    /// The pages.
+    pub data: String,
+    /// Which pages they are.
+    pub index: String,
+    /// The snapshot whose memory has those pages that are not here; without one they are zero.
+    pub base: Option<Id>,
+}
+
+/// A disk at the instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskPoint {
+    /// Such as `disk0`.
+    pub disk: String,
+    /// The layer that was the top one, and is frozen since; `None` for a disk that only can be read and has none.
+    pub layer: Option<Id>,
+    /// How large the guest sees the disk, in bytes.
+    pub size: u64,
+    /// What the layer's file must be.
+    pub sum: Option<Sum>,
+}
+
+/// What a file must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Sum {
+    /// Its length in bytes.
+    pub len: u64,
+    /// The CRC-32 (IEEE) of its content.
+    pub crc32: u32,
+}

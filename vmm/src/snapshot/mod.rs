@@ -1,0 +1,22 @@
+//! Snapshots: a whole machine at one instant, on disk.
+//!
+//! ```text
+//! $XDG_DATA_HOME/skiff/                 [`Places`]
+//!   layers/ID.qcow2                     a layer of a disk; its backing file is another layer, or the user's own base
+//!   snapshots/ID/manifest.json          what the snapshot is ([`Manifest`]); the one file that makes it one
+//!   snapshots/ID/state                  devices, vCPUs, interrupt controllers, clock
+//!   snapshots/ID/memory-…               the pages that this point adds to its base's, at their place in guest RAM
+//!   snapshots/ID/index-…                which pages those are
+//!   snapshots/.new-ID/                  on its way to be one
+//! ```
+//!
+//! Snapshots form a tree, over all VMs: a clone's first snapshot has the one it came from as its parent. A snapshot
+//! is never changed, but that its pages may be merged with those of a base that is removed.
+
+mod id;
+pub mod manifest;
+mod places;
+
+pub use id::{Id, IdError};
+pub use manifest::Manifest;
+pub use places::Places;

@@ -1,0 +1,55 @@
+//! Where snapshots and layers lie.
+
+use std::path::{Path, PathBuf};
+
+use super::Id;
+
+/// The directory that holds snapshots and layers, and the names in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    root: PathBuf,
+}
+
+impl Places {
+    /// Below `root`, an absolute path.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where all layers are.
+    #[must_use]
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// A layer.
+    #[must_use]
+    pub fn layer(&self, id: Id) -> PathBuf {
+        self.layers().join(format!("{id}.qcow2"))
+    }
+
+    /// Where all snapshots are.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    /// A snapshot.
+    #[must_use]
+    pub fn snapshot(&self, id: Id) -> PathBuf {
+        self.snapshots().join(id.to_string())
+    }
+
+    /// A snapshot that is on its way.
+    #[must_use]
+    pub fn draft(&self, id: Id) -> PathBuf {
+        self.snapshots().join(format!(".new-{id}"))
+    }
+}
