@@ -17,7 +17,12 @@ pub mod envelope;
 mod id;
 pub mod manifest;
 mod places;
+pub mod record;
+mod sealed;
+pub mod store;
 
 pub use id::{Id, IdError};
 pub use manifest::Manifest;
 pub use places::Places;
+pub use record::Record;
+pub use store::Store;
