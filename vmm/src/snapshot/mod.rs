@@ -13,10 +13,16 @@
 //! Snapshots form a tree, over all VMs: a clone's first snapshot has the one it came from as its parent. A snapshot
 //! is never changed, but that its pages may be merged with those of a base that is removed.
 
+pub mod envelope;
 mod id;
 pub mod manifest;
 mod places;
+pub mod record;
+mod sealed;
+pub mod store;
 
 pub use id::{Id, IdError};
 pub use manifest::Manifest;
 pub use places::Places;
+pub use record::Record;
+pub use store::Store;
