@@ -9,6 +9,7 @@ use devices::virtio::block::SerialError;
 use devices::virtio::transport::TransportError;
 use devices::virtio::vsock::VsockError;
 
+use crate::board::BoardError;
 use crate::console::StreamError;
 use crate::host::HostError;
 use crate::kvm::KvmError;
@@ -85,6 +86,9 @@ pub enum VmError {
         "too many devices for the mmio transport, which has {0} places: use --transport pci, or fewer disks"
     )]
     TooManyDevices(usize),
+    /// A saved machine cannot be made again.
+    #[error(transparent)]
+    Board(#[from] BoardError),
     /// A virtio device cannot be made.
     #[error(transparent)]
     Transport(#[from] TransportError),
