@@ -127,6 +127,8 @@ fn start(
         name: held.name(),
         stdout,
         log: Some(held.console_log()),
+        home: None,
+        from: None,
         listener: Box::new(move |notice| {
             log::info!("the VM: {notice:?}");
             noted.note(&notice);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::console::Console;
 use crate::error::VmError;
 use crate::event::Message;
+use crate::snapshot::Id;
 use crate::stats::VmStats;
 
 /// What can be asked of a running VM.
@@ -46,6 +47,21 @@ pub enum VmAction {
         /// In bytes.
         size: u64,
     },
+    /// Take a snapshot. The guest stands still for a moment only; the rest is done while it runs. Answered with
+    /// [`VmReply::Progress`] now and then, and [`VmReply::Snapshot`] when it is durable.
+    Snapshot {
+        /// What it is to be called among files: a new one.
+        id: Id,
+        /// What users call it.
+        name: String,
+        /// What its maker has to say.
+        comment: String,
+    },
+    /// Put the VM back to what it was at a snapshot, and let it run. Answered with [`VmReply::RolledBack`].
+    Rollback {
+        /// Which.
+        snapshot: Id,
+    },
     /// End the VM at once, as pulling the plug would.
     Kill,
 }
@@ -60,6 +76,29 @@ pub enum VmReply {
     State(RunState),
     /// To [`VmAction::Stats`].
     Stats(Box<VmStats>),
+    /// To [`VmAction::Snapshot`], which is not done yet: another answer follows. At least one a second.
+    Progress {
+        /// How much of the guest's memory has been looked at, in bytes.
+        done: u64,
+        /// How much there is to look at.
+        total: u64,
+    },
+    /// To [`VmAction::Snapshot`]: it is there, and will be after a crash of the host.
+    Snapshot {
+        /// How long the guest stood still, in microseconds.
+        pause_us: u64,
+        /// How long all of it took, in microseconds.
+        total_us: u64,
+        /// How much of the guest's memory was written, in bytes.
+        memory_bytes: u64,
+        /// What the disks' layers that it has frozen occupy, in bytes.
+        disk_bytes: u64,
+    },
+    /// To [`VmAction::Rollback`].
+    RolledBack {
+        /// How long it took until the guest ran again, in microseconds.
+        us: u64,
+    },
     /// It cannot be done; the text names the thing and the fix.
     Refused(String),
     /// The VM has ended already.
@@ -113,11 +152,13 @@ impl Controller {
     /// Ask for something and wait until it is done.
     #[must_use]
     pub fn act(&self, action: VmAction) -> VmReply {
-        self.request(action).recv().unwrap_or(VmReply::Ended)
+        let answers = self.request(action);
+        // A channel that closes without a last word is that of a VM that has ended.
+        answers.into_iter().find(|reply| !matches!(reply, VmReply::Progress { .. })).unwrap_or(VmReply::Ended)
     }
 
     /// Ask for something without waiting: never blocks, whatever the VM is busy with. The answer, for who wants
-    /// it, comes by the channel, which closes without one if the VM has ended.
+    /// it, comes by the channel, after any number of [`VmReply::Progress`]; it closes without one if the VM has ended.
     pub fn request(&self, action: VmAction) -> Receiver<VmReply> {
         if action == VmAction::Kill {
             // At once: the `vmm` thread may itself wait for a vCPU that waits for a reader of its output.

@@ -34,6 +34,7 @@ use crate::interrupts::Interrupts;
 use crate::kvm::KvmError;
 use crate::memory;
 use crate::notice::{Listener, Notice};
+use crate::snapshot::{Id, Places};
 use crate::spec::{Memory, VmSpec};
 use crate::stats::VmStats;
 use crate::vcpu::{self, Vcpus};
@@ -52,8 +53,22 @@ pub struct Setup {
     pub stdout: Option<OwnedFd>,
     /// The file in which the same is kept, bounded: it is renamed with `.1` after it when it is full.
     pub log: Option<PathBuf>,
+    /// Where its layers and snapshots are kept. Without it, its disks are written in place, and it has no snapshots.
+    pub home: Option<Home>,
+    /// The snapshot to start from, in that home; otherwise the kernel is booted. The spec is the snapshot's, but for
+    /// what leads to the host.
+    pub from: Option<Id>,
     /// Told of what happens to the VM.
     pub listener: Listener,
+}
+
+/// Where what a VM keeps for later is.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// Layers and snapshots, of this VM and of others.
+    pub places: Places,
+    /// The VM's own record of what it stands on (`layers.json`); made at the first start if it is not there.
+    pub record: PathBuf,
 }
 
 /// Start the VM that `spec` describes. Returns when its vCPUs run.
@@ -250,6 +265,9 @@ impl Keeper {
             VmAction::ResizeDisk { disk, size } => {
                 let refused = self.machine.board.resize_disk(&disk, size).err();
                 refused.map_or(VmReply::Done, |error| VmReply::Refused(Chained(&error).to_string()))
+            }
+            VmAction::Snapshot { .. } | VmAction::Rollback { .. } => {
+                VmReply::Refused("this VM keeps no snapshots: start it with --name or -d".to_owned())
             }
             VmAction::Kill => {
                 // Again: whoever asked may have cut the outputs of the boot before this one.

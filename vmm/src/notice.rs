@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::types::Ended;
+use crate::snapshot::Id;
 
 /// One thing that happened to a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,22 @@ pub enum Notice {
     Resumed,
     /// The guest was reset and boots again.
     Rebooted,
+    /// A snapshot of it is there.
+    Snapshot {
+        /// What users call it.
+        name: String,
+        /// What files call it.
+        id: Id,
+        /// How long the guest stood still for it, in microseconds.
+        pause_us: u64,
+    },
+    /// It was put back to a snapshot.
+    RolledBack {
+        /// What users call that.
+        name: String,
+        /// What files call it.
+        id: Id,
+    },
     /// The guest's kernel panicked.
     Panicked {
         /// The last lines it printed, oldest first.

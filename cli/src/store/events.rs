@@ -76,6 +76,8 @@ impl Event {
             Notice::Paused => Self::new(vm, "paused"),
             Notice::Resumed => Self::new(vm, "resumed"),
             Notice::Rebooted => Self::new(vm, "rebooted"),
+            Notice::Snapshot { .. } => Self::new(vm, "snapshot"),
+            Notice::RolledBack { .. } => Self::new(vm, "rolled-back"),
             Notice::Panicked { last_lines } => {
                 Self { last_lines: Some(last_lines.clone()), ..Self::new(vm, "panicked") }
             }

@@ -59,10 +59,29 @@ impl Client {
     /// # Errors
     /// If the VM cannot be asked, or refuses ([`ClientError::Refused`]; never a [`VmReply::Refused`]).
     pub fn act(&mut self, action: VmAction) -> Result<VmReply, ClientError> {
-        match self.ask(&Request::Act(action))? {
-            Response::Reply(VmReply::Refused(why)) => Err(ClientError::Refused(why)),
-            Response::Reply(reply) => Ok(reply),
-            other => Err(unexpected(other)),
+        self.act_and_watch(action, |_, _| {})
+    }
+
+    /// Ask for `action`, and hear how far it is: `progress(done, total)`, in bytes.
+    ///
+    /// # Errors
+    /// As [`Client::act`].
+    pub fn act_and_watch(
+        &mut self,
+        action: VmAction,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<VmReply, ClientError> {
+        let mut response = self.ask(&Request::Act(action))?;
+        loop {
+            response = match response {
+                Response::Reply(VmReply::Progress { done, total }) => {
+                    progress(done, total);
+                    self.answer()?
+                }
+                Response::Reply(VmReply::Refused(why)) => return Err(ClientError::Refused(why)),
+                Response::Reply(reply) => return Ok(reply),
+                other => return Err(unexpected(other)),
+            };
         }
     }
 
@@ -93,12 +112,19 @@ impl Client {
         line.push(b'\n');
         // It may have said why it does not listen before it stopped listening.
         let sent = self.reader.get_ref().write_all(&line);
+        match (self.answer(), sent) {
+            (Err(ClientError::Io(gone)), Err(error)) if gone.kind() == ErrorKind::UnexpectedEof => {
+                Err(error.into())
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// The next answer.
+    fn answer(&mut self) -> Result<Response, ClientError> {
         let answer = match read_line(&mut self.reader, MAX_ANSWER) {
             Ok(Some(line)) if line.ends_with(b"\n") => line,
-            Ok(_) => {
-                sent?;
-                return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
-            }
+            Ok(_) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
             Err(LineError::Io(error)) => return Err(error.into()),
             Err(error @ LineError::TooLong(_)) => return Err(ClientError::Answer(error.to_string())),
         };
@@ -213,6 +239,21 @@ mod tests {
         assert!(matches!(&refused, ClientError::Refused(why) if why == "why"));
         let refused = asked(b"{\"reply\":{\"refused\":\"why\"}}\n").unwrap_err();
         assert!(matches!(&refused, ClientError::Refused(why) if why == "why"));
+    }
+
+    #[test]
+    fn who_asks_hears_how_far_it_is_before_the_last_word() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        for done in [1, 2] {
+            let line = format!("{{\"reply\":{{\"progress\":{{\"done\":{done},\"total\":2}}}}}}\n");
+            theirs.write_all(line.as_bytes()).unwrap();
+        }
+        theirs.write_all(b"{\"reply\":\"done\"}\n{\"reply\":\"ended\"}\n").unwrap();
+        let mut client = Client::new(ours);
+        let mut seen = Vec::new();
+        let last = client.act_and_watch(VmAction::State, |done, total| seen.push((done, total)));
+        assert_eq!((last.unwrap(), seen), (VmReply::Done, vec![(1, 2), (2, 2)]));
+        assert_eq!(client.act(VmAction::State).unwrap(), VmReply::Ended);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Attach {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
-    /// To [`Request::Act`].
+    /// To [`Request::Act`]. After [`VmReply::Progress`] another follows.
     Reply(VmReply),
     /// To [`Request::Attach`].
     Attached,

@@ -13,6 +13,7 @@
 //! Snapshots form a tree, over all VMs: a clone's first snapshot has the one it came from as its parent. A snapshot
 //! is never changed, but that its pages may be merged with those of a base that is removed.
 
+pub mod envelope;
 mod id;
 pub mod manifest;
 mod places;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Place, attached};
 use crate::api::line::{LineError, read_line};
 use crate::api::types::{Request, Response};
+use crate::control::{VmAction, VmReply};
 
 /// The longest request, in bytes.
 const MAX_LINE: usize = 64 * 1024;
@@ -41,9 +42,7 @@ fn converse(place: &Place) -> io::Result<()> {
             continue;
         }
         match serde_json::from_slice(&line) {
-            Ok(Request::Act(action)) => {
-                answer(stream, &Response::Reply(place.shared.controller.act(action)))?;
-            }
+            Ok(Request::Act(action)) => act(place, stream, action)?,
             Ok(Request::Wait) => match place.shared.end.wait(stream)? {
                 Some(ended) => answer(stream, &Response::Ended(ended.clone()))?,
                 None => return Ok(()),
@@ -52,6 +51,18 @@ fn converse(place: &Place) -> io::Result<()> {
             Err(error) => answer(stream, &Response::Error(not_understood(&error)))?,
         }
     }
+}
+
+/// Have it done, and pass on every answer until the last.
+fn act(place: &Place, stream: &UnixStream, action: VmAction) -> io::Result<()> {
+    for reply in place.shared.controller.request(action) {
+        let more = matches!(reply, VmReply::Progress { .. });
+        answer(stream, &Response::Reply(reply))?;
+        if !more {
+            return Ok(());
+        }
+    }
+    answer(stream, &Response::Reply(VmReply::Ended))
 }
 
 /// Why a client that sent no line is not listened to any more.
