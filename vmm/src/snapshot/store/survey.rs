@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use devices::storage::StoredFile;
 use rustix::fs::{FlockOperation, flock};
 
+use super::super::Id;
 use super::super::manifest::Manifest;
 use super::super::record::Record;
 use super::super::sealed;
-use super::super::Id;
 use super::draft::{MAKER, Note};
 use super::{Store, StoreError, contents};
 
 /// Begins the names of what is removed, but not deleted to the end.
 pub(super) const GONE: &str = ".gone-";
 /// Begins the names of snapshots on their way.
-const NEW: &str = ".new-";
+pub(super) const NEW: &str = ".new-";
 /// Notes of what was checked, beside a manifest.
 pub(super) const CHECKED: &str = "checked.json";
 
@@ -136,6 +136,9 @@ impl Store {
     }
 
     fn survey_boot_files(&self, survey: &mut Survey) -> Result<(), StoreError> {
+        if !survey.wrong.is_empty() {
+            return Ok(());
+        }
         let dir = self.places.boot();
         for name in self.storage.list(&dir).map_err(StoreError::io("list", &dir))? {
             let Some(text) = name.to_str() else { continue };
@@ -151,38 +154,50 @@ impl Store {
 }
 
 impl Survey {
-    /// The next thing to do. Without `wait`, nothing that takes time.
+    /// The next thing to do; with `merge`, also what takes time.
     pub(super) fn next(&self, merge: bool) -> Option<Job> {
         if !self.wrong.is_empty() {
             // What they name is not known, so nothing is known to be free.
             return None;
         }
-        let removed = || self.snapshots.values().filter(|manifest| manifest.removed).map(|manifest| manifest.id);
-        if let Some(id) = removed().find(|id| self.is_free(*id) && self.above(*id).is_empty()) {
+        let removed = || self.snapshots.keys().copied().filter(|id| self.is_unused(*id));
+        if let Some(id) = removed().find(|id| self.above(*id).is_empty()) {
             return Some(Job::Drop(id));
         }
-        if let Some(id) = self.layers.keys().find(|id| !self.is_named(**id) && self.layers_above(**id).is_empty()) {
+        if let Some(id) =
+            self.layers.keys().find(|id| !self.is_named(**id) && self.layers_above(**id).is_empty())
+        {
             return Some(Job::DropLayer(*id));
         }
         if !merge {
             return None;
         }
-        let one = |id: &Id| match self.above(*id).as_slice() {
-            [upper] if self.is_free(*id) => Some(Job::MergeMemory { base: *id, upper: *upper }),
+        let one = |base: Id| match self.above(base).as_slice() {
+            [upper] => Some(Job::MergeMemory { base, upper: *upper }),
             _ => None,
         };
-        removed().find_map(|id| one(&id)).or_else(|| self.layer_merge())
+        removed().find_map(one).or_else(|| self.layer_merge())
     }
 
     fn layer_merge(&self) -> Option<Job> {
-        // The layer that is frozen now is still being finished by its VM, and nobody names it yet.
-        if self.busy {
-            return None;
-        }
-        self.layers.keys().filter(|id| !self.is_named(**id)).find_map(|lower| match self.layers_above(*lower).as_slice() {
-            [upper] if !self.is_top(*upper) => Some(Job::MergeLayers { lower: *lower, upper: *upper }),
+        let one = |lower: &Id| match self.layers_above(*lower).as_slice() {
+            [upper] => self.allows_layers(*lower, *upper).then_some((*lower, *upper)),
             _ => None,
-        })
+        };
+        let (lower, upper) = self.layers.keys().find_map(one)?;
+        Some(Job::MergeLayers { lower, upper })
+    }
+
+    /// Whether the memory of `base` can be merged into that of `upper`.
+    pub(super) fn allows_memory(&self, base: Id, upper: Id) -> bool {
+        self.is_unused(base) && self.above(base) == [upper]
+    }
+
+    /// Whether the layer `lower` can be merged into `upper`.
+    pub(super) fn allows_layers(&self, lower: Id, upper: Id) -> bool {
+        // The layer that is frozen just now is still being finished by its VM, and nobody names it yet.
+        let still = !self.busy && !self.is_top(upper);
+        still && !self.is_named(lower) && self.layers_above(lower) == [upper]
     }
 
     /// The snapshots whose memory builds on that of `id`.
@@ -197,10 +212,11 @@ impl Survey {
         children.map(|manifest| manifest.id).collect()
     }
 
-    /// Whether no running VM and nothing that is being made builds on the snapshot `id`.
-    fn is_free(&self, id: Id) -> bool {
+    /// Whether the snapshot `id` is removed, and neither a running VM nor anything that is being made builds on it.
+    fn is_unused(&self, id: Id) -> bool {
+        let removed = self.snapshots.get(&id).is_some_and(|manifest| manifest.removed);
         let used = self.users.iter().any(|user| user.running && user.record.parent == Some(id));
-        !used && !self.drafted.contains(&id)
+        removed && !used && !self.drafted.contains(&id)
     }
 
     fn is_named(&self, layer: Id) -> bool {

@@ -4,11 +4,12 @@
 //! store is whole. Merging goes on beside running VMs: what they have open stays what it is, and what takes its place has the
 //! same content.
 
+use std::io;
 use std::path::Path;
 
-use super::super::manifest::{Manifest, MemoryFiles, Sum};
 use super::super::Id;
-use super::survey::{GONE, Job, Survey, Users};
+use super::super::manifest::{DiskPoint, Manifest, MemoryFiles, Sum};
+use super::survey::{GONE, Job, NEW, Survey, Users};
 use super::{Store, StoreError, contents};
 
 /// What a sweep did.
@@ -88,8 +89,9 @@ impl Store {
         loop {
             let merge = {
                 let _alone = self.alone()?;
-                let mut survey = self.survey(users)?;
-                self.finish_merges(&mut survey)?;
+                let survey = self.survey(users)?;
+                let changed = self.finish_merges(&survey)?;
+                let survey = if changed { self.survey(users)? } else { survey };
                 self.drop_all(survey, users, &mut swept)?
             };
             match merge {
@@ -106,12 +108,16 @@ impl Store {
     }
 
     /// Do all that takes no time. Says what is next that does.
-    fn drop_all(&self, survey: Survey, users: Users<'_>, swept: &mut Swept) -> Result<Option<Job>, StoreError> {
+    fn drop_all(
+        &self,
+        mut survey: Survey,
+        users: Users<'_>,
+        swept: &mut Swept,
+    ) -> Result<Option<Job>, StoreError> {
         for path in &survey.litter {
             swept.bytes = swept.bytes.saturating_add(self.taken(path)?);
             self.delete(path)?;
         }
-        let mut survey = survey;
         loop {
             match survey.next(true) {
                 Some(Job::Drop(id)) => {
@@ -153,15 +159,20 @@ impl Store {
 
     /// Delete a file, or a directory of files.
     fn delete(&self, path: &Path) -> Result<(), StoreError> {
-        // A directory cannot be removed as a file, and the other way round.
-        match self.storage.remove_file(path) {
-            Ok(()) => Ok(()),
-            Err(_) => self.delete_dir(path),
+        if is_dir(path) {
+            return self.delete_dir(path);
         }
+        self.storage.remove_file(path).map_err(StoreError::io("delete", path))
     }
 
     /// Write the memory of `base` and `upper` as one beside that of `upper`, then let it take its place.
-    fn merge_memory(&self, base: Id, upper: Id, users: Users<'_>, progress: Progress<'_>) -> Result<(), StoreError> {
+    fn merge_memory(
+        &self,
+        base: Id,
+        upper: Id,
+        users: Users<'_>,
+        progress: Progress<'_>,
+    ) -> Result<(), StoreError> {
         let (below, above) = (self.get(base)?, self.get(upper)?);
         let dir = self.places.snapshot(upper);
         let new = Id::draw().map_err(StoreError::io("name a file in", &dir))?;
@@ -182,7 +193,7 @@ impl Store {
         let _alone = self.alone()?;
         // It may have been needed again meanwhile: then what was written is litter.
         let survey = self.survey(users)?;
-        if survey.next_memory_merge() != Some((base, upper)) && !survey.allows(base, upper) {
+        if !survey.allows_memory(base, upper) {
             return Ok(());
         }
         // Or its manifest was changed.
@@ -196,7 +207,13 @@ impl Store {
     }
 
     /// Write what `lower` and `upper` hold as one layer aside, then let it take the name of `upper`.
-    fn merge_layers(&self, lower: Id, upper: Id, users: Users<'_>, progress: Progress<'_>) -> Result<(), StoreError> {
+    fn merge_layers(
+        &self,
+        lower: Id,
+        upper: Id,
+        users: Users<'_>,
+        progress: Progress<'_>,
+    ) -> Result<(), StoreError> {
         let out = self.places.layers().join(format!(".merge-{upper}.qcow2"));
         self.storage.remove_file(&out).map_err(StoreError::io("delete", &out))?;
         contents::merge_layers(self, &self.places.layer(upper), &self.places.layer(lower), &out, progress)?;
@@ -231,7 +248,7 @@ impl Store {
         &self,
         survey: &Survey,
         layer: Id,
-        change: impl Fn(&mut super::super::manifest::DiskPoint),
+        change: impl Fn(&mut DiskPoint),
     ) -> Result<(), StoreError> {
         for manifest in survey.snapshots.values().filter(|manifest| super::survey::names(manifest, layer)) {
             let mut manifest = self.get(manifest.id)?;
@@ -241,17 +258,49 @@ impl Store {
         Ok(())
     }
 
-    /// Write down what became of merges that somebody was killed in.
-    fn finish_merges(&self, survey: &mut Survey) -> Result<(), StoreError> {
-        let merging = survey.snapshots.values().flat_map(|manifest| &manifest.disks);
-        let merging: Vec<(Id, Sum)> = merging.filter_map(|point| Some((point.layer?, point.merging?))).collect();
-        for (layer, sum) in merging {
-            if self.sum(&self.places.layer(layer))? == sum {
-                self.mark_merged(survey, layer, sum)?;
+    /// Write down what became of merges that somebody was killed in. Says whether there were any.
+    fn finish_merges(&self, survey: &Survey) -> Result<bool, StoreError> {
+        let points = survey.snapshots.values().flat_map(|manifest| &manifest.disks);
+        let merging: Vec<(Id, Sum)> =
+            points.filter_map(|point| Some((point.layer?, point.merging?))).collect();
+        for (layer, sum) in &merging {
+            if self.sum(&self.places.layer(*layer))? == *sum {
+                self.mark_merged(survey, *layer, *sum)?;
             } else {
-                self.mark_merging(survey, layer, None)?;
+                self.mark_merging(survey, *layer, None)?;
             }
         }
-        Ok(())
+        Ok(!merging.is_empty())
     }
+
+    /// How much of the host's file system a file, or a directory of files, takes, in bytes.
+    pub(super) fn taken(&self, path: &Path) -> Result<u64, StoreError> {
+        if !is_dir(path) {
+            return self.taken_by_file(path).map_err(StoreError::io("measure", path));
+        }
+        let mut bytes = 0_u64;
+        for name in self.storage.list(path).map_err(StoreError::io("list", path))? {
+            bytes = bytes.saturating_add(self.taken(&path.join(name))?);
+        }
+        Ok(bytes)
+    }
+
+    fn taken_by_file(&self, path: &Path) -> io::Result<u64> {
+        let file = match self.storage.open(path, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            opened => opened?,
+        };
+        match file.fd() {
+            Some(fd) => Ok(u64::try_from(rustix::fs::fstat(fd)?.st_blocks).unwrap_or(0).saturating_mul(512)),
+            None => file.len(),
+        }
+    }
+}
+
+/// Whether this is the name of a snapshot, whole or not, and not of a file.
+fn is_dir(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.parse::<Id>().is_ok() && path.parent().is_some_and(|dir| dir.ends_with("snapshots"))
+        || name.starts_with(GONE)
+        || name.starts_with(NEW)
 }
