@@ -26,6 +26,19 @@ impl Extent {
         Some((start as *mut u8, (count as usize).checked_mul(PAGE)?))
     }
 
+    /// The pages that lie wholly in `addresses`.
+    pub(crate) fn pages_at(&self, addresses: &Range<usize>) -> Range<u32> {
+        let own = self.addresses();
+        let (start, end) = (addresses.start.max(own.start), addresses.end.min(own.end));
+        if start >= end {
+            return self.pages.start..self.pages.start;
+        }
+        let page = |address: usize| {
+            self.pages.start.saturating_add((address.saturating_sub(own.start) / PAGE) as u32)
+        };
+        page(start)..page(end)
+    }
+
     /// All of it, as addresses.
     pub(crate) fn addresses(&self) -> Range<usize> {
         let len = (self.pages.len()).saturating_mul(PAGE);
@@ -58,5 +71,8 @@ mod tests {
             assert_eq!(extent.place(&outside), None, "{outside:?}");
         }
         assert_eq!(extent.addresses(), 0x1_0000..0x1_a000);
+        assert_eq!(extent.pages_at(&(0x1_1000..0x1_3000)), 11..13);
+        assert_eq!(extent.pages_at(&(0..0x8_0000)), 10..20);
+        assert!(extent.pages_at(&(0..0x1_0000)).is_empty());
     }
 }

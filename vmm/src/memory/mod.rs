@@ -21,7 +21,7 @@ use vm_memory::{
 use crate::spec::{Memory, MemorySpec};
 
 pub(crate) use extent::{Extent, extents};
-pub(crate) use resident::{Resident, resident};
+pub(crate) use resident::{Resident, mapping, resident};
 
 use align::{HUGE_PAGE, with_aligned_place};
 

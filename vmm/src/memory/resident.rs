@@ -60,7 +60,7 @@ fn resident_in(smaps: &str, regions: &[Range<u64>]) -> Resident {
 }
 
 /// The range of the mapping that `line` begins with, if it does: `7f0000000000-7f0040000000 rw-p …`.
-pub(super) fn mapping(line: &str) -> Option<Range<u64>> {
+pub(crate) fn mapping(line: &str) -> Option<Range<u64>> {
     let (start, end) = line.split_whitespace().next()?.split_once('-')?;
     Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }

@@ -10,17 +10,23 @@
 //!   at a removal     merge            two neighbours become one
 //! ```
 
+mod child;
 mod error;
 mod image;
 mod index;
+mod message;
+mod pagemap;
 mod pieces;
 mod plan;
+mod progress;
+mod save;
 
 use std::path::PathBuf;
 
 pub use error::{MemoryFileError, Step};
 pub use image::Image;
 pub use index::{Content, Index, IndexError, PAGE, Run};
+pub use save::{Saved, Saver, Saving};
 
 /// The two files of one snapshot's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
