@@ -137,8 +137,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender) -> Self {
-        Self { board, ram, events, booted: AtomicBool::new(false) }
+    /// `booted`: the guest's drivers have started their devices already.
+    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender, booted: bool) -> Self {
+        Self { board, ram, events, booted: AtomicBool::new(booted) }
     }
 
     fn driver_ready(&self) {
