@@ -1,16 +1,16 @@
 //! Memory that is saved, put back, merged and saved again, against a plain list of bytes.
 
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{fs, io, thread};
 
 use arch::memory::SharedRam;
 use devices::storage::HostStorage;
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::memory;
@@ -68,7 +68,12 @@ impl Guest {
     }
 
     fn save(&self, parent: &[MemoryLayer], to: &MemoryLayer) -> Saved {
-        let saved = self.saver(parent, &to.data).fork().unwrap().finish(&mut |_, _| {}).unwrap();
+        let saved = self
+            .saver(parent, &to.data)
+            .fork()
+            .unwrap()
+            .finish(&mut |_, _| ControlFlow::Continue(()))
+            .unwrap();
         saved.index.write(&HostStorage, &to.index).unwrap();
         saved
     }
@@ -207,4 +212,209 @@ proptest! {
     fn every_snapshot_shows_what_memory_was_whatever_is_done_before_and_after(steps in steps()) {
         play(steps);
     }
+}
+
+fn quiet(_: u64, _: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn fill(guest: &Guest, from: u64, to: u64, value: u8) {
+    for at in (from..to).step_by(MIB as usize) {
+        guest.ram.write_slice(&vec![value; MIB.min(to - at) as usize], GuestAddress(at)).unwrap();
+    }
+}
+
+#[test]
+fn little_is_written_of_a_guest_that_has_touched_little_and_nothing_of_one_that_has_not_changed() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(64 * MIB);
+    guest.ram.write_slice(&[1; 5000], GuestAddress(40 * MIB + 100)).unwrap();
+    let first = lab.files();
+    let saved = guest.save(&[], &first);
+    let page = (40 * MIB / PAGE) as u32;
+    assert_eq!(saved.index.runs(), [Run { first: page, count: 2, content: Content::Data }]);
+    assert_eq!(saved.stored, 2 * PAGE);
+    let meta = std::fs::metadata(&first.data).unwrap();
+    assert_eq!(meta.len(), 64 * MIB);
+    assert!(meta.blocks() * 512 <= 64 << 10, "{}", meta.blocks());
+
+    let second = lab.files();
+    assert!(guest.save(std::slice::from_ref(&first), &second).index.runs().is_empty());
+    guest.ram.write_slice(&[0; 5000], GuestAddress(40 * MIB + 100)).unwrap();
+    let third = lab.files();
+    let saved = guest.save(&[first, second], &third);
+    assert_eq!(saved.index.runs(), [Run { first: page, count: 2, content: Content::Zero }]);
+}
+
+#[test]
+fn ram_around_the_hole_is_packed_and_comes_back() {
+    let (mut lab, size) = (Lab::new(), 4096 * MIB);
+    let guest = Guest::new(size);
+    let places = [0, 3072 * MIB - PAGE, 4096 * MIB, 5120 * MIB - PAGE];
+    for (value, place) in (1..).zip(places) {
+        guest.ram.write_slice(&[value; 16], GuestAddress(place)).unwrap();
+    }
+    let files = lab.files();
+    let saved = guest.save(&[], &files);
+    let pages: Vec<_> = saved.index.runs().iter().map(|run| (run.first, run.count)).collect();
+    // The last page below the hole and the first above it lie side by side.
+    assert_eq!(pages, [(0, 1), (786_431, 2), (1_048_575, 1)]);
+    let restored = Guest::restored(size, &[files]);
+    for (value, place) in (1_u8..).zip(places) {
+        assert_eq!(restored.ram.read_obj::<u8>(GuestAddress(place)).unwrap(), value);
+    }
+}
+
+#[test]
+fn what_is_saved_is_the_instant_whatever_is_written_meanwhile() {
+    let (mut lab, size) = (Lab::new(), 64 * MIB);
+    for restored in [false, true] {
+        let mut guest = Guest::new(size);
+        fill(&guest, 0, size, 1);
+        let mut chain = Vec::new();
+        if restored {
+            chain.push(lab.files());
+            guest.save(&[], &chain[0]);
+            guest = Guest::restored(size, &chain);
+            fill(&guest, 0, size / 2, 2);
+        }
+        let expected = guest.content();
+        let files = lab.files();
+        let saver = guest.saver(&chain, &files.data);
+        let (ram, stop) = (Arc::clone(&guest.ram), Arc::new(AtomicBool::new(false)));
+        let saving = saver.fork().unwrap();
+        let stopped = Arc::clone(&stop);
+        let writer = std::thread::spawn(move || {
+            let mut value = 3_u64;
+            while !stopped.load(Ordering::Relaxed) {
+                for at in (0..size).step_by(PAGE as usize) {
+                    ram.write_obj(value, GuestAddress(at)).unwrap();
+                }
+                value += 1;
+            }
+        });
+        let mut last = (0, 0);
+        let saved = saving.finish(&mut |done, total| {
+            last = (done, total);
+            ControlFlow::Continue(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        let saved = saved.unwrap();
+        saved.index.write(&HostStorage, &files.index).unwrap();
+        assert_eq!((last.0, saved.stored), (last.1, if restored { size / 2 } else { size }));
+        chain.push(files);
+        assert!(Guest::restored(size, &chain).content() == expected);
+        assert!(guest.content() != expected);
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_with_the_step_and_the_file() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(8 * MIB);
+    fill(&guest, 0, 8 * MIB, 7);
+    let files = lab.files();
+    // Whatever is written to it, the disk is full.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let error = guest.saver(&[], &files.data).to(full).fork().unwrap().finish(&mut quiet).unwrap_err();
+    let MemoryFileError::Save { step: super::Step::Write, path, source } = error else { panic!("{error}") };
+    assert_eq!((path, source.raw_os_error()), (files.data, Some(libc::ENOSPC)));
+}
+
+#[test]
+fn a_saving_process_that_is_killed_is_an_error_and_one_that_is_not_wanted_ends() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(64 * MIB);
+    fill(&guest, 0, 64 * MIB, 7);
+    let saving = guest.saver(&[], &lab.files().data).fork().unwrap();
+    // SAFETY: the process is this test's own.
+    assert_eq!(unsafe { libc::kill(saving.pid(), libc::SIGKILL) }, 0);
+    let error = saving.finish(&mut quiet).unwrap_err();
+    assert!(matches!(error, MemoryFileError::Killed(libc::SIGKILL)), "{error}");
+
+    let saving = guest.saver(&[], &lab.files().data).fork().unwrap();
+    let pid = saving.pid();
+    drop(saving);
+    // SAFETY: asks whether there is such a process.
+    assert_eq!(unsafe { libc::kill(pid, 0) }, -1);
+}
+
+#[test]
+fn a_saving_process_holds_none_of_the_vms_files() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(256 * MIB);
+    fill(&guest, 0, 256 * MIB, 7);
+    let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+    let saving = guest.saver(&[], &lab.files().data).fork().unwrap();
+    let name = format!("/proc/{}/comm", saving.pid());
+    // It has let go of the other end as soon as it looks at pages.
+    while saving.progress() == (0, 0) {
+        std::thread::yield_now();
+    }
+    assert_eq!(std::fs::read_to_string(name).unwrap(), "snapshot\n");
+    drop(there);
+    assert_eq!(std::io::Read::read(&mut here, &mut [0]).unwrap(), 0);
+    saving.finish(&mut quiet).unwrap();
+}
+
+#[test]
+fn files_that_are_not_right_are_refused() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(8 * MIB);
+    fill(&guest, 0, MIB, 7);
+    let good = lab.files();
+    guest.save(&[], &good);
+    let small = lab.files();
+    Guest::new(4 * MIB).save(&[], &small);
+    let open = |chain: &[MemoryLayer]| Image::open(chain).unwrap_err().to_string();
+    assert!(open(&[good.clone(), small]).contains("is of 4M of memory, and the VM has 8M"));
+    let image = Image::open(std::slice::from_ref(&good)).unwrap();
+    let error = image.map(&spec(16 * MIB)).unwrap_err().to_string();
+    assert!(error.contains("is of 8M of memory, and the VM has 16M"), "{error}");
+
+    // One byte is wrong: only who reads all can tell, and then no merge makes it right.
+    let file = std::fs::OpenOptions::new().write(true).open(&good.data).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[9], 4097).unwrap();
+    let error = verify(&HostStorage, &good, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("is corrupted"), "{error}");
+    let out = lab.files();
+    let error = flatten(&HostStorage, std::slice::from_ref(&good), &out, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(error, MemoryFileError::Corrupted { .. }), "{error}");
+    assert!(!out.data.exists() && !out.index.exists());
+
+    file.set_len(8 * MIB - 1).unwrap();
+    let error = image.map(&spec(8 * MIB)).unwrap_err().to_string();
+    assert!(error.contains("is truncated (8388607 of 8388608 bytes are there)"), "{error}");
+    assert!(open(std::slice::from_ref(&good)).contains("is truncated"));
+    let error = verify(&HostStorage, &good, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(error, MemoryFileError::Truncated { .. }), "{error}");
+    std::fs::remove_file(&good.data).unwrap();
+    assert!(open(std::slice::from_ref(&good)).starts_with("cannot open "));
+    std::fs::write(&good.index, b"not an index").unwrap();
+    assert!(open(&[good]).contains("index"));
+}
+
+#[test]
+fn a_chain_of_more_runs_than_are_mapped_comes_back_too() {
+    let (mut lab, size) = (Lab::new(), 32 * MIB);
+    let guest = Guest::new(size);
+    fill(&guest, 0, size, 1);
+    let mut chain = vec![lab.files()];
+    guest.save(&[], &chain[0]);
+    for (skip, value) in [(0, 2), (1, 0)] {
+        for at in (skip * PAGE..size).step_by(3 * PAGE as usize) {
+            guest.ram.write_slice(&[value; PAGE as usize], GuestAddress(at)).unwrap();
+        }
+        let files = lab.files();
+        guest.save(&chain, &files);
+        chain.push(files);
+    }
+    let restored = Guest::restored(size, &chain);
+    assert!(restored.content() == guest.content());
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let ours = memory::extents(&restored.ram)[0].addresses();
+    let mappings = maps.lines().filter_map(memory::mapping);
+    let mappings = mappings.filter(|range| ours.contains(&(range.start as usize))).count();
+    assert!((1000..=2001).contains(&mappings), "{mappings}");
 }
