@@ -9,13 +9,14 @@ use devices::virtio::block::SerialError;
 use devices::virtio::transport::TransportError;
 use devices::virtio::vsock::VsockError;
 
+use crate::board::BoardError;
 use crate::console::StreamError;
 use crate::host::HostError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 use crate::net::NetError;
 use crate::spec::SpecError;
-use crate::vcpu::VcpuError;
+use crate::vcpu::{self, VcpuError};
 
 /// Why a VM could not start or go on. Each message names the thing and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub enum VmError {
     /// A vCPU cannot go on.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A snapshot's vCPU cannot be had here.
+    #[error(transparent)]
+    VcpuState(vcpu::StateError),
     /// Devices do not fit on a bus: a defect of skiff, or too many devices.
     #[error("cannot place a device")]
     Bus(#[from] BusError),
@@ -82,6 +86,9 @@ pub enum VmError {
         "too many devices for the mmio transport, which has {0} places: use --transport pci, or fewer disks"
     )]
     TooManyDevices(usize),
+    /// A saved machine cannot be made again.
+    #[error(transparent)]
+    Board(#[from] BoardError),
     /// A virtio device cannot be made.
     #[error(transparent)]
     Transport(#[from] TransportError),

@@ -55,7 +55,7 @@ fn bench() -> Bench {
     let cards = vec![Card::new(1, BarKind::Memory64), Card::new(2, BarKind::Memory32)];
     for (slot, card) in (1..).zip(&cards) {
         let memory: SharedDevice = card.clone();
-        assert_eq!(host.add(card.clone(), [(0, memory)]).unwrap(), slot);
+        assert_eq!(host.add(card.clone(), [(0, memory)], Addresses::Fresh).unwrap(), slot);
     }
     Bench { host, mmio: Bus::new(), cards }
 }
@@ -215,9 +215,9 @@ fn the_bus_is_full_with_31_devices() {
     let host = PciHost::new(WINDOWS);
     for slot in 1..32 {
         let card = Card::new(slot, BarKind::Memory32);
-        assert_eq!(host.add(card.clone(), [(0, card as SharedDevice)]).unwrap(), slot);
+        assert_eq!(host.add(card.clone(), [(0, card as SharedDevice)], Addresses::Fresh).unwrap(), slot);
     }
-    assert!(matches!(host.add(Card::new(0, BarKind::Memory32), []), Err(PciError::NoSlot)));
+    assert!(matches!(host.add(Card::new(0, BarKind::Memory32), [], Addresses::Fresh), Err(PciError::NoSlot)));
 }
 
 proptest! {

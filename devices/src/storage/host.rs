@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
 
 use super::{Storage, StoredFile};
 
@@ -66,6 +69,22 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 #[derive(Debug)]
 struct HostFile(File);
 
+impl HostFile {
+    /// On a file system without holes.
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+        let (mut at, mut left) = (offset, len);
+        while left > 0 {
+            // At most the buffer's length.
+            let piece = left.min(ZEROES.len() as u64);
+            self.0.write_all_at(ZEROES.get(..piece as usize).unwrap_or(&ZEROES), at)?;
+            at += piece;
+            left -= piece;
+        }
+        Ok(())
+    }
+}
+
 impl StoredFile for HostFile {
     fn read_exact_at(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(data, offset)
@@ -76,11 +95,27 @@ impl StoredFile for HostFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        let metadata = self.0.metadata()?;
+        if metadata.file_type().is_block_device() {
+            return Ok(rustix::fs::seek(&self.0, SeekFrom::End(0))?);
+        }
+        Ok(metadata.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
+    }
+
+    fn erase(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let len = len.min(self.len()?.saturating_sub(offset));
+        if len == 0 {
+            return Ok(());
+        }
+        match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, offset, len)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.write_zeroes(offset, len),
+            result => Ok(result?),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -4,6 +4,8 @@
 //! [`Storage`], so that tests can put one below that fails, fills up or loses power at any step. [`HostStorage`] is the
 //! real one. No state, no threads; any thread may call.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod faulty;
 mod host;
 
 use std::ffi::OsString;
@@ -105,6 +107,13 @@ pub trait StoredFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// If the host fails.
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Make a part of the file read as zeroes, and give its place back if the host can. The file does not grow: what lies behind its
+    /// end is left out.
+    ///
+    /// # Errors
+    /// If the host fails; parts may have been erased.
+    fn erase(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Make what was written durable, and its length.
     ///

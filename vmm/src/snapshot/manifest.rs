@@ -1,10 +1,12 @@
 //! What a snapshot is, in a file that people can read.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use super::Id;
+use super::sealed::{self, SealedError};
 
 /// The version of the format that this build writes; it reads this one and all before.
 pub const FORMAT: u32 = 1;
@@ -39,8 +41,42 @@ pub struct Manifest {
     pub disks: Vec<DiskPoint>,
     /// How long the guest stood still for it, in microseconds.
     pub pause_us: u64,
-    /// The other files of the directory, and what they must be.
+    /// The other files of the directory, and what they must be. The sum of the file of the memory's pages is over what stands
+    /// in its index, and not over its holes.
     pub files: BTreeMap<String, Sum>,
+}
+
+impl Manifest {
+    /// Its name in a snapshot's directory.
+    pub const FILE: &str = "manifest.json";
+
+    /// What its file says.
+    ///
+    /// # Errors
+    /// If it is damaged, newer than this build, or names a file outside of its directory.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, SealedError> {
+        let manifest: Self = sealed::unseal(text, FORMAT)?;
+        let mut names = manifest.files.keys().chain([&manifest.memory.data, &manifest.memory.index]);
+        if let Some(name) = names.find(|name| !is_plain(name)) {
+            return Err(SealedError::Damaged(format!("it names the file {name:?}")));
+        }
+        drop(names);
+        Ok(manifest)
+    }
+
+    /// Its file.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub(super) fn to_text(&self) -> io::Result<Vec<u8>> {
+        sealed::seal(self)
+    }
+}
+
+/// Whether `name` is that of a file in a directory, and nothing else.
+fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
 }
 
 /// Where the memory of a snapshot is: two files of its directory.
@@ -67,6 +103,9 @@ pub struct DiskPoint {
     pub size: u64,
     /// What the layer's file must be.
     pub sum: Option<Sum>,
+    /// What it may be as well: it is being merged with the layer below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merging: Option<Sum>,
 }
 
 /// What a file must be.

@@ -18,7 +18,12 @@ mod id;
 pub mod manifest;
 pub mod memory;
 mod places;
+pub mod record;
+mod sealed;
+pub mod store;
 
 pub use id::{Id, IdError};
 pub use manifest::Manifest;
 pub use places::Places;
+pub use record::Record;
+pub use store::Store;

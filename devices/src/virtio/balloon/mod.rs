@@ -24,8 +24,10 @@ use super::chain::Chain;
 use super::device::{ActivateError, Activation, DeviceKind, Interrupt, RING_FEATURES, VirtioDevice};
 use super::events::{self, Outcome, Serve};
 use super::queue::{Queue, QueueError};
+use super::state::DeviceState;
 use crate::counters::Counters;
 use crate::ratelog;
+use crate::state::RestoreError;
 use crate::worker::Worker;
 
 pub use control::BalloonControl;
@@ -189,6 +191,16 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.control.forget();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon(self.control.save())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Balloon(state) = state else { return Err(state.is_not(&self.id, "balloon")) };
+        self.control.restore(state);
+        Ok(())
     }
 }
 

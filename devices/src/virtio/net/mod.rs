@@ -25,16 +25,18 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::counters::Counters;
 use crate::limit::{Gate, Limiter};
-use crate::net::{Backend, Offloads};
+use crate::net::{Backend, HEADER, Offloads};
 use crate::ratelog;
+use crate::state::{Hex, RestoreError};
 use crate::worker::Worker;
 
-use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
+use super::device::{ActivateError, Activation, DeviceKind, Interrupt, VirtioDevice, read_space};
 use super::queue::Queue;
-use config::{Facts, has};
+use super::state::{DeviceState, NetState};
+use config::{Facts, GUEST_OFFLOADS, has};
 use control::Control;
 use pair::{Common, Pair};
-use receive::{Accepts, Receiver};
+use receive::{Accepts, MAX_RECEIVED, Receiver};
 use shared::Shared;
 use transmit::Transmitter;
 
@@ -75,7 +77,9 @@ pub struct Net {
     workers: Vec<Worker<Pair>>,
     /// Queues that the driver enabled and that belong to no whole pair.
     idle: Vec<Queue>,
-    /// The driver has been at work since the last reset.
+    /// While it is stopped: frames that were received and not given to the guest, with their queue pairs.
+    parked: Vec<(u16, Vec<u8>)>,
+    /// The driver has been at work since the last reset, and the back end knows what it accepts.
     resumed: bool,
 }
 
@@ -105,6 +109,7 @@ impl Net {
             shared,
             workers: Vec::new(),
             idle: Vec::new(),
+            parked: Vec::new(),
             resumed: false,
         })
     }
@@ -119,6 +124,16 @@ impl Net {
     /// Where the control queue is, and how many pairs are before it: without `VIRTIO_NET_F_MQ` there is one pair (5.1.2).
     fn pairs(&self, features: u64) -> u16 {
         if has(features, VIRTIO_NET_F_MQ) { self.facts.pairs } else { 1 }
+    }
+
+    /// Tell the back end what the driver accepts: what was agreed on, or what the driver asked for later and a restore brought back.
+    fn set_up(&self, features: u64, interrupt: &Interrupt) {
+        let accepted = self.shared.offloads().map_or(features, |bits| bits & features);
+        if let Err(error) = self.backend.set_offloads(config::guest_offloads(accepted)) {
+            // Not a reason to stop the guest: its frames are dropped, and it sees the link down.
+            ratelog::warn(format_args!("{}: the network cannot be set up: {error}", self.id));
+            self.shared.set_link(false, interrupt);
+        }
     }
 
     fn start(&self, pair: Pair) -> Result<Worker<Pair>, ActivateError> {
@@ -161,7 +176,10 @@ impl Net {
             };
             let gate =
                 |limiter: &Option<Arc<Limiter>>| Gate::new(limiter.clone(), Arc::clone(&self.counters));
-            let receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
+            let mut receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
+            if let Some(at) = self.parked.iter().position(|(pair, _)| *pair == index) {
+                receiver.park(&self.parked.swap_remove(at).1, &common);
+            }
             let offloads = config::host_offloads(features);
             let transmitter = Transmitter::new(tx, offloads, gate(&self.limiters.transmit), &common);
             let backend = Arc::clone(&self.backend);
@@ -203,13 +221,10 @@ impl VirtioDevice for Net {
         let features = activation.features;
         let interrupt = activation.interrupt.clone();
         let pairs = self.pair_up(activation)?;
-        // What the driver asked for later outlives a pause.
-        if !self.resumed
-            && let Err(error) = self.backend.set_offloads(config::guest_offloads(features))
-        {
-            // Not a reason to stop the guest: its frames are dropped, and it sees the link down.
-            ratelog::warn(format_args!("{}: the network cannot be set up: {error}", self.id));
-            self.shared.set_link(false, &interrupt);
+        if !self.resumed {
+            self.set_up(features, &interrupt);
+            // More than the driver has set up could never be settled.
+            self.shared.want(self.shared.wanted().min(pairs.len() as u16));
         }
         self.resumed = true;
         // On an error the workers that were started are dropped, which ends them.
@@ -220,16 +235,60 @@ impl VirtioDevice for Net {
     fn stop(&mut self) -> Vec<Queue> {
         self.workers.iter().for_each(Worker::ask_to_stop);
         // A worker that panicked has lost its queues; the panic was reported.
-        let pairs = self.workers.drain(..).filter_map(Worker::stop);
-        pairs.flat_map(Pair::into_queues).chain(self.idle.drain(..)).collect()
+        let mut queues = std::mem::take(&mut self.idle);
+        for mut pair in self.workers.drain(..).filter_map(Worker::stop) {
+            self.parked.extend(pair.receiver.take_parked().map(|frame| (pair.index, frame)));
+            queues.extend(pair.into_queues());
+        }
+        queues
     }
 
     fn reset(&mut self) {
         self.shared.want(1);
+        self.shared.set_offloads(None);
+        self.parked.clear();
         self.resumed = false;
         // Frames that come before the next driver has said what it accepts are to be such that any driver does.
         if let Err(error) = self.backend.set_offloads(Offloads::default()) {
             log::debug!("{}: offloads stay as they were: {error}", self.id);
         }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(NetState {
+            link_up: self.shared.link_up(),
+            pairs: self.shared.wanted(),
+            mtu: self.facts.mtu,
+            offloads: self.shared.offloads(),
+            received: self.parked.iter().map(|(pair, frame)| (*pair, frame.clone().into())).collect(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Net(state) = state else { return Err(state.is_not(&self.id, "net")) };
+        let wrong = |field, reason: String| Err(RestoreError::new(&self.id, field, reason));
+        let most = self.facts.pairs;
+        if !(1..=most).contains(&state.pairs) {
+            return wrong("pairs", format!("{} of the {most} that there are", state.pairs));
+        }
+        if state.offloads.is_some_and(|bits| bits & !GUEST_OFFLOADS != 0) {
+            return wrong("offloads", "bits that are no offloads".to_owned());
+        }
+        let mut parked = Vec::new();
+        for (pair, Hex(frame)) in &state.received {
+            if *pair >= most || parked.iter().any(|(other, _)| other == pair) {
+                return wrong("received", format!("a frame for queue pair {pair}"));
+            }
+            if !(HEADER..=MAX_RECEIVED).contains(&frame.len()) {
+                return wrong("received", format!("a frame of {} bytes", frame.len()));
+            }
+            parked.push((*pair, frame.clone()));
+        }
+        self.parked = parked;
+        self.facts.mtu = state.mtu;
+        self.shared.restore_link(state.link_up);
+        self.shared.want(state.pairs);
+        self.shared.set_offloads(state.offloads);
+        Ok(())
     }
 }

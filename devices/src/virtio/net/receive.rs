@@ -28,6 +28,9 @@ const NUM_BUFFERS: u64 = 10;
 /// What a frame can have beside its packet: an Ethernet header and a VLAN tag.
 const LINK_HEADER: u64 = 18;
 
+/// The longest frame with its header, in bytes.
+pub(super) const MAX_RECEIVED: usize = HEADER + MAX_FRAME as usize;
+
 /// What the guest has agreed to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Accepts {
@@ -79,16 +82,27 @@ impl Receiver {
         }
     }
 
-    /// Put what was not used back in the ring, in its order. A frame that waits for more is lost.
-    pub(super) fn put_back(&mut self, common: &Common) {
-        if self.parked.take().is_some() {
-            self.lost(common, &"the device was stopped before there was room for it");
-        }
+    /// Put what was not used back in the ring, in its order.
+    pub(super) fn put_back(&mut self) {
         // There are no more than the ring has entries.
         self.queue.unpop_all(self.hand.len() as u16);
         self.hand.clear();
         self.room.clear();
         self.cut = false;
+    }
+
+    /// The frame that waits for room, with its header. One that is more than any frame has is nobody's loss.
+    pub(super) fn take_parked(&mut self) -> Option<Vec<u8>> {
+        let len = usize::try_from(self.parked.take()?).ok()?;
+        self.scratch.as_ref()?.bytes().get(..len).map(<[u8]>::to_vec)
+    }
+
+    /// This frame waits for room, with its header. It is the first that the guest is given.
+    pub(super) fn park(&mut self, frame: &[u8], common: &Common) {
+        let scratch = self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, MAX_RECEIVED));
+        if scratch.fill(0, frame).is_ok() {
+            self.parked = Some(frame.len() as u64);
+        }
     }
 
     /// Take chains into the hand until any frame fits. Whether one does: if not, all that the guest has given is in the hand.
@@ -157,8 +171,7 @@ impl Receiver {
         let received = if any_fits {
             port.receive(&self.room)
         } else {
-            let len = HEADER + MAX_FRAME as usize;
-            port.receive(self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, len)))
+            port.receive(self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, MAX_RECEIVED)))
         };
         let len = match received {
             Ok(len) => len as u64,

@@ -96,7 +96,7 @@ impl MmioRegisters {
     ) -> (Arc<Mutex<dyn Transport>>, Self) {
         let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
         let irq = IrqLine::new(line.try_clone().expect("an eventfd"));
-        let transport = VirtioMmio::new(device, SharedRam::clone(ram), BASE, irq, bus.doorbells());
+        let transport = VirtioMmio::new(device, SharedRam::clone(ram), BASE, irq, bus.doorbells(), None);
         let transport = Arc::new(Mutex::new(transport.expect("a transport")));
         let shared = Arc::clone(&transport);
         bus.bus.insert(BASE, MMIO_LEN, shared).expect("an empty bus");

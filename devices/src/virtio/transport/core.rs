@@ -17,10 +17,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use arch::memory::SharedRam;
 
-use super::TransportError;
 use super::registers::{QueueRegisters, RegisterError};
+use super::state::{BusState, TransportState};
+use super::{StillActive, TransportError};
 use crate::bus::Effect;
 use crate::ratelog::{self, Chained};
+use crate::state::RestoreError;
 use crate::virtio::device::{
     ActivateError, Activation, DeviceKind, Interrupt, STATUS_NEEDS_RESET, Signal, VirtioDevice,
 };
@@ -73,6 +75,12 @@ impl Notices {
     /// Clear `bits` of the interrupt status; returns what it was.
     pub(crate) fn acknowledge(&self, bits: u8) -> u8 {
         self.isr.fetch_and(!bits, Ordering::SeqCst)
+    }
+
+    /// Become what was saved.
+    fn restore(&self, isr: u8, generation: u32) {
+        self.isr.store(isr, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::SeqCst);
     }
 
     /// Changes whenever the configuration space did (2.5).
@@ -138,6 +146,7 @@ enum Phase {
 ///                                                          └── no ──► NEEDS_RESET, Idle
 ///  any ── write of 0 ──► device.stop(), all registers initial, Idle
 ///  any ── FAILED ──────► stays there until reset
+///  restored ─► as it was saved; Paused if it was active
 /// ```
 ///
 /// A write that drops a bit or skips a step is ignored from there on. Several steps at once in one write are
@@ -159,11 +168,27 @@ pub(crate) struct Core {
     queue_select: u16,
     queues: Vec<QueueRegisters>,
     kicks: Arc<[EventFd]>,
+    /// It was restored, and not resumed since.
+    restored: bool,
 }
 
 impl Core {
-    /// `device`, as at power-on. `signal` reports through `notices`.
+    /// `device`, as at power-on or as it was saved. `signal` reports through `notices`.
     pub(crate) fn new(
+        device: Box<dyn VirtioDevice>,
+        ram: SharedRam,
+        notices: Arc<Notices>,
+        signal: Arc<dyn Signal>,
+        state: Option<&TransportState>,
+    ) -> Result<Self, TransportError> {
+        let mut core = Self::at_power_on(device, ram, notices, signal)?;
+        if let Some(state) = state {
+            core.restore(state)?;
+        }
+        Ok(core)
+    }
+
+    fn at_power_on(
         device: Box<dyn VirtioDevice>,
         ram: SharedRam,
         notices: Arc<Notices>,
@@ -199,7 +224,91 @@ impl Core {
             queue_select: 0,
             queues,
             kicks: kicks.into(),
+            restored: false,
         })
+    }
+
+    /// Become what `state` says, the device too.
+    fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        let id = self.device.id().to_owned();
+        let wrong = |field: &str, reason: String| RestoreError::new(&id, field, reason);
+        if state.id != id {
+            return Err(wrong("id", format!("it is of {}", state.id)));
+        }
+        // The device first: what it offers may depend on what it was.
+        self.device.restore(&state.device)?;
+        self.offered = self.device.features() | 1 << VIRTIO_F_VERSION_1;
+        check_status(state).map_err(|reason| wrong("status", reason))?;
+        let unknown = state.features & !self.offered;
+        if state.status & FEATURES_OK != 0 && (unknown != 0 || state.features & 1 << VIRTIO_F_VERSION_1 == 0)
+        {
+            return Err(wrong(
+                "features",
+                format!("the guest uses {:#x}, and {:#x} can be had here", state.features, self.offered),
+            ));
+        }
+        self.restore_queues(state, &wrong)?;
+        if state.isr & !(ISR_QUEUE | ISR_CONFIG) != 0 {
+            return Err(wrong("isr", format!("{:#x} has bits that there are not", state.isr)));
+        }
+        self.notices.restore(state.isr, state.generation);
+        self.status.store(state.status, Ordering::SeqCst);
+        self.accepted = state.features;
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.queue_select = state.queue_select;
+        self.phase = if state.active { Phase::Paused } else { Phase::Idle };
+        self.restored = true;
+        Ok(())
+    }
+
+    fn restore_queues(
+        &mut self,
+        state: &TransportState,
+        wrong: &dyn Fn(&str, String) -> RestoreError,
+    ) -> Result<(), RestoreError> {
+        if state.queues.len() != self.queues.len() {
+            let (saved, is) = (state.queues.len(), self.queues.len());
+            return Err(wrong("queues", format!("there are {saved} of them, and the device has {is}")));
+        }
+        let event_idx = state.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        for (index, (queue, saved)) in self.queues.iter_mut().zip(&state.queues).enumerate() {
+            *queue = QueueRegisters::restore(queue.max(), saved)
+                .map_err(|(field, reason)| wrong(&format!("queues[{index}].{field}"), reason))?;
+            // What it was not served with may be anything: the driver is not done, or its device needs a reset.
+            if state.active && queue.ready {
+                queue
+                    .ring(&self.ram, event_idx)
+                    .map_err(|error| wrong(&format!("queues[{index}]"), Chained(&error).to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is saved of it, on this transport.
+    pub(crate) fn save(&self, bus: BusState) -> Result<TransportState, StillActive> {
+        if self.phase == Phase::Active {
+            return Err(StillActive(self.device.id().to_owned()));
+        }
+        Ok(TransportState {
+            id: self.device.id().to_owned(),
+            status: self.status(),
+            active: self.phase == Phase::Paused,
+            features: self.accepted,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(QueueRegisters::save).collect(),
+            isr: self.notices.isr(),
+            generation: self.notices.generation(),
+            bus,
+            device: self.device.save(),
+        })
+    }
+
+    /// The device's name.
+    pub(crate) fn id(&self) -> &str {
+        self.device.id()
     }
 
     pub(crate) fn kind(&self) -> DeviceKind {
@@ -408,10 +517,32 @@ impl Core {
         }
     }
 
-    /// See [`super::Transport::resume`]. A device that needs a reset waits for that instead.
-    pub(crate) fn resume(&mut self) {
+    /// See [`super::Transport::resume`]. A device that needs a reset waits for that instead. Whether it is the first time after a
+    /// restore: interrupts of before may have been lost with the machine that was saved, on the way from a device's thread to the
+    /// interrupt controllers. Those of queues are raised again here.
+    pub(crate) fn resume(&mut self) -> bool {
+        let restored = std::mem::take(&mut self.restored);
+        if restored {
+            self.raise_owed();
+        }
         if self.phase == Phase::Paused {
             self.activate();
+        }
+        restored
+    }
+
+    /// Interrupt for what the guest was given and, as far as its memory tells, has not heard of yet.
+    fn raise_owed(&self) {
+        if self.phase != Phase::Paused {
+            return;
+        }
+        let Ok(queues) = self.make_queues() else { return };
+        for mut queue in queues {
+            queue.forget_told();
+            // A ring that cannot be read is found out by the device.
+            if queue.wants_interrupt(&self.ram).unwrap_or(false) {
+                self.signal.queue(queue.index);
+            }
         }
     }
 
@@ -422,6 +553,7 @@ impl Core {
         }
         self.device.reset();
         self.phase = Phase::Idle;
+        self.restored = false;
         self.status.store(0, Ordering::SeqCst);
         self.notices.acknowledge(u8::MAX);
         self.accepted = 0;
@@ -493,6 +625,18 @@ impl Drop for Core {
             drop(self.device.stop());
         }
     }
+}
+
+/// Whether a driver and a device can have come to this status.
+fn check_status(state: &TransportState) -> Result<(), String> {
+    let status = state.status;
+    let known = STEPS.iter().fold(FAILED | STATUS_NEEDS_RESET, |known, (step, _)| known | step);
+    let skipped = STEPS.iter().any(|(step, before)| status & step != 0 && status & before != *before);
+    if status & !known != 0 || skipped || state.active && status & DRIVER_OK == 0 {
+        let active = if state.active { "active" } else { "inactive" };
+        return Err(format!("{status:#x} cannot be that of an {active} device"));
+    }
+    Ok(())
 }
 
 /// 32 bits of 64; zero beyond.

@@ -6,7 +6,7 @@ use arch::memory::SharedRam;
 
 use super::{QueueLayout, Registers, Source, scribble};
 use crate::bus::Effect;
-use crate::pci::{PciHost, Windows};
+use crate::pci::{Addresses, PciHost, Windows};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::testing::fakes::{FakeBus, FakeMsi};
 use crate::virtio::transport::pci::BAR;
@@ -49,10 +49,10 @@ impl PciRegisters {
             PciHost::new(Windows { mem32: 0xc000_0000..0xd000_0000, mem64: 0x40_0000_0000..0x41_0000_0000 });
         let msi = Arc::<FakeMsi>::default();
         let controller = Arc::clone(&msi);
-        let transport = VirtioPci::new(device, SharedRam::clone(ram), controller, bus.doorbells());
+        let transport = VirtioPci::new(device, SharedRam::clone(ram), controller, bus.doorbells(), None);
         let transport = Arc::new(Mutex::new(transport.expect("a transport")));
         let (function, memory) = (Arc::clone(&transport), Arc::clone(&transport));
-        let slot = host.add(function, [(BAR, memory as _)]).expect("a slot");
+        let slot = host.add(function, [(BAR, memory as _)], Addresses::Fresh).expect("a slot");
         let slot = u64::from(slot) << 15;
         let mut this = Self { bus, host, msi, slot, parts: Parts::default() };
         this.find_parts();

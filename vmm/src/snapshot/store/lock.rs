@@ -1,0 +1,61 @@
+//! Who may change the store, and when.
+
+use std::path::Path;
+
+use devices::storage::StoredFile;
+use rustix::fs::{FlockOperation, flock};
+
+use super::{Store, StoreError};
+
+/// While this lives, nothing of the store is deleted or replaced. For moments: whoever removes something waits for it.
+#[derive(Debug)]
+pub struct Pin(#[expect(dead_code, reason = "its close unlocks")] Option<Box<dyn StoredFile>>);
+
+impl Store {
+    /// Let nothing be deleted or replaced meanwhile. Any number of threads and processes can at once; who has one must not
+    /// remove snapshots or sweep.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn pin(&self) -> Result<Pin, StoreError> {
+        self.lock("lock", FlockOperation::LockShared)
+    }
+
+    /// Wait until nobody else uses or changes what is there.
+    pub(super) fn alone(&self) -> Result<Pin, StoreError> {
+        self.lock("lock", FlockOperation::LockExclusive)
+    }
+
+    /// Wait until nobody else sweeps.
+    pub(super) fn sweeping(&self) -> Result<Pin, StoreError> {
+        self.lock("sweep.lock", FlockOperation::LockExclusive)
+    }
+
+    fn lock(&self, name: &str, how: FlockOperation) -> Result<Pin, StoreError> {
+        let path = self.places.root().join(name);
+        let Some(file) = self.lock_file(&path).map_err(StoreError::io("open", &path))? else {
+            return Ok(Pin(None));
+        };
+        if let Some(fd) = file.fd() {
+            let locked = rustix::io::retry_on_intr(|| flock(fd, how));
+            locked.map_err(|error| StoreError::io("lock", &path)(error.into()))?;
+        }
+        Ok(Pin(Some(file)))
+    }
+
+    /// The file to lock, made if it is not there.
+    fn lock_file(&self, path: &Path) -> std::io::Result<Option<Box<dyn StoredFile>>> {
+        use std::io::ErrorKind::{AlreadyExists, NotFound};
+        match self.storage.open(path, true) {
+            Err(error) if error.kind() == NotFound => {}
+            opened => return opened.map(Some),
+        }
+        for dir in [self.places.layers(), self.places.snapshots()] {
+            self.storage.create_dir(&dir)?;
+        }
+        match self.storage.create(path) {
+            Err(error) if error.kind() == AlreadyExists => self.storage.open(path, true).map(Some),
+            made => made.map(Some),
+        }
+    }
+}
