@@ -16,7 +16,7 @@ use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 use crate::net::NetError;
 use crate::spec::SpecError;
-use crate::vcpu::VcpuError;
+use crate::vcpu::{self, VcpuError};
 
 /// Why a VM could not start or go on. Each message names the thing and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +72,9 @@ pub enum VmError {
     /// A vCPU cannot go on.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A snapshot's vCPU cannot be had here.
+    #[error(transparent)]
+    VcpuState(vcpu::StateError),
     /// Devices do not fit on a bus: a defect of skiff, or too many devices.
     #[error("cannot place a device")]
     Bus(#[from] BusError),

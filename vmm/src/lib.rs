@@ -32,4 +32,4 @@ pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use net::NetError;
 pub use passt::PasstError;
-pub use vcpu::VcpuError;
+pub use vcpu::{StateError, VcpuError};

@@ -123,7 +123,7 @@ fn build(host: &Host, events: EventSender) -> Result<Machine, VmError> {
     let parts = Parts { host, ram: &ram, interrupts: &interrupts, phys_bits };
     let board = Arc::new(Board::build(&parts, None)?);
     let entry = load(host, &ram)?;
-    let vcpus = vcpu::create(host, &vm, &cpuid, &entry)?;
+    let vcpus = vcpu::create(host, &vm, &cpuid, &vcpu::Start::Boot(&entry))?;
     let context = Arc::new(vcpu::Context::new(Arc::clone(&board), Arc::clone(&ram), events));
     let vcpus = Vcpus::spawn(vcpus, &host.vcpu_counters, &context)
         .map_err(VmError::resources("start the vCPU threads"))?;

@@ -4,3 +4,4 @@ pub mod cpuid;
 pub mod layout;
 pub mod msr;
 pub mod regs;
+pub mod state;

@@ -16,6 +16,7 @@
 pub mod envelope;
 mod id;
 pub mod manifest;
+pub mod memory;
 mod places;
 pub mod record;
 mod sealed;

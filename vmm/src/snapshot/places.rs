@@ -35,6 +35,12 @@ impl Places {
         self.layers().join(format!("{id}.qcow2"))
     }
 
+    /// Where kernels and initrds are that came with imported snapshots.
+    #[must_use]
+    pub fn boot(&self) -> PathBuf {
+        self.root.join("boot")
+    }
+
     /// Where all snapshots are.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {

@@ -1,7 +1,9 @@
-//! vCPUs with their first state: CPUID, MSRs, local APIC; and on the first of them, the kernel's entry.
+//! New vCPUs, with the state in which a guest is booted (CPUID, MSRs, local APIC; and on the first of them, the kernel's entry)
+//! or with that of a snapshot.
 
 use arch::boot::Entry;
 use arch::cpuid::CpuidSpec;
+use arch::state::VcpuState;
 use arch::{cpuid, msr, regs};
 use kvm_bindings::{CpuId, Msrs};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -10,48 +12,72 @@ use crate::error::VmError;
 use crate::host::Host;
 use crate::kvm::KvmError;
 
-/// All vCPUs of the VM. The first starts at `entry`, the others wait for its start-up interrupts, as KVM's
-/// local APIC has it.
+use super::state::{self, Kept};
+
+/// What new vCPUs start with.
+pub(crate) enum Start<'a> {
+    /// The first at a kernel's entry; the others wait for its start-up interrupts, as KVM's local APIC has it.
+    Boot(&'a Entry),
+    /// All where they were.
+    From(&'a [VcpuState]),
+}
+
+/// vCPUs without threads.
+pub(crate) struct Created {
+    pub(super) vcpus: Vec<VcpuFd>,
+    /// What is to be saved of them.
+    pub(super) kept: Kept,
+    /// They have been in the guest.
+    pub(super) ran: bool,
+}
+
+/// All vCPUs of the VM.
 ///
 /// # Errors
-/// If KVM refuses.
+/// If KVM refuses, or they cannot be what they were.
 pub(crate) fn create(
     host: &Host,
     vm: &VmFd,
     supported: &CpuId,
-    entry: &Entry,
-) -> Result<Vec<VcpuFd>, VmError> {
+    start: &Start<'_>,
+) -> Result<Created, VmError> {
+    let new = |index: u8| vm.create_vcpu(index.into()).map_err(KvmError::failed("create a vCPU"));
+    let vcpus = (0..host.spec.cpus).map(new).collect::<Result<Vec<_>, _>>()?;
+    let kept = match vcpus.first() {
+        Some(first) => Kept::of(&host.hypervisor, first)?,
+        None => Kept::default(),
+    };
+    match start {
+        Start::Boot(entry) => boot(host, &vcpus, supported, entry)?,
+        Start::From(saved) => state::restore(&vcpus, saved, &kept).map_err(VmError::VcpuState)?,
+    }
+    Ok(Created { vcpus, kept, ran: matches!(start, Start::From(_)) })
+}
+
+/// The state that they have before the guest's first instruction.
+fn boot(host: &Host, vcpus: &[VcpuFd], supported: &CpuId, entry: &Entry) -> Result<(), KvmError> {
     let msrs = boot_msrs(host)?;
-    let mut spec = CpuidSpec {
+    let spec = CpuidSpec {
         cpus: host.spec.cpus.into(),
-        tsc_khz: None,
+        // Not every host can tell; the guest then measures.
+        tsc_khz: vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).filter(|khz| *khz != 0),
         tsc_deadline: host.hypervisor.has_tsc_deadline(),
     };
-    let mut vcpus = Vec::new();
-    for index in 0..u32::from(host.spec.cpus) {
-        let vcpu = vm.create_vcpu(index.into()).map_err(KvmError::failed("create a vCPU"))?;
-        if index == 0 {
-            // Not every host can tell; the guest then measures.
-            spec.tsc_khz = vcpu.get_tsc_khz().ok().filter(|khz| *khz != 0);
-        }
+    for (index, vcpu) in (0..).zip(vcpus) {
         let leaves = cpuid::build(supported.as_slice(), &spec, index);
         let leaves =
             CpuId::from_entries(&leaves).map_err(|_| KvmError::Lacks("room for the CPUID leaves".into()))?;
         vcpu.set_cpuid2(&leaves).map_err(KvmError::failed("set a vCPU's CPUID"))?;
-        set_msrs(&vcpu, &msrs)?;
+        set_msrs(vcpu, &msrs)?;
         vcpu.set_fpu(&regs::fpu()).map_err(KvmError::failed("set a vCPU's FPU"))?;
         let mut lapic = vcpu.get_lapic().map_err(KvmError::failed("read a local APIC"))?;
         regs::wire_lapic(&mut lapic);
         vcpu.set_lapic(&lapic).map_err(KvmError::failed("set a local APIC"))?;
-        if index == 0 {
-            let sregs = vcpu.get_sregs().map_err(KvmError::failed("read a vCPU's registers"))?;
-            vcpu.set_sregs(&regs::sregs(entry, &sregs))
-                .map_err(KvmError::failed("set a vCPU's registers"))?;
-            vcpu.set_regs(&regs::regs(entry)).map_err(KvmError::failed("set a vCPU's registers"))?;
-        }
-        vcpus.push(vcpu);
     }
-    Ok(vcpus)
+    let Some(first) = vcpus.first() else { return Ok(()) };
+    let sregs = first.get_sregs().map_err(KvmError::failed("read a vCPU's registers"))?;
+    first.set_sregs(&regs::sregs(entry, &sregs)).map_err(KvmError::failed("set a vCPU's registers"))?;
+    first.set_regs(&regs::regs(entry)).map_err(KvmError::failed("set a vCPU's registers"))
 }
 
 fn boot_msrs(host: &Host) -> Result<Msrs, KvmError> {

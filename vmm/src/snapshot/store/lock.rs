@@ -1,6 +1,6 @@
 //! Who may change the store, and when.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use devices::storage::StoredFile;
 use rustix::fs::{FlockOperation, flock};
@@ -44,7 +44,7 @@ impl Store {
     }
 
     /// The file to lock, made if it is not there.
-    fn lock_file(&self, path: &PathBuf) -> std::io::Result<Option<Box<dyn StoredFile>>> {
+    fn lock_file(&self, path: &Path) -> std::io::Result<Option<Box<dyn StoredFile>>> {
         use std::io::ErrorKind::{AlreadyExists, NotFound};
         match self.storage.open(path, true) {
             Err(error) if error.kind() == NotFound => {}
