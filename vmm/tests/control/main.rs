@@ -5,6 +5,7 @@ mod balloon;
 mod console;
 mod guests;
 mod snapshots;
+mod zz_temp;
 
 use std::fs::File;
 use std::io::Write as _;
