@@ -72,6 +72,7 @@ fn run_with(
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        cpu_template: None,
         balloon: true,
     };
     change(&mut spec);
