@@ -13,6 +13,7 @@
 //! its new layers, which say the same as the old ones.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -211,6 +212,7 @@ fn finish(
             // Whoever asked may have gone: the snapshot is made all the same.
             let _ = reply.send(VmReply::Progress { done, total });
         }
+        ControlFlow::Continue(())
     })?;
     let MemoryFiles { data, index, .. } = &manifest.memory;
     let index_sum = saved.index.write(storage, &draft.dir().join(index))?;

@@ -51,7 +51,8 @@ impl Store {
             usage.snapshots = usage.snapshots.saturating_add(1);
             let hidden = self.get(id).is_ok_and(|manifest| manifest.removed);
             usage.hidden = usage.hidden.saturating_add(hidden.into());
-            usage.snapshot_bytes = usage.snapshot_bytes.saturating_add(self.taken(&self.places.snapshot(id))?);
+            usage.snapshot_bytes =
+                usage.snapshot_bytes.saturating_add(self.taken(&self.places.snapshot(id))?);
         }
         let dir = self.places.layers();
         for name in self.storage.list(&dir).map_err(StoreError::io("list", &dir))? {
