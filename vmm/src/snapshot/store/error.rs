@@ -22,7 +22,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A manifest cannot be used.
-    #[error("the snapshot's {} cannot be used", path.display())]
+    #[error("the snapshot's {} cannot be used (skiff system prune --force removes what is damaged)", path.display())]
     Manifest {
         /// Which file.
         path: PathBuf,
@@ -54,6 +54,20 @@ pub enum StoreError {
         snapshot: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// Another state directory's VMs use the store.
+    #[error(
+        "the snapshots and layers beside {} are those of the VMs in {}, and not in {}: set XDG_DATA_HOME to another \
+         directory; if the VMs have moved, delete that file",
+        path.display(), theirs.display(), ours.display()
+    )]
+    Owner {
+        /// The file that says so.
+        path: PathBuf,
+        /// Where their records are.
+        theirs: PathBuf,
+        /// Where those of this user are.
+        ours: PathBuf,
     },
     /// A chain of snapshots leads back to itself.
     #[error(

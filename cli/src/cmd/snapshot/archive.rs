@@ -1,0 +1,1 @@
+//! `skiff snapshot export` and `import`.
