@@ -58,8 +58,20 @@ pub struct NetState {
     pub mtu: Option<u16>,
     /// What the driver asked to be given, if it did after the features were agreed on: bits of features.
     pub offloads: Option<u64>,
-    /// Frames with their headers that were taken from the network and not given to the guest yet, with their queue pairs.
-    pub received: Vec<(u16, Hex)>,
+    /// What was taken from the network and not given to the guest yet.
+    pub received: Vec<ReceivedState>,
+}
+
+/// A frame for which the guest has not made room yet. A queue pair has one at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReceivedState {
+    /// The queue pair.
+    pub pair: u16,
+    /// The most buffers that the guest has made available there at once: if it does again the frame may fit.
+    pub most: u16,
+    /// The frame with its header.
+    pub frame: Hex,
 }
 
 /// A disk.

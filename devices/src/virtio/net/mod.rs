@@ -27,12 +27,12 @@ use crate::counters::Counters;
 use crate::limit::{Gate, Limiter};
 use crate::net::{Backend, HEADER, Offloads};
 use crate::ratelog;
-use crate::state::{Hex, RestoreError};
+use crate::state::RestoreError;
 use crate::worker::Worker;
 
 use super::device::{ActivateError, Activation, DeviceKind, Interrupt, VirtioDevice, read_space};
 use super::queue::Queue;
-use super::state::{DeviceState, NetState};
+use super::state::{DeviceState, NetState, ReceivedState};
 use config::{Facts, GUEST_OFFLOADS, has};
 use control::Control;
 use pair::{Common, Pair};
@@ -77,8 +77,8 @@ pub struct Net {
     workers: Vec<Worker<Pair>>,
     /// Queues that the driver enabled and that belong to no whole pair.
     idle: Vec<Queue>,
-    /// While it is stopped: frames that were received and not given to the guest, with their queue pairs.
-    parked: Vec<(u16, Vec<u8>)>,
+    /// While it is stopped: frames that were received and not given to the guest.
+    parked: Vec<ReceivedState>,
     /// The driver has been at work since the last reset, and the back end knows what it accepts.
     resumed: bool,
 }
@@ -177,8 +177,8 @@ impl Net {
             let gate =
                 |limiter: &Option<Arc<Limiter>>| Gate::new(limiter.clone(), Arc::clone(&self.counters));
             let mut receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
-            if let Some(at) = self.parked.iter().position(|(pair, _)| *pair == index) {
-                receiver.park(&self.parked.swap_remove(at).1, &common);
+            if let Some(at) = self.parked.iter().position(|parked| parked.pair == index) {
+                receiver.park(&self.parked.swap_remove(at), &common);
             }
             let offloads = config::host_offloads(features);
             let transmitter = Transmitter::new(tx, offloads, gate(&self.limiters.transmit), &common);
@@ -237,7 +237,7 @@ impl VirtioDevice for Net {
         // A worker that panicked has lost its queues; the panic was reported.
         let mut queues = std::mem::take(&mut self.idle);
         for mut pair in self.workers.drain(..).filter_map(Worker::stop) {
-            self.parked.extend(pair.receiver.take_parked().map(|frame| (pair.index, frame)));
+            self.parked.extend(pair.receiver.take_parked(pair.index));
             queues.extend(pair.into_queues());
         }
         queues
@@ -260,7 +260,7 @@ impl VirtioDevice for Net {
             pairs: self.shared.wanted(),
             mtu: self.facts.mtu,
             offloads: self.shared.offloads(),
-            received: self.parked.iter().map(|(pair, frame)| (*pair, frame.clone().into())).collect(),
+            received: self.parked.clone(),
         })
     }
 
@@ -274,17 +274,15 @@ impl VirtioDevice for Net {
         if state.offloads.is_some_and(|bits| bits & !GUEST_OFFLOADS != 0) {
             return wrong("offloads", "bits that are no offloads".to_owned());
         }
-        let mut parked = Vec::new();
-        for (pair, Hex(frame)) in &state.received {
-            if *pair >= most || parked.iter().any(|(other, _)| other == pair) {
+        for (index, ReceivedState { pair, frame, .. }) in state.received.iter().enumerate() {
+            if *pair >= most || state.received.iter().take(index).any(|other| other.pair == *pair) {
                 return wrong("received", format!("a frame for queue pair {pair}"));
             }
-            if !(HEADER..=MAX_RECEIVED).contains(&frame.len()) {
-                return wrong("received", format!("a frame of {} bytes", frame.len()));
+            if !(HEADER..=MAX_RECEIVED).contains(&frame.0.len()) {
+                return wrong("received", format!("a frame of {} bytes", frame.0.len()));
             }
-            parked.push((*pair, frame.clone()));
         }
-        self.parked = parked;
+        self.parked.clone_from(&state.received);
         self.facts.mtu = state.mtu;
         self.shared.restore_link(state.link_up);
         self.shared.want(state.pairs);

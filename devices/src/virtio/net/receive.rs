@@ -19,6 +19,7 @@ use crate::net::{HEADER, Port};
 use crate::ratelog;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::Queue;
+use crate::virtio::state::ReceivedState;
 
 use super::header::MAX_FRAME;
 use super::pair::{Common, End, Fault, MAX_BYTES, MAX_FRAMES, PUBLISH, Turn};
@@ -91,17 +92,19 @@ impl Receiver {
         self.cut = false;
     }
 
-    /// The frame that waits for room, with its header. One that is more than any frame has is nobody's loss.
-    pub(super) fn take_parked(&mut self) -> Option<Vec<u8>> {
+    /// The frame that waits for room, of queue pair `pair`. One that is longer than any frame has been cut, and is nobody's loss.
+    pub(super) fn take_parked(&mut self, pair: u16) -> Option<ReceivedState> {
         let len = usize::try_from(self.parked.take()?).ok()?;
-        self.scratch.as_ref()?.bytes().get(..len).map(<[u8]>::to_vec)
+        let frame = self.scratch.as_ref()?.bytes().get(..len)?.to_vec().into();
+        Some(ReceivedState { pair, most: self.most, frame })
     }
 
-    /// This frame waits for room, with its header. It is the first that the guest is given.
-    pub(super) fn park(&mut self, frame: &[u8], common: &Common) {
+    /// This frame waits for room. It is the first that the guest is given.
+    pub(super) fn park(&mut self, ReceivedState { most, frame, .. }: &ReceivedState, common: &Common) {
         let scratch = self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, MAX_RECEIVED));
-        if scratch.fill(0, frame).is_ok() {
-            self.parked = Some(frame.len() as u64);
+        if scratch.fill(0, &frame.0).is_ok() {
+            self.most = *most;
+            self.parked = Some(frame.0.len() as u64);
         }
     }
 
