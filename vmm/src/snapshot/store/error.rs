@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::Id;
+use super::super::memory::MemoryFileError;
 use super::super::record::RecordError;
 use super::super::sealed::SealedError;
 
@@ -74,6 +75,9 @@ pub enum StoreError {
         "the memory of the snapshot {0} builds on itself: its manifest is wrong; remove it with skiff snapshot rm"
     )]
     Loop(Id),
+    /// The memory of a snapshot.
+    #[error(transparent)]
+    Memory(#[from] MemoryFileError),
     /// A record is damaged, so nothing is known to be free.
     #[error(transparent)]
     Record(#[from] RecordError),

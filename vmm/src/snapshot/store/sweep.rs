@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Id;
 use super::super::manifest::{DiskPoint, Manifest, MemoryFiles, Sum};
+use super::super::memory::MemoryLayer;
 use super::super::sealed::SealedError;
 use super::survey::{GONE, Job, NEW, Survey, Users};
 use super::{Store, StoreError, contents};
@@ -226,7 +227,7 @@ impl Store {
             self,
             &self.memory_layer(&below),
             &self.memory_layer(&above),
-            &contents::MemoryLayer { data: dir.join(&memory.data), index: dir.join(&memory.index) },
+            &MemoryLayer { data: dir.join(&memory.data), index: dir.join(&memory.index) },
             progress,
         )?;
         let index_sum = self.sum(&dir.join(&memory.index))?;

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use devices::storage::StoredFile;
 
-use super::super::super::memory::{Content, Index, MemoryLayer, PAGE};
 use super::super::super::manifest::{Manifest, Sum};
+use super::super::super::memory::{Content, Index, MemoryLayer, PAGE};
 use super::super::super::state;
 use super::super::super::{Id, sealed};
 use super::super::{Draft, Progress, Store, contents};
 use super::{
-    ArchiveError, CHUNK, CONTENTS, Contents, EntrySum, FORMAT, INDEX, INITRD, KERNEL, MEMORY, STATE, disk_entry,
-    read_spec,
+    ArchiveError, CHUNK, CONTENTS, Contents, EntrySum, FORMAT, INDEX, INITRD, KERNEL, MEMORY, STATE,
+    disk_entry, read_spec,
 };
 use crate::spec::VmSpec;
 
@@ -70,7 +70,8 @@ impl Store {
         draft: &Draft,
         progress: Progress<'_>,
     ) -> Result<Plan, ArchiveError> {
-        let wrong = |why| ArchiveError::Damaged { path: format!("the spec of the snapshot {}", manifest.name), why };
+        let wrong =
+            |why| ArchiveError::Damaged { path: format!("the spec of the snapshot {}", manifest.name), why };
         let spec = read_spec(&manifest.spec).map_err(wrong)?;
         let contents = Contents {
             format: FORMAT,

@@ -10,7 +10,10 @@ use super::super::super::sealed::{self, SealedError};
 use super::super::super::{Id, state};
 use super::super::{Draft, Progress, Store, StoreError, contents};
 use super::export::data_runs;
-use super::{ArchiveError, CHUNK, CONTENTS, Contents, EntrySum, FORMAT, INDEX, INITRD, KERNEL, MEMORY, STATE, disk_entry, read_spec};
+use super::{
+    ArchiveError, CHUNK, CONTENTS, Contents, EntrySum, FORMAT, INDEX, INITRD, KERNEL, MEMORY, STATE,
+    disk_entry, read_spec,
+};
 use crate::spec::{NetBackend, Stream, VmSpec};
 
 /// The longest list of contents in bytes.
@@ -60,7 +63,11 @@ impl Store {
         Ok(import)
     }
 
-    fn read_in<R: Read>(&self, contents: Contents, reader: &mut Reader<'_, R>) -> Result<Import, ArchiveError> {
+    fn read_in<R: Read>(
+        &self,
+        contents: Contents,
+        reader: &mut Reader<'_, R>,
+    ) -> Result<Import, ArchiveError> {
         let id = Id::draw().map_err(ArchiveError::io("name a snapshot"))?;
         let spec = read_spec(&contents.spec).map_err(|why| reader.damaged(format!("its spec: {why}")))?;
         if contents.disks.len() != spec.disks.len() {
@@ -87,7 +94,8 @@ impl Store {
         import.take(reader, entry, &dir.join(state::STATE), state::STATE)?;
         let entry = next(INDEX, reader)?;
         import.take(reader, entry, &dir.join(INDEX), INDEX)?;
-        let index = Index::read(self.storage(), &dir.join(INDEX)).map_err(|error| reader.damaged(error.to_string()))?;
+        let index = Index::read(self.storage(), &dir.join(INDEX))
+            .map_err(|error| reader.damaged(error.to_string()))?;
         let entry = next(MEMORY, reader)?;
         import.take_memory(reader, entry, &dir.join(MEMORY), &index)?;
         for (number, size) in contents.disks.iter().enumerate() {
@@ -254,7 +262,12 @@ impl Import {
         Ok(())
     }
 
-    fn write<R: Read>(&self, reader: &mut Reader<'_, R>, wanted: &EntrySum, to: &Path) -> Result<(), ArchiveError> {
+    fn write<R: Read>(
+        &self,
+        reader: &mut Reader<'_, R>,
+        wanted: &EntrySum,
+        to: &Path,
+    ) -> Result<(), ArchiveError> {
         let failed = || ArchiveError::io(format!("write {}", to.display()));
         let file = self.store.storage().create(to).map_err(failed())?;
         let mut at = 0_u64;
@@ -374,7 +387,8 @@ impl Import {
         // A sweep would find files that nobody names yet.
         let _pin = store.pin()?;
         self.manifest.vm = vm;
-        let failed = StoreError::io("keep the spec of", &store.places().snapshot(self.manifest.id));
+        let path = store.places().snapshot(self.manifest.id);
+        let failed = StoreError::io("keep the spec of", &path);
         self.manifest.spec = toml::to_string(&self.spec).map_err(io::Error::other).map_err(failed)?;
         self.name_staged()?;
         let Some(draft) = self.draft.take() else { return Ok(()) };

@@ -18,8 +18,6 @@
 
 mod export;
 mod import;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 
