@@ -74,6 +74,33 @@ pub struct VmSpec {
     pub nets: Vec<NetSpec>,
 }
 
+impl VmSpec {
+    /// As a file has it (`skiff run --config`).
+    ///
+    /// # Errors
+    /// If a path in it is no text; says which part.
+    pub fn to_toml(&self) -> Result<String, String> {
+        toml::to_string(self).map_err(|error| error.to_string())
+    }
+
+    /// What a file says.
+    ///
+    /// # Errors
+    /// If it says no spec; why.
+    pub fn from_toml(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Whether a guest of `other` would find the same devices, in the same places.
+    pub(crate) fn is_same_machine(&self, other: &Self) -> bool {
+        let machine = |spec: &Self| {
+            let (disks, nets) = (spec.disks.len(), spec.nets.len());
+            (spec.cpus, spec.memory.size, spec.transport, disks, nets, spec.vsock.is_some(), spec.balloon)
+        };
+        machine(self) == machine(other)
+    }
+}
+
 /// What a field is if it is not given.
 fn yes() -> bool {
     true

@@ -4,6 +4,7 @@
 mod balloon;
 mod console;
 mod guests;
+mod snapshots;
 
 use std::fs::File;
 use std::io::Write as _;

@@ -75,9 +75,13 @@ pub enum MemoryFileError {
         #[source]
         source: io::Error,
     },
+    /// Nobody wants it any more.
+    #[error("saving the guest's memory was broken off")]
+    Cancelled,
     /// It was killed.
     #[error(
-        "the process that saved the guest's memory was ended by signal {0}: try again when the host has more memory free"
+        "the process that saved the guest's memory was ended by signal {0}, perhaps for lack of memory on the host: \
+         try again"
     )]
     Killed(i32),
     /// It ended for no known reason: a defect of skiff.

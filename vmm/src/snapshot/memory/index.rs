@@ -210,3 +210,75 @@ fn run(digits: &[u8; 16]) -> Option<Run> {
     let content = if count & ZERO != 0 { Content::Zero } else { Content::Data };
     Some(Run { first, count: count & !ZERO, content })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn run(first: u32, count: u32, content: Content) -> Run {
+        Run { first, count, content }
+    }
+
+    #[test]
+    fn an_index_reads_back_as_it_was_written_and_adds_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index");
+        let runs = vec![run(0, 3, Content::Data), run(3, 2, Content::Zero), run(0x1234, 1, Content::Data)];
+        let index = Index::new(64 * MIB, runs, 0xdead_beef).unwrap();
+        let sum = index.write(&devices::storage::HostStorage, &path).unwrap();
+        assert_eq!(sum.len, std::fs::metadata(&path).unwrap().len());
+        assert_eq!(Index::read(&devices::storage::HostStorage, &path).unwrap(), index);
+        assert_eq!((index.size(), index.pages(), index.stored()), (64 * MIB, 16384, 4 * PAGE));
+    }
+
+    /// The form is fixed: files of it are out there.
+    #[test]
+    fn the_form_of_an_index_stays() {
+        let runs = vec![run(1, 2, Content::Data), run(0x1234, 0x0203, Content::Zero)];
+        let text = serde_json::to_string(&Index::new(64 * MIB, runs, 7).unwrap()).unwrap();
+        let expected = r#"{"page-size":4096,"size":67108864,"regions":[[0,67108864]],"crc32":7,"runs":"01000000020000003412000003020080"}"#;
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_index_that_makes_no_sense_is_refused() {
+        let wrong = |runs: &[(u32, u32)]| {
+            let runs = runs.iter().map(|(first, count)| run(*first, *count, Content::Data)).collect();
+            Index::new(MIB, runs, 0).unwrap_err()
+        };
+        assert_eq!(wrong(&[(0, 0)]), IndexError::Run(0));
+        assert_eq!(wrong(&[(0, 2), (1, 1)]), IndexError::Run(1));
+        assert_eq!(wrong(&[(5, 1), (0, 1)]), IndexError::Run(1));
+        assert_eq!(wrong(&[(0, 1), (256, 1)]), IndexError::Run(1));
+        assert_eq!(wrong(&[(255, 2)]), IndexError::Run(0));
+        assert_eq!(wrong(&[(u32::MAX, u32::MAX)]), IndexError::Run(0));
+        for size in [0, 1, PAGE + 1, u64::MAX, (u64::from(MOST_PAGES) + 1) * PAGE] {
+            assert_eq!(Index::new(size, Vec::new(), 0), Err(IndexError::Size(size)));
+        }
+    }
+
+    #[test]
+    fn what_a_file_says_is_not_believed() {
+        let good = r#"{"page-size":4096,"size":67108864,"regions":[[0,67108864]],"crc32":7,"runs":"0100000002000000"}"#;
+        let read = |text: &str| serde_json::from_str::<Index>(text).map_err(|error| error.to_string());
+        read(good).unwrap();
+        for (from, to, why) in [
+            ("4096", "16384", "its pages have 16384 bytes"),
+            ("[[0,67108864]]", "[[4096,67108864]]", "lies elsewhere"),
+            ("[[0,67108864]]", "[]", "lies elsewhere"),
+            ("0100000002000000", "010000000200000", "hexadecimal"),
+            ("0100000002000000", "0100000002000O00", "hexadecimal"),
+            ("0100000002000000", "0100000000000080", "its run 0"),
+            ("0100000002000000", "0040000001000000", "its run 0"),
+            ("\"size\":67108864", "\"size\":67108865", "67108865 bytes of RAM"),
+            ("\"size\":67108864", "\"size\":-1", "invalid value"),
+            ("\"crc32\":7,", "", "missing field"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let error = read(&good.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(why), "{from} -> {to}: {error}");
+        }
+    }
+}

@@ -14,18 +14,24 @@ mod child;
 mod error;
 mod image;
 mod index;
+mod merge;
 mod message;
 mod pagemap;
 mod pieces;
 mod plan;
 mod progress;
+mod reaper;
 mod save;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
 pub use error::{MemoryFileError, Step};
 pub use image::Image;
 pub use index::{Content, Index, IndexError, PAGE, Run};
+pub use merge::{flatten, merge, verify};
+pub use reaper::Reaper;
 pub use save::{Saved, Saver, Saving};
 
 /// The two files of one snapshot's memory.

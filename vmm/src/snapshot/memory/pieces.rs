@@ -88,7 +88,7 @@ pub(super) fn inside<'a>(pieces: &'a [Piece], pages: &Range<u32>) -> impl Iterat
     let Range { start, end } = *pages;
     let from = pieces.partition_point(|piece| piece.end <= start);
     let pieces = pieces.get(from..).unwrap_or_default().iter();
-    pieces.take_while(move |piece| piece.first < end).map(move |piece| Piece {
+    pieces.take_while(move |piece| start < end && piece.first < end).map(move |piece| Piece {
         first: piece.first.max(start),
         end: piece.end.min(end),
         ..*piece
@@ -142,6 +142,7 @@ mod tests {
         let cut: Vec<_> = inside(&pieces, &(2..7)).map(|piece| piece.pages()).collect();
         assert_eq!(cut, [2..4, 6..7]);
         assert_eq!(inside(&pieces, &(10..20)).count(), 0);
+        assert_eq!(inside(&pieces, &(7..7)).count(), 0);
     }
 
     /// What a page shows, by layer and content.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -120,19 +121,42 @@ impl Saver {
     }
 }
 
+#[cfg(test)]
+impl Saver {
+    /// Write to `data` instead.
+    pub(super) fn to(mut self, data: File) -> Self {
+        self.job.data = data;
+        self
+    }
+}
+
+#[cfg(test)]
 impl Saving {
-    /// Wait for the end, and tell `progress` now and then how many bytes of how many were looked at.
+    pub(super) fn pid(&self) -> libc::pid_t {
+        self.child.0.unwrap()
+    }
+
+    pub(super) fn progress(&self) -> (u64, u64) {
+        self.target.progress.get()
+    }
+}
+
+impl Saving {
+    /// Wait for the end, and tell `progress` now and then how many bytes of how many were looked at; it may break that off.
     ///
     /// # Errors
     /// If not everything was saved.
-    pub fn finish(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Saved, MemoryFileError> {
+    pub fn finish(
+        self,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Saved, MemoryFileError> {
         let Self { child, result, target } = self;
-        let read = MemoryFileError::file("read what became of", &target.path);
-        let bytes = receive(result, || {
+        let received = receive(result, || {
             let (done, total) = target.progress.get();
-            progress(done, total);
+            progress(done, total)
         });
-        let bytes = bytes.map_err(read)?;
+        let received = received.map_err(MemoryFileError::file("read what became of", &target.path))?;
+        let Some(bytes) = received else { return Err(MemoryFileError::Cancelled) };
         let status = child.wait().map_err(MemoryFileError::file("wait for what writes", &target.path))?;
         match Message::decode(&bytes) {
             Some(Message::Saved { crc32, runs }) => {
@@ -167,8 +191,8 @@ impl Target {
     }
 }
 
-/// Everything that comes until the other end is closed, with a call of `tick` at least every [`PERIOD`].
-fn receive(from: OwnedFd, mut tick: impl FnMut()) -> io::Result<Vec<u8>> {
+/// Everything that comes until the other end is closed, with a call of `tick` at least every [`PERIOD`]; `None` if that says so.
+fn receive(from: OwnedFd, mut tick: impl FnMut() -> ControlFlow<()>) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     let mut from = File::from(from);
@@ -177,15 +201,17 @@ fn receive(from: OwnedFd, mut tick: impl FnMut()) -> io::Result<Vec<u8>> {
         let mut ready = [PollFd::from_borrowed_fd(from.as_fd(), PollFlags::IN)];
         match rustix::event::poll(&mut ready, Some(&period)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => {
-                tick();
+                if tick().is_break() {
+                    return Ok(None);
+                }
                 continue;
             }
             result => result?,
         };
         match from.read(&mut buffer) {
             Ok(0) => {
-                tick();
-                return Ok(bytes);
+                let _ = tick();
+                return Ok(Some(bytes));
             }
             Ok(read) => bytes.extend_from_slice(buffer.get(..read).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

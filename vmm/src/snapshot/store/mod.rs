@@ -13,6 +13,7 @@ mod error;
 mod lock;
 mod survey;
 mod sweep;
+mod usage;
 mod verify;
 
 use std::io::ErrorKind;
@@ -26,6 +27,7 @@ pub use error::StoreError;
 pub use lock::Pin;
 pub use survey::{User, Users};
 pub use sweep::{Garbage, Progress, Swept};
+pub use usage::{Sizes, Usage};
 
 use super::manifest::Manifest;
 use super::sealed::{self, SealedError};
