@@ -105,6 +105,7 @@ const DISK: Flag<Asked> = Flag {
     long: "Keys:
   path=FILE           the file or block device; a comma in its name is doubled
   readonly=on         the guest cannot write it, and other VMs may read it too
+  layers=on|off       keep FILE as it is and what the guest writes in layers, of which snapshots are made, or write FILE
   direct=on           bypass the host's page cache (O_DIRECT)
   serial=TEXT         the serial number the guest sees, at most 20 bytes
   queues=N            request queues, 1 to 16; by default one per vCPU, up to 4
