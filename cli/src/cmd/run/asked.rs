@@ -14,6 +14,7 @@ use vmm::spec::{
 
 use super::options::FLAGS;
 use super::template::Template;
+use crate::cmd::point::Point;
 use crate::exit::Usage;
 use crate::flags::closest;
 
@@ -60,6 +61,12 @@ pub struct Asked {
     pub detach: Option<bool>,
     /// Remove it when it stops.
     pub rm: Option<bool>,
+    /// The snapshot to start from.
+    #[serde(skip)]
+    pub from: Option<Point>,
+    /// Let it stay when it stops.
+    #[serde(skip)]
+    pub keep: bool,
 }
 
 impl Asked {
@@ -132,7 +139,29 @@ impl Asked {
             name: self.name.or(file.name),
             detach: self.detach.or(file.detach),
             rm: self.rm.or(file.rm),
+            from: self.from.or(file.from),
+            keep: self.keep || file.keep,
         }
+    }
+
+    /// The flags that were given and have no place beside `--from`, since the snapshot says what they would.
+    pub fn against_from(&self) -> Vec<&'static str> {
+        let given = [
+            ("--kernel", self.kernel.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--cmdline", self.cmdline.is_some()),
+            ("--cpus", self.cpus.is_some()),
+            ("--memory", self.memory.is_some()),
+            ("--disk", !self.disk.is_empty()),
+            ("--net", !self.net.is_empty()),
+            ("--vsock", self.vsock.is_some()),
+            ("--serial", self.serial.is_some()),
+            ("--console", self.console.is_some()),
+            ("--balloon", self.balloon.is_some()),
+            ("--transport", self.transport.is_some()),
+            ("--config", self.config.is_some()),
+        ];
+        given.into_iter().filter_map(|(flag, given)| given.then_some(flag)).collect()
     }
 
     /// Fill in the defaults, and check the whole.
