@@ -99,13 +99,13 @@ fn power_button(to: &mut Vec<u8>) {
 }
 
 /// The VM generation counter: where in memory the identifier of this life of the VM is, as Microsoft's "Virtual Machine Generation ID"
-/// has it. Linux binds to the hardware ID that Hyper-V does not have, or to the compatible ID, which it compares in upper case.
+/// has it. Drivers look for the compatible ID (Linux 5.18 and later in upper case, as which it reads all IDs).
 fn generation_counter(to: &mut Vec<u8>) {
     let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
     Device::new(
         "VGEN".into(),
         vec![
-            &Name::new("_HID".into(), &"VMGENCTR"),
+            &Name::new("_HID".into(), &"SKIF0001"),
             &Name::new("_CID".into(), &"VM_Gen_Counter"),
             &Name::new("_DDN".into(), &"VM_Gen_Counter"),
             &Name::new("_UID".into(), &ZERO),
@@ -275,7 +275,7 @@ mod tests {
         // NameOp, PackageOp, its length, two elements: a DWord and Zero.
         let addr = [b"\x08ADDR\x12\x08\x02\x0c".as_slice(), &address, b"\x00"].concat();
         assert!(has(&table, &addr), "{table:x?}");
-        assert!(has(&table, b"\x08_HID\x0dVMGENCTR\0"));
+        assert!(has(&table, b"\x08_HID\x0dSKIF0001\0"));
         assert!(has(&table, b"\x08_CID\x0dVM_Gen_Counter\0"));
         assert!(has(&table, b"\x08_DDN\x0dVM_Gen_Counter\0"));
         assert_eq!(layout::GENERATION % 8, 0, "as Microsoft's document wants it");

@@ -13,6 +13,7 @@ use vmm::spec::{
 };
 
 use super::options::FLAGS;
+use super::template::Template;
 use crate::cmd::point::Point;
 use crate::exit::Usage;
 use crate::flags::closest;
@@ -43,6 +44,8 @@ pub struct Asked {
     #[serde(default)]
     pub publish: Vec<PortForward>,
     pub vsock: Option<VsockSpec>,
+    /// What the guest is not to see of the host's processor.
+    pub cpu_template: Option<Template>,
     /// The file to take the rest from. A file cannot name another.
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -96,13 +99,17 @@ impl Asked {
 
     fn start_paths_at(&mut self, dir: &Path) {
         let paths = [&mut self.kernel, &mut self.initrd, &mut self.log_file].into_iter().flatten();
+        let template = self.cpu_template.iter_mut().filter_map(|template| match template {
+            Template::File(path) => Some(path),
+            Template::Given(_) => None,
+        });
         let disks = self.disk.iter_mut().map(|disk| &mut disk.path);
         let sockets = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         let streams = [&mut self.serial, &mut self.console].into_iter().filter_map(|stream| match stream {
             Some(Stream::File(path)) => Some(path),
             _ => None,
         });
-        let all = paths.chain(disks).chain(sockets).chain(streams);
+        let all = paths.chain(template).chain(disks).chain(sockets).chain(streams);
         for path in all.filter(|path| !path.as_os_str().is_empty()) {
             *path = dir.join(&*path);
         }
@@ -124,6 +131,7 @@ impl Asked {
             net: file.net.into_iter().chain(self.net).collect(),
             publish: file.publish.into_iter().chain(self.publish).collect(),
             vsock: self.vsock.or(file.vsock),
+            cpu_template: self.cpu_template.or(file.cpu_template),
             config: self.config.or(file.config),
             dry_run: self.dry_run.or(file.dry_run),
             verbose: self.verbose.or(file.verbose),
@@ -184,6 +192,7 @@ impl Asked {
             nets,
             ports: self.publish,
             vsock: self.vsock,
+            cpu_template: self.cpu_template.map(Template::read).transpose()?,
             balloon: self.balloon.unwrap_or(true),
         };
         spec.validate().map_err(|error| usage(error.to_string()))?;

@@ -16,6 +16,7 @@ use crate::{flags, front};
 
 mod asked;
 mod options;
+mod template;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@ use anyhow::Result;
 use vmm::spec::{DiskSpec, VsockSpec};
 
 use super::asked::{Asked, absolute, absolute_stream};
+use super::template::Template;
 use crate::flags::{Example, Flag, Takes, utf8};
 use crate::store::names;
 
@@ -14,8 +15,29 @@ const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    NAME, DETACH, RM, FROM, KEEP, KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL,
-    CONSOLE, BALLOON, TRANSPORT, CONFIG, DRY_RUN, VERBOSE, LOG_FILE,
+    NAME,
+    DETACH,
+    RM,
+    FROM,
+    KEEP,
+    KERNEL,
+    INITRD,
+    CMDLINE,
+    CPUS,
+    MEMORY,
+    DISK,
+    NET,
+    PUBLISH,
+    VSOCK,
+    SERIAL,
+    CONSOLE,
+    BALLOON,
+    TRANSPORT,
+    CPU_TEMPLATE,
+    CONFIG,
+    DRY_RUN,
+    VERBOSE,
+    LOG_FILE,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
@@ -197,6 +219,24 @@ const VSOCK: Flag<Asked> = Flag {
         let mut vsock: VsockSpec = utf8(value)?.parse()?;
         vsock.path = absolute(vsock.path.as_os_str())?;
         asked.vsock = Some(vsock);
+        Ok(())
+    },
+};
+
+const CPU_TEMPLATE: Flag<Asked> = Flag {
+    name: "cpu-template",
+    short: None,
+    takes: Takes::File("FILE"),
+    help: "What the guest is not to see of the host's processor, so that its snapshots fit other hosts",
+    long: "A TOML file: `without = [\"avx512f\", …]` names features as /proc/cpuinfo does; each [[cpuid]] has leaf, subleaf \
+           and bits of eax, ebx, ecx and edx, each [[msr]] index and bits. Bits are written as 0b and 0, 1 or x (as it \
+           is), the lowest last. A snapshot of the VM can be restored on every host that has what is left.",
+    example: Example {
+        args: &["--cpu-template", "/etc/skiff/v3.toml"],
+        toml: "cpu-template = \"/etc/skiff/v3.toml\"",
+    },
+    apply: |asked, value| {
+        asked.cpu_template = Some(Template::File(absolute(value)?));
         Ok(())
     },
 };

@@ -145,6 +145,7 @@ fn the_defaults_are_a_small_machine_on_the_serial_port() {
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        cpu_template: None,
         balloon: true,
     };
     assert_eq!(spec(&[]), wanted);

@@ -238,3 +238,47 @@ fn without_a_terminal_there_is_no_size() {
     guest.registers.read_config(0, &mut config);
     assert_eq!(config, [0; 4]);
 }
+
+#[test]
+fn output_that_was_half_said_is_said_to_its_end_by_the_next_machine() {
+    let (before, after) = (Dam::default(), Dam::default());
+    let (mut guest, _) = with_sink(before.clone());
+    let (_, mut transmit) = start(&mut guest);
+    let text: Vec<u8> = (0..1_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let at = guest.put(&text);
+    transmit.add(&[Buf::readable(at, 1_000_000)]);
+    guest.registers.notify(1);
+    std::thread::sleep(Duration::from_millis(20));
+    let state = guest.save();
+    before.open();
+    after.open();
+    let (console, _) =
+        Console::new("con0", Box::new(after.clone()), Some(ConsoleSize::default()), Arc::default()).unwrap();
+    guest.restore(Box::new(console), &state).unwrap();
+    guest.transport().resume();
+    assert_eq!(transmit.wait_used(), (0, 0));
+    let said = || [before.said(), after.said()].concat();
+    assert!(eventually(|| said().len() == 1_000_000));
+    assert!(!before.said().is_empty() && said() == text);
+}
+
+#[test]
+fn the_size_that_the_guest_knows_is_restored_and_the_terminals_is_told() {
+    let (mut guest, input) = with_sink(io::sink());
+    drop(start(&mut guest));
+    input.push(b"typed to the life of before");
+    let state = guest.save();
+    let (console, input) =
+        Console::new("con0", Box::new(io::sink()), Some(ConsoleSize::default()), Arc::default()).unwrap();
+    guest.restore(Box::new(console), &state).unwrap();
+    let size = |guest: &Guest| {
+        let mut size = [0; 4];
+        guest.registers.read_config(0, &mut size);
+        size
+    };
+    assert_eq!(size(&guest), [80, 0, 25, 0]);
+    guest.transport().resume();
+    input.resize(ConsoleSize { columns: 132, rows: 50 });
+    guest.wait_interrupt(Source::Config);
+    assert_eq!(size(&guest), [132, 0, 50, 0]);
+}

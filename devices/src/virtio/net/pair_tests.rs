@@ -156,7 +156,8 @@ fn a_frame_that_waits_for_room_is_not_lost_when_the_device_is_stopped() {
     bench.kill.write(1).unwrap();
     bench.pair.run(&bench.kill);
     assert_eq!((counters.requests.get(), counters.errors.get()), (1, 0));
-    let parked = bench.pair.receiver.take_parked(0).unwrap();
-    assert_eq!((parked.pair, parked.most, parked.frame.0.len()), (0, 40, 20_012));
-    assert_eq!(parked.frame.0[12..], [7; 20_000]);
+    let state = bench.pair.receiver.save(0);
+    let frame = state.frame.unwrap().0;
+    assert_eq!((state.pair, state.most, frame.len()), (0, 40, 20_012));
+    assert_eq!(frame[12..], [7; 20_000]);
 }
