@@ -60,6 +60,11 @@ fn a_disk_is_read_with_all_its_options() {
     assert_eq!("readonly=off,path=a".parse::<DiskSpec>().unwrap(), DiskSpec::new("a"));
     let shown = "path=/d=1,,2.img,readonly=on,direct=on,serial=S1,queues=2,io=plain";
     assert_eq!(disk.to_string(), shown);
+    for (layers, text) in [(true, "on"), (false, "off")] {
+        let disk: DiskSpec = format!("path=a,layers={text}").parse().unwrap();
+        assert_eq!(disk, DiskSpec { layers: Some(layers), ..DiskSpec::new("a") });
+        assert!(disk.to_string().contains(&format!(",layers={text}")));
+    }
 }
 
 #[test]
@@ -295,9 +300,11 @@ fn some_limit() -> impl Strategy<Value = LimitSpec> {
 
 fn some_disk() -> impl Strategy<Value = DiskSpec> {
     let io = prop_oneof![Just(DiskIo::Auto), Just(DiskIo::Uring), Just(DiskIo::Plain)];
-    let rest = (any::<bool>(), any::<bool>(), option::of("[!-~]{1,20}"), any::<Option<u16>>(), io);
-    (some_path(), rest, some_limit()).prop_map(|(path, (readonly, direct, serial, queues, io), limit)| {
-        DiskSpec { path, readonly, direct, serial, queues, io, limit }
+    let switches = (any::<bool>(), any::<Option<bool>>(), any::<bool>());
+    let rest = (switches, option::of("[!-~]{1,20}"), any::<Option<u16>>(), io);
+    (some_path(), rest, some_limit()).prop_map(|(path, (switches, serial, queues, io), limit)| {
+        let (readonly, layers, direct) = switches;
+        DiskSpec { path, readonly, layers, direct, serial, queues, io, limit }
     })
 }
 
