@@ -12,6 +12,7 @@ pub mod limit;
 pub mod net;
 pub mod pci;
 pub mod ratelog;
+pub mod state;
 pub mod storage;
 pub mod virtio;
 pub mod worker;

@@ -48,6 +48,11 @@ impl<'a> Cli<'a> {
         Ok(self)
     }
 
+    /// Where its layers are.
+    pub fn layers(&self) -> PathBuf {
+        self.state.join("data/skiff/layers")
+    }
+
     /// `skiff` with these arguments.
     pub fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
         let mut command = match self.user {
@@ -60,6 +65,7 @@ impl<'a> Cli<'a> {
             }
         };
         command.args(arguments).env("XDG_STATE_HOME", &self.state).env("HOME", &self.state);
+        command.env("XDG_DATA_HOME", self.state.join("data"));
         command.stdin(Stdio::null());
         command
     }

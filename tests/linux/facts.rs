@@ -73,6 +73,16 @@ impl Fact {
             .with_context(|| format!("the guest said '{}' without {key}", self.word))
     }
 
+    /// The value of a key that is a number.
+    ///
+    /// # Errors
+    /// When the line has no such key, or something else there.
+    pub fn number(&self, key: &str) -> Result<u64> {
+        let said = self.get(key)?;
+        said.parse()
+            .with_context(|| format!("the guest said '{}' {key}={said}, which is no number", self.word))
+    }
+
     /// Checks a value.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod host;
 mod life;
 mod network;
 mod scenario;
+mod snapshots;
 mod sockets;
 mod vm;
 

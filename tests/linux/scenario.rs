@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{life, network, sockets};
+use crate::{life, network, snapshots, sockets};
 
 const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 const MIB: usize = 1 << 20;
@@ -44,6 +44,8 @@ enum Kind {
     GrowingDisk,
     /// The host's file system is full.
     FullDisk,
+    /// Snapshots, rollback and clones of a guest with so many vCPUs that works.
+    Live(u32),
 }
 
 impl Kind {
@@ -63,6 +65,8 @@ impl Kind {
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
             Kind::FullDisk => "full-disk",
+            Kind::Live(1) => "live",
+            Kind::Live(_) => "live-smp",
         }
     }
 }
@@ -100,7 +104,13 @@ pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
 }
 
 /// VMs that live on, and their networks.
-const LIVES: [(&str, &str, Kind); 10] = [
+const LIVES: [(&str, &str, Kind); 16] = [
+    ("12-generic", "pci", Kind::Live(4)),
+    ("13-cloud", "mmio", Kind::Live(4)),
+    ("11-cloud", "pci", Kind::Live(4)),
+    ("13-cloud", "pci", Kind::Live(1)),
+    ("12-generic", "mmio", Kind::Live(1)),
+    ("11-cloud", "mmio", Kind::Live(1)),
     ("12-cloud", "mmio", Kind::Vsock),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
@@ -178,6 +188,7 @@ impl Scenario {
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),
             Kind::FullDisk => life::full_disk(skiff, &kernel, &dir),
+            Kind::Live(cpus) => snapshots::live(skiff, &kernel, cpus, &dir),
         }?;
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
     }

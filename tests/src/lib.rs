@@ -4,3 +4,4 @@ pub mod machine;
 pub mod pattern;
 pub mod stream;
 pub mod tap;
+pub mod user;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::irq::{Doorbell, Doorbells, IrqLine, MsiController, MsiMessage, MsiVector};
 use kvm_bindings::{
@@ -31,14 +31,44 @@ enum Route {
 /// Interrupts and doorbells of one KVM VM. Shared by all its devices.
 pub struct Interrupts {
     vm: Arc<VmFd>,
-    routes: Mutex<BTreeMap<u32, Route>>,
+    table: Mutex<Table>,
+}
+
+/// Where GSIs above the pins go.
+#[derive(Default)]
+struct Table {
+    routes: BTreeMap<u32, Route>,
+    /// Changes wait for [`HeldRoutes::install`].
+    held: bool,
+}
+
+/// While this lives, changes of routes are not told to KVM, which takes time for each: many are made at once.
+#[must_use = "the routes that were changed are not in use before they are installed"]
+pub struct HeldRoutes<'a>(&'a Interrupts);
+
+impl HeldRoutes<'_> {
+    /// Tell KVM of all of them.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn install(self) -> io::Result<()> {
+        let mut table = self.0.lock();
+        table.held = false;
+        if table.routes.is_empty() { Ok(()) } else { self.0.install(&table.routes) }
+    }
+}
+
+impl Drop for HeldRoutes<'_> {
+    fn drop(&mut self) {
+        self.0.lock().held = false;
+    }
 }
 
 impl Interrupts {
     /// For a VM whose irqchip exists.
     #[must_use]
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, routes: Mutex::default() }
+        Self { vm, table: Mutex::default() }
     }
 
     /// A line to pin `gsi` of the I/O APIC.
@@ -49,6 +79,16 @@ impl Interrupts {
         let event = EventFd::new(EFD_NONBLOCK)?;
         self.vm.register_irqfd(&event, gsi)?;
         Ok(IrqLine::new(event))
+    }
+
+    /// Change many routes from here on, and install them together.
+    pub fn hold_routes(&self) -> HeldRoutes<'_> {
+        self.lock().held = true;
+        HeldRoutes(self)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hand KVM the whole table: the pins as they are by default, and what MSIs are routed.
@@ -95,7 +135,7 @@ fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
 
 impl MsiController for Interrupts {
     fn allocate(&self) -> io::Result<MsiVector> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Table { routes, .. } = &mut *self.lock();
         let id = (IO_APIC_PINS..MAX_GSI)
             .find(|gsi| !routes.contains_key(gsi))
             .ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "all MSI vectors are taken"))?;
@@ -106,13 +146,13 @@ impl MsiController for Interrupts {
     }
 
     fn route(&self, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        routes.insert(vector.id, message.map_or(Route::Masked, Route::To));
-        self.install(&routes)
+        let mut table = self.lock();
+        table.routes.insert(vector.id, message.map_or(Route::Masked, Route::To));
+        if table.held { Ok(()) } else { self.install(&table.routes) }
     }
 
     fn free(&self, vector: MsiVector) {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Table { routes, .. } = &mut *self.lock();
         // An entry without its irqfd does nothing; the next change takes it out of KVM's table.
         routes.remove(&vector.id);
         if let Err(error) = self.vm.unregister_irqfd(vector.line.event(), vector.id) {

@@ -180,6 +180,12 @@ impl Hypervisor {
         Ok(list.as_slice().to_vec())
     }
 
+    /// How large a vCPU's XSAVE area is (KVM_CAP_XSAVE2), in bytes; 0 where KVM has but the oldest size.
+    #[must_use]
+    pub fn xsave_size(&self) -> usize {
+        usize::try_from(self.kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0)
+    }
+
     /// Whether the local APIC's timer has a TSC-deadline mode.
     #[must_use]
     pub fn has_tsc_deadline(&self) -> bool {

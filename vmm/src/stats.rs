@@ -36,8 +36,11 @@ pub struct VcpuStats {
 pub struct MemoryStats {
     /// What the guest was given.
     pub total: u64,
-    /// How much of it the host has backed with memory of its own.
+    /// How much of it the host has backed with memory of this VM's own.
     pub resident: u64,
+    /// How much of it is pages of a snapshot that the guest has only read: in the host's memory once, for all VMs.
+    #[serde(default)]
+    pub shared: u64,
     /// How much of it the balloon holds for the host.
     pub balloon: u64,
     /// How much of it the guest has reported free (and the host taken back) since the VM started.

@@ -2,6 +2,8 @@
 //!
 //! Indexes: Intel SDM volume 4; AMD APM volume 2, appendix A; Linux, Documentation/virt/kvm/x86/msr.rst.
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::kvm_msr_entry;
 
 const TSC: u32 = 0x10;
@@ -78,6 +80,41 @@ pub fn boot(listed: &[u32]) -> Vec<kvm_msr_entry> {
         .collect()
 }
 
+/// The MSRs that make up a vCPU's state, of those that the host lists (KVM_GET_MSR_INDEX_LIST), in the order in which they
+/// are to be set again. The TSC is not among them: it goes on while nobody looks.
+///
+/// KVM lists no MTRRs, and has them. Nested virtualisation and performance counters are hidden from guests.
+#[must_use]
+pub fn kept(listed: &[u32]) -> Vec<u32> {
+    const VARIABLE_MTRRS: RangeInclusive<u32> = 0x200..=0x20f;
+    const FIXED_MTRRS: [u32; 11] =
+        [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+    let hidden = |index: &u32| HIDDEN.iter().any(|range| range.contains(index));
+    let mut kept: Vec<u32> = listed.iter().copied().filter(|index| !hidden(index)).collect();
+    kept.extend(VARIABLE_MTRRS.chain(FIXED_MTRRS).chain([MTRR_DEF_TYPE]));
+    kept.sort_unstable();
+    kept.dedup();
+    // Armed against a TSC that is right already, and in the mode that the local APIC has then.
+    let (last, mut kept): (Vec<u32>, Vec<u32>) = kept.into_iter().partition(|index| *index == TSC_DEADLINE);
+    kept.extend(last);
+    kept
+}
+
+/// What guests cannot see, or what is kept elsewhere.
+const HIDDEN: [RangeInclusive<u32>; 8] = [
+    TSC..=TSC,
+    // The oldest names of KVM's clocks; the new ones hold the same.
+    KVM_WALL_CLOCK..=KVM_SYSTEM_TIME,
+    // Performance counters: Intel's general ones and their selectors, the fixed and the global ones, AMD's old and new ones.
+    0xc1..=0xc8,
+    0x186..=0x18d,
+    0x309..=0x3f1,
+    0xc001_0000..=0xc001_0007,
+    0xc001_0200..=0xc001_020b,
+    // VMX.
+    0x480..=0x491,
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +124,15 @@ mod tests {
         let indexes = |listed: &[u32]| boot(listed).iter().map(|e| e.index).collect::<Vec<_>>();
         assert_eq!(indexes(&[]), [MTRR_DEF_TYPE]);
         assert_eq!(indexes(&[STAR, 0x1234, TSC]), [STAR, TSC, MTRR_DEF_TYPE]);
+    }
+
+    #[test]
+    fn the_deadline_is_set_last_and_what_is_hidden_not_at_all() {
+        let kept = kept(&[TSC_DEADLINE, TSC, 0x480, 0x38f, STAR, STAR]);
+        assert_eq!(kept.last(), Some(&TSC_DEADLINE));
+        assert_eq!(kept.iter().filter(|index| **index == STAR).count(), 1);
+        assert!(kept.contains(&MTRR_DEF_TYPE));
+        assert!(!kept.iter().any(|index| [TSC, 0x480, 0x38f].contains(index)));
     }
 
     #[test]

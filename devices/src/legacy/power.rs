@@ -6,8 +6,11 @@
 //! [`Power`] is the shell with the interrupt line. vCPU threads run the registers, the vmm's control
 //! loop presses the button.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{BusDevice, Effect};
 use crate::irq::IrqLine;
+use crate::state::RestoreError;
 
 /// Where the block's ports begin.
 pub const POWER_PORTS: u64 = 0x600;
@@ -28,6 +31,10 @@ pub const RESET_VALUE: u8 = 1;
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// The power button's bit in the event register.
 pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// The bit of a new VM generation in the event register.
+pub const EVENT_GENERATION: u8 = 1 << 1;
+/// All events that there are.
+const EVENTS_KNOWN: u8 = EVENT_POWER_BUTTON | EVENT_GENERATION;
 
 /// Sleep control register: SLP_EN.
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -64,6 +71,14 @@ impl PowerBlock {
     }
 }
 
+/// What is saved of the block.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PowerState {
+    /// Events that the guest has not read.
+    pub events: u8,
+}
+
 /// The power block on its ports, with the GED's interrupt.
 #[derive(Debug)]
 pub struct Power {
@@ -80,8 +95,43 @@ impl Power {
 
     /// Press and release the power button: what the guest makes of it is its own choice.
     pub fn press_power_button(&mut self) {
-        self.block.post(EVENT_POWER_BUTTON);
+        self.post(EVENT_POWER_BUTTON);
+    }
+
+    /// Tell the guest that it is another life of its VM: the identifier in its memory is a new one.
+    pub fn announce_generation(&mut self) {
+        self.post(EVENT_GENERATION);
+    }
+
+    fn post(&mut self, event: u8) {
+        self.block.post(event);
         self.line.raise();
+    }
+
+    /// To be saved.
+    #[must_use]
+    pub fn save(&self) -> PowerState {
+        PowerState { events: self.block.events }
+    }
+
+    /// Become what was saved. Nothing is raised before [`Power::resume`].
+    ///
+    /// # Errors
+    /// If there are no such events.
+    pub fn restore(&mut self, state: &PowerState) -> Result<(), RestoreError> {
+        if state.events & !EVENTS_KNOWN != 0 {
+            let reason = format_args!("{:#x} has events that there are not", state.events);
+            return Err(RestoreError::new("the power device", "events", reason));
+        }
+        self.block.events = state.events;
+        Ok(())
+    }
+
+    /// The machine goes on after a restore: interrupt again for what the guest has not read.
+    pub fn resume(&mut self) {
+        if self.block.events != 0 {
+            self.line.raise();
+        }
     }
 }
 
@@ -108,6 +158,12 @@ impl ResetControl {
     const RESET: u8 = 1 << 2;
     /// FULL_RST, RST_CPU and SYS_RST.
     const WRITABLE: u8 = 0b1110;
+
+    /// As it was saved; `None` if it cannot be so.
+    #[must_use]
+    pub fn restore(value: u8) -> Option<Self> {
+        (value & !(Self::WRITABLE & !Self::RESET) == 0).then_some(Self(value))
+    }
 
     /// Read the register.
     #[must_use]
@@ -178,5 +234,37 @@ mod tests {
         assert_eq!(control.read(), 0x02);
         assert_eq!(control.write(0x06), Effect::Reset);
         assert_eq!(control.write(0x0e), Effect::Reset);
+    }
+
+    #[test]
+    fn an_event_that_was_not_read_is_announced_again_when_the_machine_goes_on() {
+        let line = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let mut old = Power::new(IrqLine::new(line()));
+        old.press_power_button();
+        old.announce_generation();
+        let file = serde_json::to_string(&old.save()).unwrap();
+        let event = line();
+        let mut new = Power::new(IrqLine::new(event.try_clone().unwrap()));
+        new.restore(&serde_json::from_str(&file).unwrap()).unwrap();
+        assert_eq!(new.save(), old.save());
+        assert!(event.read().is_err(), "too early");
+        new.resume();
+        assert_eq!(event.read().unwrap(), 1);
+        let mut data = [0; 1];
+        new.read(EVENTS, &mut data);
+        assert_eq!(data, [EVENT_POWER_BUTTON | EVENT_GENERATION]);
+        new.resume();
+        assert!(event.read().is_err(), "nothing is left");
+        assert!(new.restore(&PowerState { events: 4 }).is_err());
+    }
+
+    #[test]
+    fn the_reset_control_register_is_restored_if_it_can_be_so() {
+        let mut control = ResetControl::default();
+        let _ = control.write(0x0a);
+        assert_eq!(ResetControl::restore(control.read()), Some(control));
+        for wrong in [1, 4, 6, 0x10, 0xff] {
+            assert_eq!(ResetControl::restore(wrong), None, "{wrong:#x}");
+        }
     }
 }

@@ -9,7 +9,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{BusDevice, Effect};
+use crate::state::{Hex, RestoreError};
 
 /// Where the ports begin: index, data.
 pub const RTC_PORTS: u64 = 0x70;
@@ -50,6 +53,18 @@ const AFTERNOON: u8 = 1 << 7;
 const UPDATE_NOTICE: u32 = 244_000;
 const SECONDS_PER_DAY: i64 = 86_400;
 
+/// What is saved of the clock: not the time, but how far from the host's it is, so that it is right whenever the state is used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RtcState {
+    /// The selected register.
+    pub index: u8,
+    /// The 128 bytes of memory.
+    pub memory: Hex,
+    /// How far ahead of the host's clock this one is, in seconds.
+    pub offset: i64,
+}
+
 /// The registers and memory. `now` is the host's time in all methods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RtcCore {
@@ -70,6 +85,26 @@ impl Default for RtcCore {
 }
 
 impl RtcCore {
+    /// As it was saved.
+    ///
+    /// # Errors
+    /// If it cannot be so.
+    pub fn restore(state: &RtcState) -> Result<Self, RestoreError> {
+        let wrong = |field, reason: &str| RestoreError::new("the clock", field, reason);
+        let memory = <[u8; 128]>::try_from(state.memory.0.as_slice());
+        let memory = memory.map_err(|_| wrong("memory", "it is not 128 bytes long"))?;
+        if state.index > 0x7f {
+            return Err(wrong("index", "there is no such register"));
+        }
+        Ok(Self { index: state.index, memory, offset: state.offset })
+    }
+
+    /// To be saved.
+    #[must_use]
+    pub fn save(&self) -> RtcState {
+        RtcState { index: self.index, memory: self.memory.to_vec().into(), offset: self.offset }
+    }
+
     /// Select the register that the data port is. Bit 7 is the NMI mask of a PC; there are no such NMIs.
     pub fn select(&mut self, index: u8) {
         self.index = index & 0x7f;
@@ -295,6 +330,21 @@ impl Rtc {
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { core: RtcCore::default(), clock }
+    }
+
+    /// To be saved.
+    #[must_use]
+    pub fn save(&self) -> RtcState {
+        self.core.save()
+    }
+
+    /// Become what was saved.
+    ///
+    /// # Errors
+    /// If it cannot be so.
+    pub fn restore(&mut self, state: &RtcState) -> Result<(), RestoreError> {
+        self.core = RtcCore::restore(state)?;
+        Ok(())
     }
 }
 

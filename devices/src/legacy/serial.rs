@@ -8,17 +8,47 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vm_superio::serial::SerialEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{SerialEvents, SerialState as Uart};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{BusDevice, Effect};
 use crate::irq::IrqLine;
+use crate::state::{Hex, RestoreError};
 
 /// Where the first port's registers begin (COM1).
 pub const SERIAL_PORTS: u64 = 0x3f8;
 /// How many registers there are.
 pub const SERIAL_PORTS_LEN: u64 = 8;
+
+/// What is saved of the port: its registers by the names that 16550s have for them, and what was received and not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SerialState {
+    /// Divisor latch, low byte.
+    pub dll: u8,
+    /// Divisor latch, high byte.
+    pub dlm: u8,
+    /// Interrupt enable register.
+    pub ier: u8,
+    /// Interrupt identification register.
+    pub iir: u8,
+    /// Line control register.
+    pub lcr: u8,
+    /// Line status register.
+    pub lsr: u8,
+    /// Modem control register.
+    pub mcr: u8,
+    /// Modem status register.
+    pub msr: u8,
+    /// Scratch register.
+    pub scr: u8,
+    /// Received and not read, at most 64 bytes.
+    pub received: Hex,
+    /// How often the line status was read since the last write to any register.
+    pub polls: u8,
+}
 
 /// A serial port.
 ///
@@ -30,11 +60,13 @@ pub const SERIAL_PORTS_LEN: u64 = 8;
 /// ```
 ///
 /// A deaf port takes no input: Linux's driver empties the FIFO when it starts (and reads it with the line in
-/// loopback while it probes), so what was typed or piped before that would be lost.
+/// loopback while it probes), so what was typed or piped before that would be lost. So is a paused one: what its guest can see
+/// stays as it is.
 pub struct SerialPort {
     uart: Serial<Line, Room, Output>,
     /// How often the line status was read since the last write to any register.
     polls: u8,
+    paused: bool,
 }
 
 impl SerialPort {
@@ -42,11 +74,57 @@ impl SerialPort {
     ///
     /// `out` is given every byte in a `write` of its own, from a vCPU thread: it buffers, and must not block
     /// for long. It is never flushed. `room` becomes readable when there is room again for input that
-    /// [`SerialPort::enqueue`] did not take.
-    #[must_use]
-    pub fn new(line: IrqLine, out: Box<dyn Write + Send>, room: EventFd) -> Self {
+    /// [`SerialPort::enqueue`] did not take. It is as at power-on, or paused and as `state` says.
+    ///
+    /// # Errors
+    /// If it cannot be what `state` says.
+    pub fn new(
+        line: IrqLine,
+        out: Box<dyn Write + Send>,
+        room: EventFd,
+        state: Option<&SerialState>,
+    ) -> Result<Self, RestoreError> {
         let room = Room { event: room, wanted: AtomicBool::new(false) };
-        Self { uart: Serial::with_events(Line(line), room, Output(out)), polls: 0 }
+        let uart = state.map_or_else(Uart::default, uart_of);
+        let polls = state.map_or(0, |state| state.polls.min(POLLS));
+        let paused = state.is_some();
+        // It would be too early for a machine that is being restored: `resume` does it.
+        let line = Line { line, held: AtomicBool::new(paused), due: AtomicBool::new(false) };
+        let uart = Serial::from_state(&uart, line, room, Output(out)).map_err(|_| {
+            RestoreError::new("the serial port", "received", "it is more than the port holds")
+        })?;
+        Ok(Self { uart, polls, paused })
+    }
+
+    /// To be saved.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        let uart = self.uart.state();
+        SerialState {
+            dll: uart.baud_divisor_low,
+            dlm: uart.baud_divisor_high,
+            ier: uart.interrupt_enable,
+            iir: uart.interrupt_identification,
+            lcr: uart.line_control,
+            lsr: uart.line_status,
+            mcr: uart.modem_control,
+            msr: uart.modem_status,
+            scr: uart.scratch,
+            received: uart.in_buffer.into(),
+            polls: self.polls,
+        }
+    }
+
+    /// Take no input from now on.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Take input again. After a restore, interrupt again for what the guest was interrupted for and has not looked at.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.uart.interrupt_evt().release();
+        self.call_for_input();
     }
 
     /// The line receives `bytes`. Returns how many were taken; the rest is for when `room` is readable.
@@ -69,7 +147,8 @@ impl SerialPort {
     }
 
     fn listens(&self) -> bool {
-        self.polls >= POLLS || self.uart.state().interrupt_enable & RECEIVE_INTERRUPT != 0
+        let asked = self.polls >= POLLS || self.uart.state().interrupt_enable & RECEIVE_INTERRUPT != 0;
+        asked && !self.paused
     }
 
     /// Call for the input that waits for the guest to listen, if it does now.
@@ -134,14 +213,51 @@ fn register(offset: u64, i: u64) -> Option<u8> {
     u8::try_from(register).ok()
 }
 
-struct Line(IrqLine);
+/// The port's interrupt line. Its atomics are for a trait that lends it; they are used under the port's lock.
+struct Line {
+    line: IrqLine,
+    /// What would be raised waits.
+    held: AtomicBool,
+    /// And something does.
+    due: AtomicBool,
+}
+
+impl Line {
+    /// Raise what has waited, and all from now on at once.
+    fn release(&self) {
+        self.held.store(false, Ordering::Relaxed);
+        if self.due.swap(false, Ordering::Relaxed) {
+            self.line.raise();
+        }
+    }
+}
 
 impl Trigger for Line {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        self.0.raise();
+        if self.held.load(Ordering::Relaxed) {
+            self.due.store(true, Ordering::Relaxed);
+        } else {
+            self.line.raise();
+        }
         Ok(())
+    }
+}
+
+/// The registers as vm-superio has them.
+fn uart_of(state: &SerialState) -> Uart {
+    Uart {
+        baud_divisor_low: state.dll,
+        baud_divisor_high: state.dlm,
+        interrupt_enable: state.ier,
+        interrupt_identification: state.iir,
+        line_control: state.lcr,
+        line_status: state.lsr,
+        modem_control: state.mcr,
+        modem_status: state.msr,
+        scratch: state.scr,
+        in_buffer: state.received.0.clone(),
     }
 }
 
@@ -220,10 +336,14 @@ mod tests {
     }
 
     fn bench() -> Bench {
+        bench_as(None)
+    }
+
+    fn bench_as(state: Option<&SerialState>) -> Bench {
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let (sink, interrupt, room) = (Sink::default(), event(), event());
         let line = IrqLine::new(interrupt.try_clone().unwrap());
-        let port = SerialPort::new(line, Box::new(sink.clone()), room.try_clone().unwrap());
+        let port = SerialPort::new(line, Box::new(sink.clone()), room.try_clone().unwrap(), state).unwrap();
         Bench { port, sink, interrupt, room }
     }
 
@@ -330,7 +450,8 @@ mod tests {
     #[test]
     fn a_broken_output_does_not_stop_the_guest() {
         let line = IrqLine::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let mut port = SerialPort::new(line, Box::new(Broken), EventFd::new(EFD_NONBLOCK).unwrap());
+        let mut port =
+            SerialPort::new(line, Box::new(Broken), EventFd::new(EFD_NONBLOCK).unwrap(), None).unwrap();
         assert_eq!(port.write(DATA, b"x"), Effect::None);
         let mut status = [0; 1];
         port.read(LINE_STATUS, &mut status);
@@ -350,5 +471,81 @@ mod tests {
         let mut data = [0; 2];
         bench.port.read(7, &mut data);
         assert_eq!(data[1], 0xff);
+    }
+
+    /// The same port on another machine, as a file would have it.
+    fn moved(bench: &Bench) -> Bench {
+        let file = serde_json::to_string(&bench.port.save()).unwrap();
+        bench_as(Some(&serde_json::from_str(&file).unwrap()))
+    }
+
+    #[test]
+    fn what_was_received_and_not_read_is_read_on_another_machine() {
+        let mut old = bench();
+        old.write(INTERRUPT_ENABLE, 1);
+        old.write(7, 0x5a);
+        assert_eq!(old.port.enqueue(b"typed"), 5);
+        assert_eq!(old.read(DATA), b't');
+        let mut new = moved(&old);
+        assert_eq!(new.port.save(), old.port.save());
+        assert!(new.interrupt.read().is_err(), "too early");
+        new.port.resume();
+        assert_eq!(new.read(7), 0x5a);
+        let rest: Vec<u8> = (0..4).map(|_| new.read(DATA)).collect();
+        assert_eq!(rest, b"yped");
+        assert_eq!(new.read(LINE_STATUS) & DATA_READY, 0);
+        assert_eq!(new.port.enqueue(b"x"), 1);
+        assert!(new.interrupt.read().is_ok());
+    }
+
+    #[test]
+    fn an_interrupt_that_the_guest_has_not_looked_at_is_raised_again() {
+        let mut old = bench();
+        old.write(INTERRUPT_ENABLE, 1);
+        old.port.enqueue(b"x");
+        let mut new = moved(&old);
+        new.port.resume();
+        assert_eq!(new.interrupt.read().unwrap(), 1);
+        // Looked at: nothing is due.
+        new.read(2);
+        new.read(DATA);
+        let mut third = moved(&new);
+        third.port.resume();
+        assert!(third.interrupt.read().is_err());
+    }
+
+    #[test]
+    fn a_paused_port_takes_no_input_until_it_goes_on() {
+        let mut bench = bench();
+        bench.write(INTERRUPT_ENABLE, 1);
+        bench.port.pause();
+        let before = bench.port.save();
+        assert_eq!(bench.port.enqueue(b"early"), 0);
+        assert_eq!(bench.port.save(), before);
+        assert!(bench.room.read().is_err());
+        bench.port.resume();
+        assert_eq!(bench.room.read().unwrap(), 1, "whoever types is called");
+        assert_eq!(bench.port.enqueue(b"early"), 5);
+    }
+
+    #[test]
+    fn any_registers_are_a_port_but_not_more_than_it_holds() {
+        let good = bench().port.save();
+        for value in [0, 1, 0x55, 0xaa, 0xff] {
+            let [dll, dlm, ier, iir, lcr, lsr, mcr, msr, scr] = [value; 9];
+            let state =
+                SerialState { dll, dlm, ier, iir, lcr, lsr, mcr, msr, scr, polls: value, ..good.clone() };
+            let mut odd = bench_as(Some(&state));
+            odd.port.resume();
+            for register in 0..8 {
+                odd.read(register);
+            }
+            odd.port.enqueue(&[1; 100]);
+        }
+        let state = SerialState { received: vec![0; 65].into(), ..good };
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let port = SerialPort::new(IrqLine::new(event()), Box::new(io::sink()), event(), Some(&state));
+        let error = port.err().unwrap().to_string();
+        assert!(error.contains("the serial port") && error.contains("received"), "{error}");
     }
 }

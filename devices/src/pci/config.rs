@@ -8,6 +8,7 @@
 
 use super::bar::BarKind;
 use crate::bus::Effect;
+use crate::state::Hex;
 
 /// Bytes of configuration space that ECAM reaches.
 pub const CONFIG_LEN: usize = 4096;
@@ -261,6 +262,27 @@ impl ConfigSpace {
         let start = self.add_capability(CAP_MSIX, &body, &MSIX_CONTROL_WRITABLE.to_le_bytes())?;
         self.msix_control = Some(start + 2);
         Ok(start)
+    }
+
+    /// Become what was saved of a function that was built the same. Returns the MSI-X message control register.
+    ///
+    /// # Errors
+    /// Why it cannot be of such a function: what the guest cannot change is another.
+    pub(crate) fn restore(&mut self, saved: &Hex) -> Result<u16, String> {
+        let Ok(bytes) = <[u8; STORED]>::try_from(saved.0.as_slice()) else {
+            return Err(format!("{} bytes where there are {STORED}", saved.0.len()));
+        };
+        let mut all = self.bytes.iter().zip(&bytes).zip(&self.writable);
+        if let Some(at) = all.position(|((is, saved), writable)| (is ^ saved) & !writable != 0) {
+            return Err(format!("byte {at:#x} is another than this function has"));
+        }
+        self.bytes = bytes;
+        Ok(self.read_msix_control().unwrap_or(0))
+    }
+
+    /// To be saved.
+    pub(crate) fn save(&self) -> Hex {
+        self.bytes.to_vec().into()
     }
 
     /// Kind and length in bytes of a BAR, if there is one of this number.

@@ -12,11 +12,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use serde::{Deserialize, Serialize};
+
 use super::bar::{BarAllocator, BarError, Windows};
 use super::config::{CONFIG_LEN, ConfigError, ConfigSpace, Identity};
 use super::{BarMove, PciFunction, SharedFunction};
 use crate::bus::{Bus, BusDevice, Effect, SharedDevice};
 use crate::legacy::power::ResetControl;
+use crate::state::{Hex, RestoreError};
 
 /// Slots on the bus.
 pub const SLOTS: u8 = 32;
@@ -39,6 +42,33 @@ pub enum PciError {
     /// A BAR refuses its address.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// Who chose where the BARs of a function are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// Nobody yet.
+    Fresh,
+    /// The guest, before it was saved.
+    Restored,
+}
+
+/// What is saved of the host bridge. It can do nothing, but what is written to it reads back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BridgeState {
+    /// The 256 bytes of configuration space.
+    pub config: Hex,
+}
+
+/// What is saved of the configuration ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortsState {
+    /// The address port.
+    pub address: u32,
+    /// The reset control register.
+    pub reset: u8,
 }
 
 /// One BAR of the bus: what answers, and where.
@@ -73,8 +103,11 @@ impl PciHost {
         }
     }
 
-    /// Put `function` in the next free slot and give all its BARs addresses; `memory` is what answers behind
-    /// them, with the BAR's number. They appear on the bus when the guest enables them. Returns the slot.
+    /// Put `function` in the next free slot; `memory` is what answers behind its BARs, with the BAR's number. They appear on the
+    /// bus when the guest enables them and [`PciHost::settle_bars`] is called. Returns the slot.
+    ///
+    /// `addresses` says who chose their addresses. Where a guest put them is taken as it is, as if it had just written it: what is not
+    /// within the windows, or on another's place, answers nowhere.
     ///
     /// # Errors
     /// If there is no slot or no room for a BAR.
@@ -82,6 +115,7 @@ impl PciHost {
         &self,
         function: SharedFunction,
         memory: impl IntoIterator<Item = (u8, SharedDevice)>,
+        addresses: Addresses,
     ) -> Result<u8, PciError> {
         let mut bars = lock(&self.bars);
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -92,8 +126,10 @@ impl PciHost {
             let mut allocator = lock(&self.allocator);
             for bar in 0..6 {
                 if let Some((kind, len)) = function.config().bar(bar) {
-                    let address = allocator.allocate(kind, len)?;
-                    function.config_mut().set_bar_address(bar, address)?;
+                    if addresses == Addresses::Fresh {
+                        let address = allocator.allocate(kind, len)?;
+                        function.config_mut().set_bar_address(bar, address)?;
+                    }
                     lens.push((bar, len));
                 }
             }
@@ -105,6 +141,25 @@ impl PciHost {
         }
         slots.push(function);
         Ok(slot)
+    }
+
+    /// To be saved: the host bridge. The other functions are saved by those who have them.
+    #[must_use]
+    pub fn save(&self) -> BridgeState {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let config = slots.first().map(|bridge| lock(bridge).config().save());
+        BridgeState { config: config.unwrap_or_default() }
+    }
+
+    /// Put the host bridge where it was.
+    ///
+    /// # Errors
+    /// If it is not of this host bridge.
+    pub fn restore(&self, state: &BridgeState) -> Result<(), RestoreError> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(bridge) = slots.first() else { return Ok(()) };
+        let restored = lock(bridge).config_mut().restore(&state.config);
+        restored.map(drop).map_err(|reason| RestoreError::new("the PCI host bridge", "config", reason))
     }
 
     /// Put every BAR on `bus` where its configuration space says, and tell its function. A BAR that is
@@ -235,11 +290,34 @@ pub struct ConfigPorts {
 impl ConfigPorts {
     const RESET: u64 = 1;
     const DATA: u64 = 4;
+    /// What of the address port can be set.
+    const ADDRESS: u32 = 0x80ff_fffc;
 
     /// The ports of this bus.
     #[must_use]
     pub fn new(host: Arc<PciHost>) -> Self {
         Self { host, address: 0, reset: ResetControl::default() }
+    }
+
+    /// To be saved.
+    #[must_use]
+    pub fn save(&self) -> PortsState {
+        PortsState { address: self.address, reset: self.reset.read() }
+    }
+
+    /// Become what was saved.
+    ///
+    /// # Errors
+    /// If the registers cannot be so.
+    pub fn restore(&mut self, state: &PortsState) -> Result<(), RestoreError> {
+        let wrong =
+            |field| RestoreError::new("the PCI configuration ports", field, "it has bits that cannot be set");
+        if state.address & !Self::ADDRESS != 0 {
+            return Err(wrong("address"));
+        }
+        self.reset = ResetControl::restore(state.reset).ok_or_else(|| wrong("reset"))?;
+        self.address = state.address;
+        Ok(())
     }
 
     /// The ECAM offset that the data port at `offset` stands for, for an access of `len` bytes.
@@ -266,7 +344,7 @@ impl BusDevice for ConfigPorts {
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         match (self.target(offset, data.len()), offset, data) {
             (Some(address), ..) => return self.host.config_write(address, data),
-            (None, 0, &[a, b, c, d]) => self.address = u32::from_le_bytes([a, b, c, d]) & 0x80ff_fffc,
+            (None, 0, &[a, b, c, d]) => self.address = u32::from_le_bytes([a, b, c, d]) & Self::ADDRESS,
             (None, Self::RESET, &[value]) => return self.reset.write(value),
             _ => {}
         }

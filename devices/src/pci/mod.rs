@@ -22,8 +22,8 @@ use crate::bus::Effect;
 
 pub use bar::{BarAllocator, BarError, BarKind, Windows};
 pub use config::{ConfigError, ConfigSpace, Identity, MsixLayout, Written};
-pub use host::{ConfigPorts, Ecam, PciError, PciHost};
-pub use msix::Msix;
+pub use host::{Addresses, BridgeState, ConfigPorts, Ecam, PciError, PciHost, PortsState};
+pub use msix::{Msix, MsixState};
 
 /// One BAR's change of place, as told to its function.
 #[derive(Clone, Debug, PartialEq, Eq)]

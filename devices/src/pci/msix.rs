@@ -13,7 +13,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::irq::{MsiController, MsiMessage, MsiVector};
+use crate::state::Hex;
 
 /// Message control: all vectors masked.
 const CONTROL_MASKED: u16 = 1 << 14;
@@ -38,6 +41,16 @@ pub fn pba_len(vectors: u16) -> u64 {
     u64::from(vectors).div_ceil(64) * 8
 }
 
+/// What is saved of the vectors. The message control register is in configuration space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MsixState {
+    /// The table, 16 bytes a vector.
+    pub table: Hex,
+    /// The pending bits.
+    pub pending: Hex,
+}
+
 /// The registers: entries, pending bits, and what of the message control register matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MsixTable {
@@ -55,6 +68,54 @@ impl MsixTable {
             pending: vec![0; usize::from(vectors.div_ceil(64))],
             control: 0,
         }
+    }
+
+    /// As it was saved with this message control register.
+    ///
+    /// # Errors
+    /// The field that cannot be, and why.
+    pub fn restore(vectors: u16, state: &MsixState, control: u16) -> Result<Self, (&'static str, String)> {
+        let mut table = Self { control, ..Self::new(vectors) };
+        let wrong = |field, is: &Hex, wanted: u64| {
+            Err((field, format!("{} bytes where {vectors} vectors take {wanted}", is.0.len())))
+        };
+        if state.table.0.len() as u64 != table_len(vectors) {
+            return wrong("table", &state.table, table_len(vectors));
+        }
+        if state.pending.0.len() as u64 != pba_len(vectors) {
+            return wrong("pending", &state.pending, pba_len(vectors));
+        }
+        let (dwords, _) = state.table.0.as_chunks::<4>();
+        for (at, dword) in (0..).step_by(4).zip(dwords) {
+            table.write(at, dword);
+        }
+        let (quads, _) = state.pending.0.as_chunks::<8>();
+        table.pending = quads.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+        let beyond =
+            (u32::from(vectors)..64 * table.pending.len() as u32).any(|vector| table.is_pending(vector));
+        if beyond || !table.enabled() && table.pending.iter().any(|bits| *bits != 0) {
+            return Err(("pending", "a vector that cannot be pending is".to_owned()));
+        }
+        Ok(table)
+    }
+
+    /// To be saved.
+    #[must_use]
+    pub fn save(&self) -> MsixState {
+        MsixState {
+            table: self
+                .entries
+                .as_flattened()
+                .iter()
+                .flat_map(|dword| dword.to_le_bytes())
+                .collect::<Vec<_>>()
+                .into(),
+            pending: self.pending.iter().flat_map(|bits| bits.to_le_bytes()).collect::<Vec<_>>().into(),
+        }
+    }
+
+    fn is_pending(&self, vector: u32) -> bool {
+        self.pending.get(vector as usize / 64).is_some_and(|bits| bits >> (vector % 64) & 1 != 0)
     }
 
     /// Whether the guest uses MSI-X.
@@ -186,6 +247,34 @@ impl Msix {
         Self { inner: Mutex::new(inner), gates: (0..vectors).map(|_| Gate::default()).collect(), controller }
     }
 
+    /// Become what was saved with this message control register. Vectors that are open are allocated and routed, but what is
+    /// pending stays so until [`Msix::raise_pending`]: the interrupt controllers may not be what they were yet.
+    ///
+    /// # Errors
+    /// The field that cannot be, and why.
+    pub(crate) fn restore(&self, state: &MsixState, control: u16) -> Result<(), (&'static str, String)> {
+        let table = MsixTable::restore(self.vectors(), state, control)?;
+        let mut inner = self.lock();
+        inner.table = table;
+        for vector in 0..self.vectors() {
+            self.settle_gate(&mut inner, vector);
+        }
+        Ok(())
+    }
+
+    /// To be saved.
+    pub(crate) fn save(&self) -> MsixState {
+        self.lock().table.save()
+    }
+
+    /// Interrupt by every vector that is pending and open.
+    pub(crate) fn raise_pending(&self) {
+        let mut inner = self.lock();
+        for vector in 0..self.vectors() {
+            self.settle(&mut inner, vector);
+        }
+    }
+
     /// How many vectors there are.
     #[must_use]
     pub fn vectors(&self) -> u16 {
@@ -238,15 +327,22 @@ impl Msix {
         }
     }
 
-    /// Make a vector's gate and route follow its entry.
+    /// Make a vector's gate and route follow its entry, and interrupt if it waited for that.
     fn settle(&self, inner: &mut Inner, vector: u16) {
-        let Some(gate) = self.gates.get(usize::from(vector)) else { return };
+        if let Some(gate) = self.settle_gate(inner, vector)
+            && inner.table.take_pending(vector)
+        {
+            gate.raise();
+        }
+    }
+
+    /// Make a vector's gate and route follow its entry. The gate, if it is open now.
+    fn settle_gate(&self, inner: &mut Inner, vector: u16) -> Option<&Gate> {
+        let gate = self.gates.get(usize::from(vector))?;
         let message = inner.table.message(vector);
         let open = message.is_some_and(|message| self.route(inner, gate, vector, message));
         gate.open.store(open, Ordering::Release);
-        if open && inner.table.take_pending(vector) {
-            gate.raise();
-        }
+        open.then_some(gate)
     }
 
     /// Route a vector as `message`, if it is not. Returns whether it is.

@@ -22,7 +22,9 @@ use super::device::{
 };
 use super::events::{self, Outcome, Serve};
 use super::queue::{Queue, QueueError};
+use super::state::{ConsoleState, DeviceState};
 use crate::counters::Counters;
+use crate::state::RestoreError;
 use crate::worker::Worker;
 
 mod input;
@@ -59,6 +61,8 @@ pub struct Console {
     output: Output,
     counters: Arc<Counters>,
     worker: Option<Worker<State>>,
+    /// While it is stopped: bytes of the request at the head of transmitq that are in the output buffer already.
+    sent: u64,
 }
 
 /// What `dev:<id>` owns.
@@ -90,7 +94,7 @@ impl Console {
         let input = Arc::new(Shared::new(size)?);
         let output = Output::start(&format!("out:{id}"), sink)?;
         let handle = ConsoleInput::new(Arc::clone(&input));
-        Ok((Self { id: id.to_owned(), input, output, counters, worker: None }, handle))
+        Ok((Self { id: id.to_owned(), input, output, counters, worker: None, sent: 0 }, handle))
     }
 }
 
@@ -132,9 +136,9 @@ impl VirtioDevice for Console {
         let kick_receive = kick_receive.map_err(ActivateError::Events)?;
         let kick_transmit = kick_transmit.map_err(ActivateError::Events)?;
         let (input, output) = (Arc::clone(&self.input), self.output.buffer());
-        let counters = Arc::clone(&self.counters);
+        let (counters, sent) = (Arc::clone(&self.counters), self.sent);
         let state =
-            State { ram, interrupt: interrupt.clone(), receive, transmit, input, output, counters, sent: 0 };
+            State { ram, interrupt: interrupt.clone(), receive, transmit, input, output, counters, sent };
         let sources = [
             (&kick_receive, KICK_RECEIVE),
             (&kick_transmit, KICK_TRANSMIT),
@@ -146,9 +150,33 @@ impl VirtioDevice for Console {
     }
 
     fn stop(&mut self) -> Vec<Queue> {
-        let Some(mut state) = self.worker.take().and_then(Worker::stop) else { return Vec::new() };
-        state.finish_partial();
+        let Some(state) = self.worker.take().and_then(Worker::stop) else { return Vec::new() };
+        // The request itself stays in its queue, and goes on from there.
+        self.sent = state.sent;
         vec![state.receive, state.transmit]
+    }
+
+    fn reset(&mut self) {
+        self.sent = 0;
+    }
+
+    fn save(&self) -> DeviceState {
+        let ConsoleSize { columns, rows } = self.input.size().unwrap_or_default();
+        DeviceState::Console(ConsoleState {
+            columns,
+            rows,
+            resized: self.input.is_resized(),
+            sent: self.sent,
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Console(state) = state else { return Err(state.is_not(&self.id, "console")) };
+        let &ConsoleState { columns, rows, resized, sent } = state;
+        self.input.restore(ConsoleSize { columns, rows }, resized);
+        // More than there is of the request is as much as there is.
+        self.sent = sent;
+        Ok(())
     }
 }
 
@@ -196,20 +224,6 @@ impl State {
             }
             outcome
         })
-    }
-
-    /// Return a request that is too long for the output buffer and was cut by a stop: what is left of it is
-    /// lost, which is better than said twice.
-    fn finish_partial(&mut self) {
-        if self.sent == 0 {
-            return;
-        }
-        if let Ok(Some(chain)) = self.transmit.pop(&self.ram) {
-            let used = self.transmit.add_used(&self.ram, chain.head, 0);
-            if used.is_ok() && self.transmit.wants_interrupt(&self.ram).unwrap_or(true) {
-                self.interrupt.used(self.transmit.index);
-            }
-        }
     }
 }
 

@@ -16,7 +16,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use arch::memory::SharedRam;
 
 use super::queue::Queue;
+use super::state::DeviceState;
 use crate::ratelog;
+use crate::state::RestoreError;
 
 /// The device's type: its virtio device ID (virtio 1.2, 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,4 +169,13 @@ pub trait VirtioDevice: Send {
     /// The driver resets the device (virtio 1.2, 2.4), which is inactive by now: forget what belongs to that driver and
     /// outlived [`VirtioDevice::stop`], such as connections.
     fn reset(&mut self) {}
+
+    /// What the guest can see of it and the transport does not know. It is inactive.
+    fn save(&self) -> DeviceState;
+
+    /// Become what `state` says, before any activation. Nothing in it is to be trusted.
+    ///
+    /// # Errors
+    /// If the device cannot be that; it is then not to be used.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }

@@ -14,6 +14,7 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 mod spin;
+pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

@@ -150,6 +150,11 @@ impl Queue {
         Ok(flags & NO_INTERRUPT == 0)
     }
 
+    /// Take it that the guest was told of nothing: [`Queue::wants_interrupt`] is true if there may be anything that it has not seen.
+    pub fn forget_told(&mut self) {
+        self.told = self.ring.next_used().wrapping_sub(self.ring.size());
+    }
+
     /// How many requests the guest has made available and not got back: those that were not popped, and those in hand.
     ///
     /// # Errors

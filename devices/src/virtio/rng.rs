@@ -8,7 +8,9 @@ use super::chain::Chain;
 use super::device::{ActivateError, Activation, DeviceKind, Interrupt, RING_FEATURES, VirtioDevice};
 use super::events::{self, Outcome, Serve};
 use super::queue::{Queue, QueueError};
+use super::state::{DeviceState, RngState};
 use crate::counters::Counters;
+use crate::state::RestoreError;
 use crate::worker::Worker;
 
 /// Entries of its queue. Drivers keep one request in it.
@@ -75,6 +77,17 @@ impl VirtioDevice for Rng {
 
     fn stop(&mut self) -> Vec<Queue> {
         self.worker.take().and_then(Worker::stop).map(|state| state.queue).into_iter().collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng(RngState {})
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Rng(RngState {}) => Ok(()),
+            other => Err(other.is_not(&self.id, "rng")),
+        }
     }
 }
 

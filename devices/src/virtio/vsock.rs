@@ -35,7 +35,9 @@ use super::device::{
     ActivateError, Activation, DeviceKind, RING_FEATURES, VirtioDevice, read_space, take_queue,
 };
 use super::queue::Queue;
+use super::state::{DeviceState, VsockState};
 use crate::counters::Counters;
+use crate::state::RestoreError;
 use crate::worker::Worker;
 
 pub use listener::{MAX_VSOCK_PATH, VsockError, VsockListener};
@@ -152,6 +154,17 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         self.hub = None;
         let _ = self.reset.read();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState {})
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(VsockState {}) = state else { return Err(state.is_not(&self.id, "vsock")) };
+        // Whatever connections the guest knows, here are none of them.
+        self.transport_reset().send();
+        Ok(())
     }
 }
 

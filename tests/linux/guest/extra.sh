@@ -125,3 +125,31 @@ do_grown() {
     echo -n skiff-was-here | dd of=/dev/vda bs=512 seek=$last conv=fsync,notrunc 2>/dev/null
     say "grown sectors=$(cat /sys/block/vda/size)"
 }
+
+# A database, a clock and a job of many processes, each of which checks itself, on the first disk's ext4.
+do_live() {
+    /bin/busybox --install -s /bin
+    wait_for /dev/vda || return
+    load ext4
+    mkdir -p /data
+    mount -t ext4 /dev/vda /data || { say "problem mount=failed"; return; }
+    mkdir /data/tree
+    for n in $(seq 24); do dd if=/dev/urandom of="/data/tree/$n" bs=16k count=$((n % 5 + 1)) 2>/dev/null; done
+    (cd /data/tree && sha256sum * >/sums)
+    job &
+    guest-tool live /data &
+    say "live"
+}
+
+job() {
+    mkdir /data/copies.0 /data/copies.1
+    round=0
+    while :; do
+        round=$((round + 1))
+        copies=/data/copies.$((round % 2))
+        tar -c -C /data -f - tree | tar -x -C $copies -f -
+        (cd $copies/tree && sha256sum -c /sums >/job.out 2>&1) || say "problem job=$round file=$(grep -v OK /job.out | head -n 1)"
+        rm -r $copies/tree
+        say "job round=$round"
+    done
+}

@@ -5,10 +5,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::ExitCode;
 
 use skiff_tests::stream;
 
+mod life;
 mod vsock;
 
 use vsock::{HOST, Listener, Stream};
@@ -31,11 +33,12 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["serve"] => serve(),
         ["udp-echo"] => udp_echo(),
+        ["live", dir] => life::live(Path::new(dir)),
         ["call-many", port, count] => call_many(number(port), number(count)),
         ["call-send", port, mib] => call_send(number(port), u64::from(number(mib)) << 20),
         ["call-nobody", port] => call_nobody(number(port)),
         _ => Err(io::Error::other(
-            "serve | udp-echo | call-many PORT N | call-send PORT MIB | call-nobody PORT",
+            "serve | udp-echo | live DIR | call-many PORT N | call-send PORT MIB | call-nobody PORT",
         )),
     };
     match done {

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// What is built: each is a PVH kernel.
-const GUESTS: [&str; 4] = ["hello", "testguest", "ioguest", "netguest"];
+const GUESTS: [&str; 5] = ["hello", "testguest", "ioguest", "netguest", "memguest"];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

@@ -26,6 +26,8 @@ const NEEDS: &[Need] = &[
     Need { package: "passt", presence: "passt" },
     Need { package: "iperf3", presence: "iperf3" },
     Need { package: "iproute2", presence: "ip" },
+    // For the tests of disks: sbin is not on everybody's PATH.
+    Need { package: "e2fsprogs", presence: "/sbin/mkfs.ext4" },
     // The C parts of some dependencies, and the linker.
     Need { package: "gcc", presence: "cc" },
 ];

@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn a_connected_console_does_not_keep_a_port_of_an_old_board() {
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let port = SerialPort::new(IrqLine::new(event()), Box::new(std::io::sink()), event());
+        let port = SerialPort::new(IrqLine::new(event()), Box::new(std::io::sink()), event(), None).unwrap();
         let port = Arc::new(Mutex::new(port));
         let console = Console::default();
         let input = Serial::new(&port, event());

@@ -7,7 +7,7 @@ use arch::layout;
 use devices::bus::Bus;
 use devices::disk::engine::EngineKind;
 use devices::irq::{Doorbells, MsiController};
-use devices::pci::PciHost;
+use devices::pci::{Addresses, PciHost};
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
@@ -16,10 +16,11 @@ use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
 use devices::virtio::transport::pci::BAR;
-use devices::virtio::transport::{VirtioMmio, VirtioPci};
+use devices::virtio::transport::{TransportState, VirtioMmio, VirtioPci};
 use devices::virtio::vsock::Vsock;
 
 use super::disks::Disks;
+use super::state::{BoardError, BoardState};
 use super::{Parts, SharedTransport, queues};
 use crate::console::Pace;
 use crate::error::VmError;
@@ -37,16 +38,23 @@ pub(super) struct Added {
     pub(super) transports: Vec<SharedTransport>,
 }
 
-/// Make all virtio devices and put them on the bus.
-pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, VmError> {
+/// Make all virtio devices and put them on the bus, as at power-on or as `state` says.
+pub(super) fn add(
+    parts: &Parts<'_>,
+    bus: &Bus,
+    pci: &PciHost,
+    state: Option<&BoardState>,
+) -> Result<Added, VmError> {
     let host = parts.host;
     let mut mmio = Vec::new();
     let mut disks = Disks::default();
     let mut transports = Vec::new();
+    let saved = state.map(|state| state.virtio.as_slice());
     let mut place = |device: Box<dyn VirtioDevice>| -> Result<(), VmError> {
+        let state = saved.map(|saved| find(saved, transports.len(), device.id())).transpose()?;
         transports.push(match host.spec.transport {
-            Transport::Pci => add_pci(device, parts, pci)?,
-            Transport::Mmio => add_mmio(device, parts, bus, &mut mmio)?,
+            Transport::Pci => add_pci(device, parts, pci, state)?,
+            Transport::Mmio => add_mmio(device, parts, bus, &mut mmio, state)?,
         });
         Ok(())
     };
@@ -95,21 +103,37 @@ pub(super) fn add(parts: &Parts<'_>, bus: &Bus, pci: &PciHost) -> Result<Added, 
         let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
         place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
     }
+    if let Some(more) = saved.and_then(|saved| saved.get(transports.len())) {
+        return Err(BoardError::NotInSpec(more.id.clone()).into());
+    }
     Ok(Added { mmio, console: input, disks, transports })
+}
+
+/// The state of the device called `id`. It is at the same place, for that is where the guest found it.
+fn find<'a>(saved: &'a [TransportState], place: usize, id: &str) -> Result<&'a TransportState, BoardError> {
+    match saved.get(place) {
+        Some(state) if state.id == id => Ok(state),
+        Some(other) if saved.iter().any(|state| state.id == id) => {
+            Err(BoardError::NotInSpec(other.id.clone()))
+        }
+        _ => Err(BoardError::NotSaved(id.to_owned())),
+    }
 }
 
 fn add_pci(
     device: Box<dyn VirtioDevice>,
     parts: &Parts<'_>,
     pci: &PciHost,
+    state: Option<&TransportState>,
 ) -> Result<SharedTransport, VmError> {
     let msi: Arc<dyn MsiController> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
     let doorbells: Arc<dyn Doorbells> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
-    let transport = VirtioPci::new(device, Arc::clone(parts.ram), msi, doorbells)?;
+    let transport = VirtioPci::new(device, Arc::clone(parts.ram), msi, doorbells, state)?;
     let transport = Arc::new(Mutex::new(transport));
     pci.add(
         Arc::<Mutex<VirtioPci>>::clone(&transport),
         [(BAR, Arc::<Mutex<VirtioPci>>::clone(&transport) as _)],
+        if state.is_some() { Addresses::Restored } else { Addresses::Fresh },
     )?;
     Ok(transport)
 }
@@ -119,12 +143,13 @@ fn add_mmio(
     parts: &Parts<'_>,
     bus: &Bus,
     placed: &mut Vec<MmioDevice>,
+    state: Option<&TransportState>,
 ) -> Result<SharedTransport, VmError> {
     let full = || VmError::TooManyDevices(layout::gsi::MMIO.len());
     let (range, gsi) = layout::mmio_slot(placed.len()).ok_or_else(full)?;
     let line = parts.interrupts.line(gsi).map_err(VmError::resources("make an interrupt line"))?;
     let doorbells: Arc<dyn Doorbells> = Arc::<crate::interrupts::Interrupts>::clone(parts.interrupts);
-    let transport = VirtioMmio::new(device, Arc::clone(parts.ram), range.start, line, doorbells)?;
+    let transport = VirtioMmio::new(device, Arc::clone(parts.ram), range.start, line, doorbells, state)?;
     let transport = Arc::new(Mutex::new(transport));
     bus.insert(range.start, MMIO_LEN, Arc::<Mutex<VirtioMmio>>::clone(&transport))?;
     placed.push(MmioDevice { range, gsi });

@@ -6,7 +6,7 @@ use arch::memory::GuestRam;
 
 use crate::control::VmReply;
 use crate::host::Host;
-use crate::memory;
+use crate::memory::{self, Resident};
 use crate::spec::{MIN_MEMORY, Memory};
 use crate::stats::MemoryStats;
 
@@ -46,7 +46,8 @@ fn refuse(reason: &str) -> VmReply {
 /// The figures. What the guest says of itself is its last answer.
 pub(super) fn stats(host: &Host, ram: &GuestRam) -> MemoryStats {
     let total = host.spec.memory.size.0;
-    let mut stats = MemoryStats { total, resident: memory::resident(ram), ..MemoryStats::default() };
+    let Resident { private, shared } = memory::resident(ram);
+    let mut stats = MemoryStats { total, resident: private, shared, ..MemoryStats::default() };
     if let Some(control) = &host.balloon {
         // The guest's word, which cannot be more than all.
         stats.balloon = control.held().min(total);

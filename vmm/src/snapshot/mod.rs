@@ -16,9 +16,11 @@
 pub mod envelope;
 mod id;
 pub mod manifest;
+pub mod memory;
 mod places;
 pub mod record;
 mod sealed;
+pub(crate) mod state;
 pub mod store;
 
 pub use id::{Id, IdError};

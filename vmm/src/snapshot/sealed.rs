@@ -93,7 +93,7 @@ pub fn read_small(storage: &dyn Storage, path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// If the host fails: whichever it is by then, it is whole.
 pub fn replace(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result<()> {
-    let aside = beside(path)?;
+    let aside = beside(path, ".new")?;
     let result = write_new(storage, &aside, content).and_then(|()| storage.rename(&aside, path));
     if result.is_err() {
         // A leftover is overwritten by the next who comes.
@@ -101,6 +101,21 @@ pub fn replace(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result
     }
     result?;
     storage.sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Let the file at `path` have this content, soon: a power cut may leave anything there. Several processes can at once.
+///
+/// # Errors
+/// If the host fails.
+pub fn replace_soon(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result<()> {
+    let aside = beside(path, &format!(".{}.new", std::process::id()))?;
+    storage.remove_file(&aside)?;
+    let result = storage.create(&aside).and_then(|file| file.write_all_at(content, 0));
+    let result = result.and_then(|()| storage.rename(&aside, path));
+    if result.is_err() {
+        let _ = storage.remove_file(&aside);
+    }
+    result
 }
 
 /// Write a file that may be there from an earlier try, and sync it.
@@ -114,9 +129,9 @@ pub fn write_new(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Resu
     file.sync()
 }
 
-fn beside(path: &Path) -> io::Result<PathBuf> {
+fn beside(path: &Path, ending: &str) -> io::Result<PathBuf> {
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(".new");
+    name.push(ending);
     Ok(path.with_file_name(name))
 }
 

@@ -329,6 +329,7 @@ mod tests {
             nets: Vec::new(),
             ports: Vec::new(),
             vsock: None,
+            cpu_template: None,
             balloon: true,
         }
     }

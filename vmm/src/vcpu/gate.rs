@@ -9,6 +9,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     Pause,
+    /// Stay parked, and say first what state they are in. Set only while all are parked.
+    Save,
     Run,
     Finish,
 }
@@ -24,11 +26,13 @@ struct State {
     goal: Goal,
     /// vCPUs that wait here: they are out of the guest, and touch nothing.
     parked: usize,
+    /// vCPUs that have saved their state since that became the goal.
+    saved: usize,
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(State { goal: Goal::Pause, parked: 0 }), changed: Condvar::new() }
+        Self { state: Mutex::new(State { goal: Goal::Pause, parked: 0, saved: 0 }), changed: Condvar::new() }
     }
 
     pub(super) fn goal(&self) -> Goal {
@@ -36,7 +40,10 @@ impl Gate {
     }
 
     pub(super) fn set(&self, goal: Goal) {
-        self.lock().goal = goal;
+        let mut state = self.lock();
+        state.goal = goal;
+        state.saved = 0;
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -57,6 +64,19 @@ impl Gate {
         let fewer = |state: &mut State| state.parked < count;
         let waited = self.changed.wait_timeout_while(self.lock(), limit, fewer);
         waited.unwrap_or_else(PoisonError::into_inner).0.parked
+    }
+
+    /// A vCPU thread has saved its state.
+    pub(super) fn saved(&self) {
+        self.lock().saved += 1;
+        self.changed.notify_all();
+    }
+
+    /// Wait until `count` vCPUs have saved their state, at most `limit`. Says whether they have.
+    pub(super) fn wait_saved(&self, count: usize, limit: Duration) -> bool {
+        let fewer = |state: &mut State| state.saved < count;
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, fewer);
+        waited.unwrap_or_else(PoisonError::into_inner).0.saved >= count
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -4,7 +4,8 @@
 //!   spawn ──► paused ──goal: Run──► running ──goal: Pause, kick──► paused
 //!                │                    │  └────goal: Finish, kick──► finished: thread ends
 //!                │                    └──event sent──► waiting ──goal: Finish──► finished
-//!                └──goal: Finish──► finished
+//!                ├──goal: Finish──► finished
+//!                └──goal: Save──► saving ──goal: Pause──► paused
 //! ```
 //!
 //! Every state is one function that returns the next. All vCPUs of a VM share one [`Gate`], which holds the goal. A vCPU
@@ -17,6 +18,7 @@ mod create;
 mod exit;
 mod failure;
 mod gate;
+mod state;
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
@@ -27,17 +29,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arch::memory::SharedRam;
+use arch::state::{Raw, VcpuState};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::board::Board;
 use crate::event::{Event, EventSender};
+use crate::kvm::KvmError;
 use crate::stats::VcpuStats;
 
 pub(crate) use count::VcpuCounters;
-pub(crate) use create::create;
+use create::NewVcpu;
+pub use create::TemplateError;
+pub(crate) use create::{Created, Start, create};
 pub use failure::VcpuError;
 use gate::{Gate, Goal};
+use state::Kept;
+pub use state::StateError;
+pub(crate) use state::wall_ns;
 
 /// How long a vCPU may take to come out of the guest and finish what it left it for. That takes moments, unless it prints
 /// to somebody who does not read.
@@ -51,6 +61,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 )]
 pub(crate) struct Stuck {
     stuck: usize,
+}
+
+/// The vCPUs' state cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SaveError {
+    /// KVM refuses.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU has asked for something that ends this boot of the guest, and that is about to be done.
+    #[error("the guest is being reset or switched off: try again")]
+    Ends,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,10 +104,15 @@ pub(crate) struct Vcpus {
     threads: Vec<Thread>,
 }
 
+/// A vCPU's state on its way from its thread.
+type Saved = Arc<Mutex<Option<Result<VcpuState, KvmError>>>>;
+
 struct Thread {
     /// `None` once the thread has left its vCPU for good.
     exit: Arc<Mutex<Option<ImmediateExit>>>,
     counters: Arc<VcpuCounters>,
+    /// Where it leaves what was asked of it by [`Goal::Save`].
+    saved: Saved,
     handle: JoinHandle<()>,
 }
 
@@ -114,8 +140,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender) -> Self {
-        Self { board, ram, events, booted: AtomicBool::new(false) }
+    /// `booted`: the guest's drivers have started their devices already.
+    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender, booted: bool) -> Self {
+        Self { board, ram, events, booted: AtomicBool::new(booted) }
     }
 
     fn driver_ready(&self) {
@@ -131,18 +158,25 @@ impl Vcpus {
     /// # Errors
     /// If the host has no more threads.
     pub(crate) fn spawn(
-        vcpus: Vec<VcpuFd>,
+        created: Created,
         counters: &[Arc<VcpuCounters>],
         context: &Arc<Context>,
     ) -> io::Result<Self> {
         register_signal_handler(SIGRTMIN(), ignore)
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         let mut all = Self { gate: Arc::new(Gate::new()), threads: Vec::new() };
-        for (index, (mut vcpu, counters)) in vcpus.into_iter().zip(counters).enumerate() {
+        let kept = Arc::new(created.kept);
+        for (index, (NewVcpu { fd: mut vcpu, cpuid }, counters)) in
+            created.vcpus.into_iter().zip(counters).enumerate()
+        {
             let exit = Arc::new(Mutex::new(Some(ImmediateExit::of(&mut vcpu))));
+            let saved = Arc::default();
             let mut body = Body {
                 vcpu,
-                ran: false,
+                cpuid,
+                ran: created.ran,
+                kept: Arc::clone(&kept),
+                saved: Arc::clone(&saved),
                 gate: Arc::clone(&all.gate),
                 exit: Arc::clone(&exit),
                 counters: Arc::clone(counters),
@@ -151,7 +185,7 @@ impl Vcpus {
             let builder = devices::worker::named_thread(format!("vcpu{index}"));
             // On an early return, `all` finishes those that were started.
             let handle = builder.spawn(move || body.run())?;
-            all.threads.push(Thread { exit, counters: Arc::clone(counters), handle });
+            all.threads.push(Thread { exit, counters: Arc::clone(counters), saved, handle });
         }
         Ok(all)
     }
@@ -178,6 +212,25 @@ impl Vcpus {
         }
     }
 
+    /// The state of each, all of which are parked by [`Vcpus::pause`], and stay so. Each is read by its own thread, at the same time.
+    ///
+    /// # Errors
+    /// If KVM refuses, or the guest ends or resets at this moment.
+    pub(crate) fn save(&self) -> Result<Vec<VcpuState>, SaveError> {
+        self.gate.set(Goal::Save);
+        let saved = self.gate.wait_saved(self.threads.len(), PATIENCE);
+        self.gate.set(Goal::Pause);
+        if !saved {
+            return Err(SaveError::Ends);
+        }
+        let take = |thread: &Thread| match lock(&thread.saved).take() {
+            Some(Ok(state)) => Ok(state),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(SaveError::Ends),
+        };
+        self.threads.iter().map(take).collect()
+    }
+
     /// What each has done.
     pub(crate) fn stats(&self) -> Vec<VcpuStats> {
         let stats = |(index, thread): (u32, &Thread)| {
@@ -201,6 +254,7 @@ impl Drop for Vcpus {
 
 enum State {
     Paused,
+    Saving,
     Running,
     Waiting,
     Finished,
@@ -209,8 +263,12 @@ enum State {
 /// What a vCPU thread owns.
 struct Body {
     vcpu: VcpuFd,
+    /// What CPUID was to tell it.
+    cpuid: Vec<Raw<kvm_cpuid_entry2>>,
     /// It has been in the guest.
     ran: bool,
+    kept: Arc<Kept>,
+    saved: Saved,
     gate: Arc<Gate>,
     exit: Arc<Mutex<Option<ImmediateExit>>>,
     counters: Arc<VcpuCounters>,
@@ -227,6 +285,7 @@ impl Body {
         loop {
             state = match state {
                 State::Paused => self.paused(),
+                State::Saving => self.saving(),
                 State::Running => self.running(),
                 State::Waiting => self.waiting(),
                 State::Finished => break,
@@ -238,8 +297,10 @@ impl Body {
     }
 
     fn paused(&mut self) -> State {
-        if self.gate.park_while(|goal| goal == Goal::Pause) == Goal::Finish {
-            return State::Finished;
+        match self.gate.park_while(|goal| goal == Goal::Pause) {
+            Goal::Finish => return State::Finished,
+            Goal::Save => return State::Saving,
+            Goal::Pause | Goal::Run => {}
         }
         if self.ran {
             // The guest's watchdogs are not to bark at the time that it missed. Without a clock of KVM's it has no flag
@@ -256,7 +317,8 @@ impl Body {
             // Looked at after the flag is cleared: a kick in between sets it again.
             match self.gate.goal() {
                 Goal::Run => {}
-                Goal::Pause => return State::Paused,
+                // Nobody is asked to save before all are parked.
+                Goal::Pause | Goal::Save => return State::Paused,
                 Goal::Finish => return State::Finished,
             }
             let event = self.run_until_event();
@@ -265,6 +327,16 @@ impl Body {
                 return State::Waiting;
             }
             self.vcpu.set_kvm_immediate_exit(0);
+        }
+    }
+
+    /// Say what it is, once for each time it is asked.
+    fn saving(&mut self) -> State {
+        *lock(&self.saved) = Some(state::save(&self.vcpu, &self.cpuid, &self.kept));
+        self.gate.saved();
+        match self.gate.park_while(|goal| goal == Goal::Save) {
+            Goal::Finish => State::Finished,
+            _ => State::Paused,
         }
     }
 

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::pages::PAGE;
 use super::stats::GuestStats;
 use crate::counters::Counter;
+use crate::virtio::state::BalloonState;
 
 /// The vmm's end of a balloon. It belongs to the VM: the target survives reboots of the guest. Cheap to clone, usable from
 /// any thread, never blocks.
@@ -143,6 +144,31 @@ impl BalloonControl {
 
     pub(super) fn set_guest(&self, stats: GuestStats) {
         *self.lock() = stats;
+    }
+
+    pub(super) fn save(&self) -> BalloonState {
+        let shared = &*self.0;
+        BalloonState {
+            target: self.target_pages(),
+            resized: shared.resized.load(Ordering::SeqCst),
+            actual: self.actual_pages(),
+            poison: self.poison(),
+            driver: self.has_driver(),
+        }
+    }
+
+    /// Any state can be: the target is what a user asked for, and the rest the word of a driver.
+    pub(super) fn restore(&self, state: &BalloonState) {
+        let &BalloonState { target, resized, actual, poison, driver } = state;
+        let shared = &*self.0;
+        shared.target.store(target, Ordering::SeqCst);
+        shared.actual.store(actual, Ordering::SeqCst);
+        shared.poison.store(poison, Ordering::SeqCst);
+        shared.driver.store(driver, Ordering::SeqCst);
+        shared.resized.store(resized, Ordering::SeqCst);
+        self.lock().clear();
+        // The device's thread is to look at what is asked when it is there.
+        self.ring();
     }
 
     /// The driver is gone, and so is what it said. The next one reads the target by itself.

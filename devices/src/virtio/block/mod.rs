@@ -20,15 +20,20 @@ use crate::counters::Counters;
 use crate::disk::Disk;
 use crate::disk::engine::{self, EngineKind};
 use crate::limit::Limiter;
+use crate::state::RestoreError;
 use crate::worker::Worker;
 
 use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
 use super::queue::Queue;
+use super::state::{BlockState, DeviceState};
 use config::Geometry;
 use worker::QueueWorker;
 
 pub use resize::Resizer;
 pub use serial::{Serial, SerialError};
+
+/// The largest block that a guest can have been told of, in bytes.
+const MAX_BLOCK: u32 = 64 << 10;
 
 /// How a block device presents its disk.
 #[derive(Clone, Debug)]
@@ -176,5 +181,37 @@ impl VirtioDevice for Block {
         self.workers.iter().for_each(Worker::ask_to_stop);
         // A worker that panicked has lost its queue; the panic was reported.
         self.workers.drain(..).filter_map(|worker| worker.stop()).map(|worker| worker.queue).collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        let Geometry { logical_block, physical_block, .. } = self.geometry;
+        let (size, resized) = (self.disk.size(), self.driver.is_untold());
+        DeviceState::Block(BlockState { size, resized, logical_block, physical_block })
+    }
+
+    /// What the guest knows of its disk stays true: no byte of it may be gone, and no request that it may make too small.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Block(state) = state else { return Err(state.is_not(&self.id, "block")) };
+        let wrong = |field, reason: String| Err(RestoreError::new(&self.id, field, reason));
+        let size = self.disk.size();
+        if size < state.size {
+            return wrong("size", format!("the guest knows {} bytes, and the disk has {size}", state.size));
+        }
+        let (logical, physical) = (state.logical_block, state.physical_block);
+        if logical < self.geometry.logical_block {
+            return wrong(
+                "logical-block",
+                format!("requests are of {} bytes here", self.geometry.logical_block),
+            );
+        }
+        let plausible = |block: u32| block.is_power_of_two() && block <= MAX_BLOCK;
+        if !plausible(logical) || !plausible(physical) || physical < logical {
+            return wrong("logical-block", format!("there are no blocks of {logical} and {physical} bytes"));
+        }
+        (self.geometry.logical_block, self.geometry.physical_block) = (logical, physical);
+        if state.resized || size > state.size {
+            self.driver.tell();
+        }
+        Ok(())
     }
 }

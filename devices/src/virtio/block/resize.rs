@@ -54,7 +54,13 @@ impl Driver {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self) {
+    /// The size changed while no driver could be told.
+    pub(super) fn is_untold(&self) -> bool {
+        self.lock().untold
+    }
+
+    /// The size changed.
+    pub(super) fn tell(&self) {
         let mut inner = self.lock();
         match &inner.interrupt {
             Some(interrupt) => interrupt.config_changed(),

@@ -54,6 +54,18 @@ impl Shared {
         self.sized.then_some(ConsoleSize { columns: size as u16, rows: (size >> 16) as u16 })
     }
 
+    /// Whether the size changed and the guest was not told.
+    pub(super) fn is_resized(&self) -> bool {
+        self.resized.load(Ordering::SeqCst)
+    }
+
+    /// Become what was saved.
+    pub(super) fn restore(&self, size: ConsoleSize, resized: bool) {
+        self.size.store(pack(size), Ordering::SeqCst);
+        self.resized.store(resized, Ordering::SeqCst);
+        let _ = self.ready.write(1);
+    }
+
     /// Whether the size changed since the last call.
     pub(super) fn take_resized(&self) -> bool {
         self.resized.swap(false, Ordering::SeqCst)

@@ -117,6 +117,9 @@ impl Control {
                 }
                 Command::Offloads(bits) if bits & !(self.features & GUEST_OFFLOADS) == 0 => {
                     let done = self.backend.set_offloads(config::guest_offloads(bits)).is_ok();
+                    if done {
+                        common.shared.set_offloads(Some(bits));
+                    }
                     return Ok(Some((chain, done)));
                 }
                 Command::Pairs(_) | Command::Offloads(_) | Command::Unknown => {

@@ -15,6 +15,8 @@ mod transmit;
 #[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
+mod saved_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -25,16 +27,18 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::counters::Counters;
 use crate::limit::{Gate, Limiter};
-use crate::net::{Backend, Offloads};
+use crate::net::{Backend, HEADER, Offloads};
 use crate::ratelog;
+use crate::state::{Hex, RestoreError};
 use crate::worker::Worker;
 
-use super::device::{ActivateError, Activation, DeviceKind, VirtioDevice, read_space};
+use super::device::{ActivateError, Activation, DeviceKind, Interrupt, VirtioDevice, read_space};
 use super::queue::Queue;
-use config::{Facts, has};
+use super::state::{DeviceState, NetState, ReceiveState};
+use config::{Facts, GUEST_OFFLOADS, has};
 use control::Control;
 use pair::{Common, Pair};
-use receive::{Accepts, Receiver};
+use receive::{Accepts, MAX_RECEIVED, Receiver};
 use shared::Shared;
 use transmit::Transmitter;
 
@@ -44,6 +48,8 @@ const QUEUE_SIZE: u16 = 256;
 const CONTROL_SIZE: u16 = 64;
 /// The packet that is meant where nothing is said, in bytes.
 const DEFAULT_MTU: u16 = 1500;
+/// How long a received frame with its header can be, in bytes.
+const FRAMES: std::ops::RangeInclusive<usize> = HEADER..=MAX_RECEIVED;
 
 /// How a network device presents itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +81,9 @@ pub struct Net {
     workers: Vec<Worker<Pair>>,
     /// Queues that the driver enabled and that belong to no whole pair.
     idle: Vec<Queue>,
-    /// The driver has been at work since the last reset.
+    /// While it is stopped: where the receivers were.
+    receive: Vec<ReceiveState>,
+    /// The driver has been at work since the last reset, and the back end knows what it accepts.
     resumed: bool,
 }
 
@@ -105,6 +113,7 @@ impl Net {
             shared,
             workers: Vec::new(),
             idle: Vec::new(),
+            receive: Vec::new(),
             resumed: false,
         })
     }
@@ -119,6 +128,16 @@ impl Net {
     /// Where the control queue is, and how many pairs are before it: without `VIRTIO_NET_F_MQ` there is one pair (5.1.2).
     fn pairs(&self, features: u64) -> u16 {
         if has(features, VIRTIO_NET_F_MQ) { self.facts.pairs } else { 1 }
+    }
+
+    /// Tell the back end what the driver accepts: what was agreed on, or what the driver asked for later and a restore brought back.
+    fn set_up(&self, features: u64, interrupt: &Interrupt) {
+        let accepted = self.shared.offloads().map_or(features, |bits| bits & features);
+        if let Err(error) = self.backend.set_offloads(config::guest_offloads(accepted)) {
+            // Not a reason to stop the guest: its frames are dropped, and it sees the link down.
+            ratelog::warn(format_args!("{}: the network cannot be set up: {error}", self.id));
+            self.shared.set_link(false, interrupt);
+        }
     }
 
     fn start(&self, pair: Pair) -> Result<Worker<Pair>, ActivateError> {
@@ -161,7 +180,10 @@ impl Net {
             };
             let gate =
                 |limiter: &Option<Arc<Limiter>>| Gate::new(limiter.clone(), Arc::clone(&self.counters));
-            let receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
+            let mut receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
+            if let Some(at) = self.receive.iter().position(|state| state.pair == index) {
+                receiver.restore(&self.receive.swap_remove(at), &common);
+            }
             let offloads = config::host_offloads(features);
             let transmitter = Transmitter::new(tx, offloads, gate(&self.limiters.transmit), &common);
             let backend = Arc::clone(&self.backend);
@@ -203,13 +225,10 @@ impl VirtioDevice for Net {
         let features = activation.features;
         let interrupt = activation.interrupt.clone();
         let pairs = self.pair_up(activation)?;
-        // What the driver asked for later outlives a pause.
-        if !self.resumed
-            && let Err(error) = self.backend.set_offloads(config::guest_offloads(features))
-        {
-            // Not a reason to stop the guest: its frames are dropped, and it sees the link down.
-            ratelog::warn(format_args!("{}: the network cannot be set up: {error}", self.id));
-            self.shared.set_link(false, &interrupt);
+        if !self.resumed {
+            self.set_up(features, &interrupt);
+            // More than the driver has set up could never be settled.
+            self.shared.want(self.shared.wanted().min(pairs.len() as u16));
         }
         self.resumed = true;
         // On an error the workers that were started are dropped, which ends them.
@@ -220,16 +239,58 @@ impl VirtioDevice for Net {
     fn stop(&mut self) -> Vec<Queue> {
         self.workers.iter().for_each(Worker::ask_to_stop);
         // A worker that panicked has lost its queues; the panic was reported.
-        let pairs = self.workers.drain(..).filter_map(Worker::stop);
-        pairs.flat_map(Pair::into_queues).chain(self.idle.drain(..)).collect()
+        let mut queues = std::mem::take(&mut self.idle);
+        for pair in self.workers.drain(..).filter_map(Worker::stop) {
+            self.receive.push(pair.receiver.save(pair.index));
+            queues.extend(pair.into_queues());
+        }
+        queues
     }
 
     fn reset(&mut self) {
         self.shared.want(1);
+        self.shared.set_offloads(None);
+        self.receive.clear();
         self.resumed = false;
         // Frames that come before the next driver has said what it accepts are to be such that any driver does.
         if let Err(error) = self.backend.set_offloads(Offloads::default()) {
             log::debug!("{}: offloads stay as they were: {error}", self.id);
         }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(NetState {
+            link_up: self.shared.link_up(),
+            pairs: self.shared.wanted(),
+            mtu: self.facts.mtu,
+            offloads: self.shared.offloads(),
+            receive: self.receive.clone(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Net(state) = state else { return Err(state.is_not(&self.id, "net")) };
+        let wrong = |field, reason: String| Err(RestoreError::new(&self.id, field, reason));
+        let most = self.facts.pairs;
+        if !(1..=most).contains(&state.pairs) {
+            return wrong("pairs", format!("{} of the {most} that there are", state.pairs));
+        }
+        if state.offloads.is_some_and(|bits| bits & !GUEST_OFFLOADS != 0) {
+            return wrong("offloads", "bits that are no offloads".to_owned());
+        }
+        for (index, ReceiveState { pair, frame, .. }) in state.receive.iter().enumerate() {
+            if *pair >= most || state.receive.iter().take(index).any(|other| other.pair == *pair) {
+                return wrong("receive", format!("queue pair {pair}"));
+            }
+            if let Some(Hex(frame)) = frame.as_ref().filter(|frame| !FRAMES.contains(&frame.0.len())) {
+                return wrong("receive", format!("a frame of {} bytes", frame.len()));
+            }
+        }
+        self.receive.clone_from(&state.receive);
+        self.facts.mtu = state.mtu;
+        self.shared.restore_link(state.link_up);
+        self.shared.want(state.pairs);
+        self.shared.set_offloads(state.offloads);
+        Ok(())
     }
 }

@@ -133,7 +133,7 @@ impl Pair {
     /// The thread's body: serve the queues until `kill`.
     pub(super) fn run(&mut self, kill: &EventFd) {
         let served = self.serve(kill);
-        self.receiver.put_back(&self.common);
+        self.receiver.put_back();
         if let Some(control) = &mut self.control {
             control.put_back(&self.common.shared);
         }

@@ -19,6 +19,7 @@ use crate::net::{HEADER, Port};
 use crate::ratelog;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::Queue;
+use crate::virtio::state::ReceiveState;
 
 use super::header::MAX_FRAME;
 use super::pair::{Common, End, Fault, MAX_BYTES, MAX_FRAMES, PUBLISH, Turn};
@@ -27,6 +28,9 @@ use super::pair::{Common, End, Fault, MAX_BYTES, MAX_FRAMES, PUBLISH, Turn};
 const NUM_BUFFERS: u64 = 10;
 /// What a frame can have beside its packet: an Ethernet header and a VLAN tag.
 const LINK_HEADER: u64 = 18;
+
+/// The longest frame with its header, in bytes.
+pub(super) const MAX_RECEIVED: usize = HEADER + MAX_FRAME as usize;
 
 /// What the guest has agreed to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,16 +83,32 @@ impl Receiver {
         }
     }
 
-    /// Put what was not used back in the ring, in its order. A frame that waits for more is lost.
-    pub(super) fn put_back(&mut self, common: &Common) {
-        if self.parked.take().is_some() {
-            self.lost(common, &"the device was stopped before there was room for it");
-        }
+    /// Put what was not used back in the ring, in its order.
+    pub(super) fn put_back(&mut self) {
         // There are no more than the ring has entries.
         self.queue.unpop_all(self.hand.len() as u16);
         self.hand.clear();
         self.room.clear();
         self.cut = false;
+    }
+
+    /// What another receiver needs to go on for this one, of queue pair `pair`. A frame that is longer than any has been cut, and is
+    /// nobody's loss.
+    pub(super) fn save(&self, pair: u16) -> ReceiveState {
+        let bytes = self.scratch.as_ref().map(Frame::bytes).unwrap_or_default();
+        let len = self.parked.and_then(|len| usize::try_from(len).ok());
+        let frame = len.and_then(|len| bytes.get(..len)).map(|frame| frame.to_vec().into());
+        ReceiveState { pair, most: self.most, frame }
+    }
+
+    /// Go on where another receiver was.
+    pub(super) fn restore(&mut self, state: &ReceiveState, common: &Common) {
+        self.most = state.most;
+        let Some(frame) = &state.frame else { return };
+        let scratch = self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, MAX_RECEIVED));
+        if scratch.fill(0, &frame.0).is_ok() {
+            self.parked = Some(frame.0.len() as u64);
+        }
     }
 
     /// Take chains into the hand until any frame fits. Whether one does: if not, all that the guest has given is in the hand.
@@ -157,8 +177,7 @@ impl Receiver {
         let received = if any_fits {
             port.receive(&self.room)
         } else {
-            let len = HEADER + MAX_FRAME as usize;
-            port.receive(self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, len)))
+            port.receive(self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, MAX_RECEIVED)))
         };
         let len = match received {
             Ok(len) => len as u64,

@@ -1,8 +1,8 @@
 //! What the threads of one device and the device object know of each other: the link, and which queue pairs are in use.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     link_up: AtomicBool,
     /// How many pairs the driver wants to use: those with smaller indexes.
     wanted: AtomicU16,
+    /// What the driver asked to be given since the features were agreed on, as bits of features. Locked alone.
+    offloads: Mutex<Option<u64>>,
     sides: Vec<Side>,
 }
 
@@ -42,7 +44,8 @@ impl Shared {
     pub(super) fn new(pairs: u16) -> io::Result<Arc<Self>> {
         let side = |_| Ok(Side { state: AtomicU8::new(0), news: EventFd::new(EFD_NONBLOCK)? });
         let sides = (0..pairs).map(side).collect::<io::Result<_>>()?;
-        Ok(Arc::new(Self { link_up: AtomicBool::new(true), wanted: AtomicU16::new(1), sides }))
+        let (link_up, wanted) = (AtomicBool::new(true), AtomicU16::new(1));
+        Ok(Arc::new(Self { link_up, wanted, offloads: Mutex::default(), sides }))
     }
 
     pub(super) fn link_up(&self) -> bool {
@@ -57,6 +60,21 @@ impl Shared {
             interrupt.config_changed();
         }
         new
+    }
+
+    /// The link is as it was saved; nobody is told.
+    pub(super) fn restore_link(&self, up: bool) {
+        self.link_up.store(up, Ordering::SeqCst);
+    }
+
+    /// What the driver asked to be given, if it did.
+    pub(super) fn offloads(&self) -> Option<u64> {
+        *self.offloads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver asked to be given these and no others; `None` is what was agreed on.
+    pub(super) fn set_offloads(&self, bits: Option<u64>) {
+        *self.offloads.lock().unwrap_or_else(PoisonError::into_inner) = bits;
     }
 
     /// What pair `index` is woken by.

@@ -3,6 +3,8 @@
 //! No register layout and no locks in here; the transport that owns a [`Core`] has both. Called on vCPU
 //! threads and the vmm's, under the transport's lock. [`Notices`] alone is also touched by device threads.
 
+mod saved;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use arch::memory::SharedRam;
 
 use super::TransportError;
 use super::registers::{QueueRegisters, RegisterError};
+use super::state::TransportState;
 use crate::bus::Effect;
 use crate::ratelog::{self, Chained};
 use crate::virtio::device::{
@@ -73,6 +76,12 @@ impl Notices {
     /// Clear `bits` of the interrupt status; returns what it was.
     pub(crate) fn acknowledge(&self, bits: u8) -> u8 {
         self.isr.fetch_and(!bits, Ordering::SeqCst)
+    }
+
+    /// Become what was saved.
+    fn restore(&self, isr: u8, generation: u32) {
+        self.isr.store(isr, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::SeqCst);
     }
 
     /// Changes whenever the configuration space did (2.5).
@@ -138,6 +147,7 @@ enum Phase {
 ///                                                          └── no ──► NEEDS_RESET, Idle
 ///  any ── write of 0 ──► device.stop(), all registers initial, Idle
 ///  any ── FAILED ──────► stays there until reset
+///  restored ─► as it was saved; Paused if it was active
 /// ```
 ///
 /// A write that drops a bit or skips a step is ignored from there on. Several steps at once in one write are
@@ -159,11 +169,27 @@ pub(crate) struct Core {
     queue_select: u16,
     queues: Vec<QueueRegisters>,
     kicks: Arc<[EventFd]>,
+    /// It was restored, and not resumed since.
+    restored: bool,
 }
 
 impl Core {
-    /// `device`, as at power-on. `signal` reports through `notices`.
+    /// `device`, as at power-on or as it was saved. `signal` reports through `notices`.
     pub(crate) fn new(
+        device: Box<dyn VirtioDevice>,
+        ram: SharedRam,
+        notices: Arc<Notices>,
+        signal: Arc<dyn Signal>,
+        state: Option<&TransportState>,
+    ) -> Result<Self, TransportError> {
+        let mut core = Self::at_power_on(device, ram, notices, signal)?;
+        if let Some(state) = state {
+            core.restore(state)?;
+        }
+        Ok(core)
+    }
+
+    fn at_power_on(
         device: Box<dyn VirtioDevice>,
         ram: SharedRam,
         notices: Arc<Notices>,
@@ -199,7 +225,13 @@ impl Core {
             queue_select: 0,
             queues,
             kicks: kicks.into(),
+            restored: false,
         })
+    }
+
+    /// The device's name.
+    pub(crate) fn id(&self) -> &str {
+        self.device.id()
     }
 
     pub(crate) fn kind(&self) -> DeviceKind {
@@ -408,10 +440,32 @@ impl Core {
         }
     }
 
-    /// See [`super::Transport::resume`]. A device that needs a reset waits for that instead.
-    pub(crate) fn resume(&mut self) {
+    /// See [`super::Transport::resume`]. A device that needs a reset waits for that instead. Whether it is the first time after a
+    /// restore: interrupts of before may have been lost with the machine that was saved, on the way from a device's thread to the
+    /// interrupt controllers. Those of queues are raised again here.
+    pub(crate) fn resume(&mut self) -> bool {
+        let restored = std::mem::take(&mut self.restored);
+        if restored {
+            self.raise_owed();
+        }
         if self.phase == Phase::Paused {
             self.activate();
+        }
+        restored
+    }
+
+    /// Interrupt for what the guest was given and, as far as its memory tells, has not heard of yet.
+    fn raise_owed(&self) {
+        if self.phase != Phase::Paused {
+            return;
+        }
+        let Ok(queues) = self.make_queues() else { return };
+        for mut queue in queues {
+            queue.forget_told();
+            // A ring that cannot be read is found out by the device.
+            if queue.wants_interrupt(&self.ram).unwrap_or(false) {
+                self.signal.queue(queue.index);
+            }
         }
     }
 
@@ -422,6 +476,7 @@ impl Core {
         }
         self.device.reset();
         self.phase = Phase::Idle;
+        self.restored = false;
         self.status.store(0, Ordering::SeqCst);
         self.notices.acknowledge(u8::MAX);
         self.accepted = 0;

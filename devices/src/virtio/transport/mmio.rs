@@ -10,9 +10,11 @@ use arch::memory::SharedRam;
 use super::bells::Bells;
 use super::core::{Change, Core, Notices};
 use super::registers::{QueueRegisters, set_half};
-use super::{Transport, TransportError};
+use super::state::{BusState, TransportState};
+use super::{StillActive, Transport, TransportError};
 use crate::bus::{BusDevice, Effect};
 use crate::irq::{Doorbell, Doorbells, IrqLine};
+use crate::state::RestoreError;
 use crate::virtio::device::{Signal, VENDOR, VirtioDevice};
 
 /// Bytes that the registers and the configuration space take.
@@ -76,25 +78,35 @@ pub struct VirtioMmio {
     bells: Bells,
     core: Core,
     base: u64,
+    line: IrqLine,
 }
 
 impl VirtioMmio {
     /// `device`, whose [`MMIO_LEN`] bytes of registers the vmm puts on the bus at guest-physical `base`. It
-    /// works on `ram`, interrupts by edges on `line`, and lets `doorbells` ring its queues while it is active.
+    /// works on `ram`, interrupts by edges on `line`, and lets `doorbells` ring its queues while it is active. It is as at power-on,
+    /// or as `state` says.
     ///
     /// # Errors
-    /// If the host has no more file descriptors.
+    /// If the host has no more file descriptors, or the device cannot be what `state` says.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         ram: SharedRam,
         base: u64,
         line: IrqLine,
         doorbells: Arc<dyn Doorbells>,
+        state: Option<&TransportState>,
     ) -> Result<Self, TransportError> {
         let notices = Arc::<Notices>::default();
-        let signal = Arc::new(MmioSignal { notices: Arc::clone(&notices), line });
-        let core = Core::new(device, ram, notices, signal)?;
-        Ok(Self { bells: Bells::new(doorbells, core.kicks()), core, base })
+        let signal = Arc::new(MmioSignal { notices: Arc::clone(&notices), line: line.clone() });
+        let core = Core::new(device, ram, notices, signal, state)?;
+        if let Some(state) = state.filter(|state| state.bus != BusState::Mmio) {
+            return Err(
+                RestoreError::new(&state.id, "bus", "it is not of a device on the mmio transport").into()
+            );
+        }
+        let mut this = Self { bells: Bells::new(doorbells, core.kicks()), core, base, line };
+        this.follow(Change::Queues);
+        Ok(this)
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -202,6 +214,12 @@ impl Transport for VirtioMmio {
     }
 
     fn resume(&mut self) {
-        self.core.resume();
+        if self.core.resume() && self.core.notices().isr() != 0 {
+            self.line.raise();
+        }
+    }
+
+    fn save(&self) -> Result<TransportState, StillActive> {
+        self.core.save(BusState::Mmio)
     }
 }

@@ -17,10 +17,12 @@ use arch::memory::SharedRam;
 use super::bells::Bells;
 use super::core::{Change, Core, Notices};
 use super::registers::{QueueRegisters, set_half};
-use super::{Transport, TransportError};
+use super::state::{BusState, PciState, TransportState};
+use super::{StillActive, Transport, TransportError};
 use crate::bus::{BusDevice, Effect};
 use crate::irq::{Doorbell, Doorbells, MsiController};
 use crate::pci::{BarKind, BarMove, ConfigError, ConfigSpace, Identity, Msix, MsixLayout, PciFunction};
+use crate::state::RestoreError;
 use crate::virtio::device::{DeviceKind, Signal, VirtioDevice};
 
 /// The BAR that [`VirtioPci`] answers behind.
@@ -141,15 +143,16 @@ pub struct VirtioPci {
 impl VirtioPci {
     /// `device` as a function. The vmm adds it to the PCI host, as function and as what answers behind
     /// [`BAR`]. It works on `ram`, gets its vectors from `msi`, and lets `doorbells` ring its queues while
-    /// it is active and its BAR is somewhere.
+    /// it is active and its BAR is somewhere. It is as at power-on, or as `state` says.
     ///
     /// # Errors
-    /// If the host has no more file descriptors, or the device has more queues than fit.
+    /// If the host has no more file descriptors, the device has more queues than fit, or it cannot be what `state` says.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         ram: SharedRam,
         msi: Arc<dyn MsiController>,
         doorbells: Arc<dyn Doorbells>,
+        state: Option<&TransportState>,
     ) -> Result<Self, TransportError> {
         let queues = device.queue_sizes().len() as u16;
         let msix = Arc::new(Msix::new(queues.saturating_add(1), msi));
@@ -160,10 +163,35 @@ impl VirtioPci {
             vectors: Arc::clone(&vectors),
             msix: Arc::clone(&msix),
         };
-        let core = Core::new(device, ram, notices, Arc::new(signal))?;
+        let core = Core::new(device, ram, notices, Arc::new(signal), state)?;
         let (config, access) = config_space(core.kind(), core.queue_count(), msix.vectors())?;
         let bells = Bells::new(doorbells, core.kicks());
-        Ok(Self { bells, core, config, access, msix, vectors, base: None })
+        let mut this = Self { bells, core, config, access, msix, vectors, base: None };
+        if let Some(state) = state {
+            this.restore(&state.bus)?;
+        }
+        Ok(this)
+    }
+
+    /// Become what is saved of the function. Its BAR and its doorbells follow when the PCI host settles BARs.
+    fn restore(&mut self, bus: &BusState) -> Result<(), RestoreError> {
+        let wrong = |field: &str, reason: &str| RestoreError::new(self.core.id(), field, reason);
+        let BusState::Pci(state) = bus else {
+            return Err(wrong("bus", "it is not of a device on the pci transport"));
+        };
+        let control = self.config.restore(&state.config).map_err(|reason| wrong("config", &reason))?;
+        let saved = [state.config_vector].into_iter().chain(state.queue_vectors.iter().copied());
+        if state.queue_vectors.len() != self.vectors.queues.len() {
+            return Err(wrong("queue-vectors", "there is not one for each queue"));
+        }
+        for (vector, value) in [&self.vectors.config].into_iter().chain(&self.vectors.queues).zip(saved) {
+            if value != NO_VECTOR && value >= self.msix.vectors() {
+                return Err(wrong("queue-vectors", &format!("there is no vector {value}")));
+            }
+            vector.store(value, Ordering::SeqCst);
+        }
+        let restored = self.msix.restore(&state.msix, control);
+        restored.map_err(|(field, reason)| wrong(&format!("msix.{field}"), &reason))
     }
 
     /// Put the doorbells where the BAR is, if the device listens.
@@ -408,7 +436,18 @@ impl Transport for VirtioPci {
     }
 
     fn resume(&mut self) {
-        self.core.resume();
+        if self.core.resume() {
+            self.msix.raise_pending();
+        }
+    }
+
+    fn save(&self) -> Result<TransportState, StillActive> {
+        self.core.save(BusState::Pci(PciState {
+            config: self.config.save(),
+            msix: self.msix.save(),
+            config_vector: self.vectors.config.load(Ordering::SeqCst),
+            queue_vectors: self.vectors.queues.iter().map(|vector| vector.load(Ordering::SeqCst)).collect(),
+        }))
     }
 }
 

@@ -5,6 +5,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use arch::memory::GuestRam;
 
+use super::state::QueueState;
+
 /// Why a queue that the driver enabled cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegisterError {
@@ -64,6 +66,24 @@ impl QueueRegisters {
     /// The largest size.
     pub(crate) fn max(&self) -> u16 {
         self.max
+    }
+
+    /// As they were saved, for a queue of at most `max` entries.
+    ///
+    /// # Errors
+    /// The field that cannot be, and why.
+    pub(crate) fn restore(max: u16, state: &QueueState) -> Result<Self, (&'static str, String)> {
+        let &QueueState { max: saved, size, ready, desc, avail, used, next_avail, next_used } = state;
+        if saved != max {
+            return Err(("max", format!("{saved} entries where this device has {max}")));
+        }
+        Ok(Self { max, size, ready, desc, avail, used, next_avail, next_used })
+    }
+
+    /// To be saved.
+    pub(crate) fn save(&self) -> QueueState {
+        let &Self { max, size, ready, desc, avail, used, next_avail, next_used } = self;
+        QueueState { max, size, ready, desc, avail, used, next_avail, next_used }
     }
 
     /// As at power-on.

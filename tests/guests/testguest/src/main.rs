@@ -18,6 +18,7 @@ mod ends;
 mod grow;
 mod hostile;
 mod interrupts;
+mod journal;
 mod machine;
 mod misuse;
 mod mmio;
@@ -63,6 +64,7 @@ const TESTS: &[Test] = &[
     ("block-full", block::full),
     ("block-grow", grow::disk),
     ("block-throttled", block::throttled),
+    ("journal", journal::endless),
     ("console", console::write),
     ("console-echo", console::echo),
     ("rng", console::rng),

@@ -23,6 +23,7 @@ mod memory;
 mod net;
 mod peers;
 mod script;
+mod snapshot;
 mod startup;
 mod table;
 mod vsock;
@@ -48,6 +49,8 @@ pub enum Row {
     Vsock,
     /// Twenty VMs at once
     Fleet,
+    /// Snapshots, restore, rollback and clones
+    Snapshot,
 }
 
 /// What rows need.
@@ -82,6 +85,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Net => net::measure(&bench),
             Row::Vsock => vsock::measure(&bench),
             Row::Fleet => fleet::measure(&bench),
+            Row::Snapshot => snapshot::measure(&bench),
         };
         lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);
     }

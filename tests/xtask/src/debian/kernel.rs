@@ -48,7 +48,7 @@ pub const GUEST_MODULES: &[&str] =
 
 /// The drivers that guests of the network tests have besides, in no order.
 pub const EXTRA_MODULES: &[&str] =
-    &["virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "button", "evdev"];
+    &["virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "button", "evdev", "ext4"];
 
 /// The drivers that kvmbox loads, in this order.
 pub const BOX_MODULES: &[&str] = &[

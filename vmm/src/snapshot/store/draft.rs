@@ -13,7 +13,7 @@ use super::super::sealed;
 use super::{Store, StoreError};
 
 /// Locked by the process that makes the snapshot, as long as it lives; says what it builds on ([`Note`]).
-const MAKER: &str = "maker";
+pub(super) const MAKER: &str = "maker";
 /// How much is read at once for a sum, in bytes.
 const CHUNK: usize = 1 << 20;
 
@@ -125,6 +125,7 @@ impl Draft {
         let (storage, places) = (self.store.storage(), self.store.places());
         let text = manifest.to_text()?;
         sealed::write_new(storage, &self.dir.join(Manifest::FILE), &text)?;
+        self.store.note_made(manifest, &self.dir);
         storage.remove_file(&self.dir.join(MAKER))?;
         storage.sync_dir(&self.dir)?;
         // The names of the layers, too.

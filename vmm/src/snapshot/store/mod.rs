@@ -7,9 +7,15 @@
 //!
 //! One data directory belongs to one state directory, whose VMs' records say what is in use.
 
+pub mod archive;
+mod contents;
 mod draft;
 mod error;
 mod lock;
+mod survey;
+mod sweep;
+mod usage;
+mod verify;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -20,6 +26,9 @@ use devices::storage::{HostStorage, Storage};
 pub use draft::Draft;
 pub use error::StoreError;
 pub use lock::Pin;
+pub use survey::{User, Users};
+pub use sweep::{Garbage, Progress, Swept};
+pub use usage::{Sizes, Usage};
 
 use super::manifest::Manifest;
 use super::sealed::{self, SealedError};
@@ -49,6 +58,12 @@ impl Store {
     #[must_use]
     pub fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// Whether anything was ever put there.
+    fn is_there(&self) -> Result<bool, StoreError> {
+        let path = self.places.root().join("lock");
+        self.storage.exists(&path).map_err(StoreError::io("find", &path))
     }
 
     /// The file system below.

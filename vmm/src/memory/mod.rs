@@ -1,9 +1,12 @@
 //! The guest's RAM: reserved lazily, so that nothing is touched before the guest or its loader does, or of huge pages, all
 //! taken at once; and shown to KVM.
 
-use std::fs;
+mod align;
+mod extent;
+mod resident;
+
+use std::fs::{self, File};
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use arch::layout;
@@ -11,9 +14,16 @@ use arch::memory::{GuestRam, SharedRam};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{FromRangesError, MmapRegionError};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 
 use crate::spec::{Memory, MemorySpec};
+
+pub(crate) use extent::{Extent, extents};
+pub(crate) use resident::{Resident, mapping, resident};
+
+use align::{HUGE_PAGE, with_aligned_place};
 
 type Region = GuestRegionMmap<()>;
 
@@ -160,14 +170,44 @@ fn huge_pages(figure: &str) -> u64 {
 /// # Errors
 /// If the host refuses.
 pub fn reserve(memory: &MemorySpec) -> Result<SharedRam, MemoryError> {
+    in_regions(memory, |start, len, _| match memory.hugepages {
+        true => claim_huge_pages(memory.size, start, len),
+        false => reserve_lazily(memory.size, start, len),
+    })
+}
+
+/// Guest RAM that is `file` until it is written to, the regions packed one after the other in it. The file is as long as RAM,
+/// and stays so.
+///
+/// A region with a file ([`GuestRegionMmap`]'s `file_offset`) is one whose pages are not zero again when they are given back to the host.
+///
+/// # Errors
+/// If the host refuses.
+pub(crate) fn map_file(memory: &MemorySpec, file: &Arc<File>) -> Result<SharedRam, MemoryError> {
+    let asked = memory.size;
+    in_regions(memory, |start, len, offset| {
+        let failed = |source| MemoryError::Reserve { asked, source };
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let file = FileOffset::from_arc(Arc::clone(file), offset);
+        let region = with_aligned_place(len, || {
+            MmapRegion::build(Some(file), len, libc::PROT_READ | libc::PROT_WRITE, flags)
+        });
+        let region = region.map_err(|error| failed(host_reason(FromRangesError::MmapRegion(error))))?;
+        Region::new(region, start).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))
+    })
+}
+
+/// Make each region of RAM by `make`, from its start in the guest, its length, and the length of those before it.
+fn in_regions(
+    memory: &MemorySpec,
+    make: impl Fn(GuestAddress, usize, u64) -> Result<Region, MemoryError>,
+) -> Result<SharedRam, MemoryError> {
     let mut regions = Vec::new();
+    let mut before = 0;
     for (start, len) in layout::ram_regions(memory.size.0) {
         // skiff is for 64-bit hosts alone: a length fits a usize.
-        let (start, len) = (GuestAddress(start), len as usize);
-        regions.push(match memory.hugepages {
-            true => claim_huge_pages(memory.size, start, len)?,
-            false => reserve_lazily(memory.size, start, len)?,
-        });
+        regions.push(make(GuestAddress(start), len as usize, before)?);
+        before += len;
     }
     let ram = GuestRam::from_regions(regions).map_err(MemoryError::Layout)?;
     Ok(Arc::new(ram))
@@ -207,60 +247,6 @@ fn host_reason(error: FromRangesError) -> io::Error {
     }
 }
 
-/// What a page table's second level maps at once.
-const HUGE_PAGE: usize = 2 << 20;
-
-/// Run `map`, which maps `len` bytes anywhere, so that they are likely to start at a multiple of [`HUGE_PAGE`].
-///
-/// Linux before 6.7 does not align anonymous memory, and KVM maps huge pages only where host and guest addresses agree
-/// below 2 MiB. Linux takes the highest hole that is large enough, so one of just the right length and place is
-/// made for as long as it takes. If the mapping goes elsewhere, memory is slower and nothing else.
-fn with_aligned_place<T>(len: usize, map: impl FnOnce() -> T) -> T {
-    let hole = Hole::make(len);
-    let mapped = map();
-    drop(hole);
-    mapped
-}
-
-/// A hole in the address space at a multiple of [`HUGE_PAGE`], kept open by what is reserved on both sides of it.
-struct Hole {
-    below: (usize, usize),
-    above: (usize, usize),
-}
-
-impl Hole {
-    fn make(len: usize) -> Option<Self> {
-        let whole = len.checked_add(HUGE_PAGE)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        let start = start as usize;
-        let hole = start.next_multiple_of(HUGE_PAGE);
-        unmap(hole, len);
-        let above = hole + len;
-        Some(Self { below: (start, hole - start), above: (above, start + whole - above) })
-    }
-}
-
-impl Drop for Hole {
-    fn drop(&mut self) {
-        for (start, len) in [self.below, self.above] {
-            unmap(start, len);
-        }
-    }
-}
-
-/// Give back a part of what [`Hole::make`] reserved.
-fn unmap(start: usize, len: usize) {
-    if len > 0 {
-        // SAFETY: a part of a mapping that is ours alone, that nothing points into, and that is unmapped once.
-        unsafe { libc::munmap(start as *mut libc::c_void, len) };
-    }
-}
-
 /// Fewer, larger pages: a guest touches most of its memory soon, and every first touch leaves the guest.
 fn prefer_huge_pages(region: &Region) {
     // SAFETY: the range is the region's own mapping; the advice changes how it is backed, not what it holds.
@@ -288,46 +274,6 @@ pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), MemoryError> {
         unsafe { vm.set_user_memory_region(slot) }.map_err(|error| MemoryError::Register(error.into()))?;
     }
     Ok(())
-}
-
-/// How much of `ram` the host has backed with memory of its own, in bytes; 0 where it does not tell.
-pub fn resident(ram: &GuestRam) -> u64 {
-    let range = |region: &Region| {
-        let start = region.as_ptr() as u64;
-        start..start + region.len()
-    };
-    let regions: Vec<_> = ram.iter().map(range).collect();
-    match fs::read_to_string("/proc/self/smaps") {
-        Ok(smaps) => resident_in(&smaps, &regions),
-        Err(error) => {
-            log::debug!("how much memory is resident is not known: {error}");
-            0
-        }
-    }
-}
-
-/// What `smaps` (proc_pid_smaps(5)) says of the mappings that overlap `regions`.
-fn resident_in(smaps: &str, regions: &[Range<u64>]) -> u64 {
-    let mut ours = false;
-    let mut kib = 0;
-    for line in smaps.lines() {
-        if let Some(mapping) = mapping(line) {
-            ours = regions.iter().any(|region| mapping.start < region.end && region.start < mapping.end);
-        } else if ours && let Some((name, value)) = line.split_once(':') {
-            // Huge pages of hugetlbfs are not part of Rss.
-            if matches!(name, "Rss" | "Private_Hugetlb" | "Shared_Hugetlb") {
-                kib +=
-                    value.trim().strip_suffix(" kB").and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
-            }
-        }
-    }
-    kib << 10
-}
-
-/// The range of the mapping that `line` begins with, if it does: `7f0000000000-7f0040000000 rw-p …`.
-fn mapping(line: &str) -> Option<Range<u64>> {
-    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
-    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }
 
 #[cfg(test)]
@@ -373,7 +319,7 @@ mod tests {
         let asked = MemorySpec { hugepages: true, ..plain(64 << 20) };
         match reserve(&asked) {
             Ok(ram) => {
-                assert_eq!(resident(&ram), 64 << 20);
+                assert_eq!(resident(&ram).private, 64 << 20);
                 ram.write_slice(&[1], GuestAddress(20 << 20)).unwrap();
             }
             Err(MemoryError::HugePages { pages: 32, .. }) => eprintln!("skipped: no huge pages"),
@@ -391,23 +337,10 @@ mod tests {
     #[test]
     fn what_is_touched_is_resident() {
         let ram = reserve(&plain(64 << 20)).unwrap();
-        assert_eq!(resident(&ram), 0);
+        assert_eq!(resident(&ram), Resident::default());
         ram.write_slice(&[1], GuestAddress(20 << 20)).unwrap();
-        let touched = resident(&ram);
+        let touched = resident(&ram).private;
         assert!((4096..=HUGE_PAGE as u64).contains(&touched), "{touched}");
-    }
-
-    #[test]
-    fn only_the_guests_own_mappings_count_huge_pages_too() {
-        let smaps = "\
-7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \nSize:               2048 kB\nRss:                  12 kB
-7f0000200000-7f0000400000 rw-p 00000000 00:0f 1 /anon_hugepage (deleted)\nRss:  0 kB\nPrivate_Hugetlb:    2048 kB
-7f0000400000-7f0000401000 r-xp 00000000 00:0f 1 /lib/x.so\nRss:  4 kB\nVmFlags: rd ex mr mw me\n";
-        let base = 0x7f00_0000_0000;
-        let of = |start, len| resident_in(smaps, std::slice::from_ref(&(start..start + len)));
-        assert_eq!(of(base, 0x40_0000), (12 << 10) + (2 << 20));
-        assert_eq!(of(base + 0x40_0800, 1), 4 << 10);
-        assert_eq!(of(0, base), 0);
     }
 
     /// Other tests map and unmap memory meanwhile, which may spoil a try; not all of them.
