@@ -190,7 +190,7 @@ impl Host {
 
     /// The first disk that can be written and has no layers, so that it cannot be frozen.
     pub(crate) fn written_in_place(&self) -> Option<String> {
-        let at = self.spec.disks.iter().position(|disk| !disk.readonly && !disk.is_layered())?;
+        let at = self.spec.disks.iter().position(DiskSpec::in_place)?;
         Some(format!("disk{at}"))
     }
 

@@ -33,8 +33,8 @@ pub struct DiskSpec {
     pub path: PathBuf,
     /// The guest cannot write it, and other VMs may read it too.
     pub readonly: bool,
-    /// What the guest writes goes to a layer of the VM's own, and the file stays as it is; without it the file is written, and there
-    /// can be no snapshots. Who asks for neither has it decided by what kind of VM it is.
+    /// What the guest writes goes to layers of the VM's own above the file, which is never written: the VM can then be snapshotted. By
+    /// default on for a VM that stays and off for a throw-away, which writes the file in place. Never on with `readonly`.
     pub layers: Option<bool>,
     /// Bypass the host's page cache (O_DIRECT).
     pub direct: bool,
@@ -64,9 +64,13 @@ impl DiskSpec {
             limit: LimitSpec::default(),
         }
     }
-}
 
-impl DiskSpec {
+    /// Whether the guest may write to the file itself, as far as the spec says.
+    #[must_use]
+    pub fn in_place(&self) -> bool {
+        !self.readonly && self.layers != Some(true)
+    }
+
     /// Whether what the guest writes goes to a layer.
     #[must_use]
     pub fn is_layered(&self) -> bool {
@@ -155,7 +159,7 @@ impl Part for DiskSpec {
             ("readonly", Value::Switch(self.readonly)),
             ("direct", Value::Switch(self.direct)),
         ];
-        pairs.extend(self.layers.map(|on| ("layers", Value::Switch(on))));
+        pairs.extend(self.layers.map(|layers| ("layers", Value::Switch(layers))));
         pairs.extend(self.serial.as_ref().map(|serial| ("serial", Value::text(serial))));
         pairs.extend(self.queues.map(|queues| ("queues", Value::Number(queues.into()))));
         pairs.push(("io", Value::text(self.io.name())));

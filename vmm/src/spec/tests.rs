@@ -62,6 +62,11 @@ fn a_disk_is_read_with_all_its_options() {
     assert_eq!("readonly=off,path=a".parse::<DiskSpec>().unwrap(), DiskSpec::new("a"));
     let shown = "path=/d=1,,2.img,readonly=on,direct=on,layers=off,serial=S1,queues=2,io=plain";
     assert_eq!(disk.to_string(), shown);
+    for (layers, text) in [(true, "on"), (false, "off")] {
+        let disk: DiskSpec = format!("path=a,layers={text}").parse().unwrap();
+        assert_eq!(disk, DiskSpec { layers: Some(layers), ..DiskSpec::new("a") });
+        assert!(disk.to_string().contains(&format!(",layers={text}")));
+    }
 }
 
 #[test]
