@@ -42,6 +42,41 @@ pub fn stopped_vms() -> Vec<CompletionCandidate> {
     candidates(|entry| entry.holder().is_ok_and(|holder| holder.is_none()))
 }
 
+/// Every snapshot of the VMs whose names stand on the line.
+pub fn snapshots() -> Vec<CompletionCandidate> {
+    let words: Vec<String> = std::env::args().collect();
+    let (mut names, store) = (Vec::new(), Store::open());
+    for (entry, name) in store.iter().flat_map(all_snapshots) {
+        if words.iter().any(|word| word == entry.name()) {
+            names.push(CompletionCandidate::new(name));
+        }
+    }
+    names
+}
+
+/// Every snapshot, as `VM@SNAPSHOT`.
+pub fn points() -> Vec<CompletionCandidate> {
+    let store = Store::open();
+    let all = store.iter().flat_map(all_snapshots);
+    all.map(|(entry, name)| CompletionCandidate::new(format!("{}@{name}", entry.name()))).collect()
+}
+
+/// Every VM and every snapshot.
+pub fn vms_and_points() -> Vec<CompletionCandidate> {
+    vms().into_iter().chain(points()).collect()
+}
+
+fn all_snapshots(store: &Store) -> Vec<(Entry, String)> {
+    let (all, _) = store.snapshots().all().unwrap_or_default();
+    let mut found = Vec::new();
+    for entry in store.entries().unwrap_or_default() {
+        let Ok(Some(record)) = store.record(&entry) else { continue };
+        let own = all.iter().filter(|manifest| manifest.vm == record.vm && !manifest.removed);
+        found.extend(own.map(|manifest| (entry.clone(), manifest.name.clone())));
+    }
+    found
+}
+
 /// The VMs that are `wanted`. Nothing is written, and a shell is told nothing of what cannot be read.
 fn candidates(wanted: impl Fn(&Entry) -> bool) -> Vec<CompletionCandidate> {
     let entries = Store::open().and_then(|store| store.entries()).unwrap_or_default();

@@ -10,7 +10,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 use clap_complete::ArgValueCandidates;
 
-use crate::cmd::VERBS;
+use crate::cmd::WORDS;
 use crate::completion;
 use crate::exit::Usage;
 pub use vmm::spec::closest;
@@ -39,6 +39,8 @@ pub enum Takes {
     File(&'static str),
     /// Text, called this in the help.
     Text(&'static str),
+    /// A snapshot of a VM, written `VM@SNAPSHOT`.
+    Point(&'static str),
     /// Text, as often as wanted.
     Texts(&'static str),
     /// One of these words.
@@ -68,7 +70,11 @@ impl Takes {
     /// What the value is called, if there is one.
     pub fn value_name(&self) -> Option<&'static str> {
         match self {
-            Self::File(name) | Self::Text(name) | Self::Texts(name) | Self::Choice(name, _) => Some(name),
+            Self::File(name)
+            | Self::Text(name)
+            | Self::Point(name)
+            | Self::Texts(name)
+            | Self::Choice(name, _) => Some(name),
             Self::Nothing | Self::Count => None,
         }
     }
@@ -102,6 +108,8 @@ pub struct Operand {
 pub enum Count {
     /// Exactly once.
     One,
+    /// Once or not at all.
+    Maybe,
     /// Once or more.
     Some,
     /// As often as wanted, or not at all.
@@ -117,6 +125,12 @@ pub enum Completes {
     RunningVms,
     /// A VM that does not run.
     StoppedVms,
+    /// A snapshot of the VM that stands before it.
+    Snapshots,
+    /// A VM, or a snapshot of one, written `VM@SNAPSHOT`.
+    VmsAndPoints,
+    /// A file.
+    Files,
     /// A verb. Nothing else is taken.
     Verbs,
     /// One of these words. Nothing else is taken.
@@ -132,14 +146,18 @@ impl Operand {
             Completes::Vms => arg.add(ArgValueCandidates::new(completion::vms)),
             Completes::RunningVms => arg.add(ArgValueCandidates::new(completion::running_vms)),
             Completes::StoppedVms => arg.add(ArgValueCandidates::new(completion::stopped_vms)),
+            Completes::Snapshots => arg.add(ArgValueCandidates::new(completion::snapshots)),
+            Completes::VmsAndPoints => arg.add(ArgValueCandidates::new(completion::vms_and_points)),
+            Completes::Files => arg.value_hint(ValueHint::FilePath),
             Completes::Verbs => {
-                arg.value_parser(PossibleValuesParser::new(VERBS.iter().map(|verb| verb.name)))
+                arg.value_parser(PossibleValuesParser::new(WORDS.iter().map(|word| word.name())))
             }
             Completes::Words(words) => arg.value_parser(PossibleValuesParser::new(words)),
             Completes::Nothing => arg,
         };
         match self.count {
             Count::One => arg.required(true),
+            Count::Maybe => arg,
             Count::Some => arg.required(true).num_args(1..).action(ArgAction::Append),
             Count::Any => arg.num_args(0..).action(ArgAction::Append),
         }
@@ -156,6 +174,11 @@ impl Operand {
         given
     }
 
+    /// What was given for one that stands once or not at all.
+    pub fn maybe(&self, matches: &ArgMatches) -> Option<String> {
+        matches.get_one::<String>(self.name).cloned()
+    }
+
     /// What was given for one that stands exactly once.
     pub fn one(&self, matches: &ArgMatches) -> String {
         matches.get_one::<String>(self.name).cloned().unwrap_or_default()
@@ -169,6 +192,7 @@ impl Described {
         match self.takes {
             Takes::File(name) => text(arg, name).value_hint(ValueHint::FilePath),
             Takes::Text(name) => text(arg, name),
+            Takes::Point(name) => text(arg, name).add(ArgValueCandidates::new(completion::points)),
             Takes::Texts(name) => text(arg, name).action(ArgAction::Append),
             Takes::Choice(name, words) => {
                 arg.value_name(*name).value_parser(PossibleValuesParser::new(words.iter()))

@@ -1,10 +1,11 @@
 //! The `skiff` program: flags and files to a spec, the spec to a running VM, and the terminal in between.
 //!
-//! [`cmd`] has one module a verb; each lists its flags as [`flags::Flag`] records. Errors are `anyhow` here and
+//! [`cmd`] has one module a verb or group of verbs; each lists its flags as [`flags::Flag`] records. Errors are `anyhow` here and
 //! are said once, by [`exit::report`].
 
 mod cmd;
 mod completion;
+mod copy;
 mod escape;
 mod exit;
 mod flags;
@@ -13,6 +14,7 @@ mod input;
 mod launch;
 mod logging;
 mod process;
+mod progress;
 mod signals;
 mod store;
 mod terminal;
@@ -29,7 +31,7 @@ fn command() -> Command {
         .after_help(exit::HELP)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands(cmd::VERBS.iter().map(cmd::Verb::command))
+        .subcommands(cmd::WORDS.iter().map(cmd::Word::command))
 }
 
 fn main() -> ExitCode {
@@ -42,10 +44,7 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return exit::report_clap(&error),
     };
-    let verb = matches.subcommand().and_then(|(name, matches)| {
-        cmd::VERBS.iter().find(|verb| verb.name == name).map(|verb| (verb, matches))
-    });
-    match verb {
+    match cmd::chosen(&matches) {
         Some((verb, matches)) => match (verb.run)(matches) {
             Ok(code) => ExitCode::from(code),
             Err(error) => exit::report(&error),
@@ -66,7 +65,7 @@ mod tests {
 
     #[test]
     fn every_flag_of_every_verb_is_taken_as_its_example_shows() {
-        for verb in super::cmd::VERBS {
+        for verb in super::cmd::WORDS.iter().flat_map(super::cmd::Word::verbs) {
             let operands = verb.operands.iter().map(|operand| match operand.completes {
                 Completes::Words(words) => *words.first().unwrap(),
                 Completes::Verbs => "run",

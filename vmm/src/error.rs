@@ -6,15 +6,21 @@ use devices::bus::BusError;
 use devices::disk::DiskError;
 use devices::pci::PciError;
 use devices::virtio::block::SerialError;
-use devices::virtio::transport::TransportError;
+use devices::virtio::transport::{StillActive, TransportError};
 use devices::virtio::vsock::VsockError;
 
 use crate::board::BoardError;
 use crate::console::StreamError;
+use crate::home::HomeError;
 use crate::host::HostError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 use crate::net::NetError;
+use crate::snapshot::envelope::EnvelopeError;
+use crate::snapshot::memory::MemoryFileError;
+use crate::snapshot::record::RecordError;
+use crate::snapshot::state::StateMismatch;
+use crate::snapshot::store::StoreError;
 use crate::spec::SpecError;
 use crate::vcpu::{self, VcpuError};
 
@@ -75,6 +81,9 @@ pub enum VmError {
     /// A snapshot's vCPU cannot be had here.
     #[error(transparent)]
     VcpuState(vcpu::StateError),
+    /// The CPU template is not for this host.
+    #[error(transparent)]
+    Template(#[from] vcpu::TemplateError),
     /// Devices do not fit on a bus: a defect of skiff, or too many devices.
     #[error("cannot place a device")]
     Bus(#[from] BusError),
@@ -106,9 +115,89 @@ pub enum VmError {
         "the guest's processor shut down (a triple fault) at once: the kernel is damaged, or not for this machine"
     )]
     TripleFault,
+    /// There is no place for snapshots.
+    #[error("this VM keeps no snapshots: start it with --name or -d")]
+    NoHome,
+    /// Where the VM's layers and snapshots are kept cannot be used.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// A disk that cannot be frozen.
+    #[error("{0} is written in place, and so has no past: start the VM with layers=on for it")]
+    InPlace(String),
+    /// There can be one of a kind.
+    #[error(
+        "the VM has a snapshot called {0} already: choose another name, or remove that one with skiff snapshot rm"
+    )]
+    SnapshotName(String),
+    /// The VM has been given other devices since.
+    #[error("at the snapshot {0} the VM had other devices, processors or memory: clone the snapshot instead")]
+    OtherMachine(String),
+    /// The spec cannot be a text: a path in it is none.
+    #[error("the VM's spec cannot be kept with a snapshot: {0}")]
+    SpecText(String),
+    /// One at a time.
+    #[error("a snapshot of this VM is being taken: wait until it is there")]
+    Saving,
+    /// What a snapshot holds cannot be used.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// A snapshot's memory cannot be saved or used.
+    #[error(transparent)]
+    SavedMemory(#[from] MemoryFileError),
+    /// A snapshot does not fit.
+    #[error(transparent)]
+    Mismatch(#[from] StateMismatch),
+    /// The machine does not stand still.
+    #[error(transparent)]
+    Still(#[from] StillError),
     /// The `vmm` thread is gone without a word: a defect of skiff.
     #[error("the VM's control thread ended unexpectedly; this is a defect of skiff, please report it")]
     Vanished,
+}
+
+/// Why a machine cannot be saved at this moment.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct StillError(Still);
+
+#[derive(Debug, thiserror::Error)]
+enum Still {
+    #[error(transparent)]
+    Stuck(vcpu::Stuck),
+    #[error(transparent)]
+    Vcpus(vcpu::SaveError),
+    #[error(transparent)]
+    Devices(StillActive),
+}
+
+impl From<vcpu::Stuck> for VmError {
+    fn from(error: vcpu::Stuck) -> Self {
+        Self::Still(StillError(Still::Stuck(error)))
+    }
+}
+
+impl From<vcpu::SaveError> for VmError {
+    fn from(error: vcpu::SaveError) -> Self {
+        Self::Still(StillError(Still::Vcpus(error)))
+    }
+}
+
+impl From<StillActive> for VmError {
+    fn from(error: StillActive) -> Self {
+        Self::Still(StillError(Still::Devices(error)))
+    }
+}
+
+impl From<StoreError> for VmError {
+    fn from(error: StoreError) -> Self {
+        Self::Home(error.into())
+    }
+}
+
+impl From<RecordError> for VmError {
+    fn from(error: RecordError) -> Self {
+        Self::Home(error.into())
+    }
 }
 
 impl VmError {

@@ -17,9 +17,12 @@ use devices::virtio::vsock::VsockListener;
 use crate::console::{Console, Hub, Sink};
 use crate::counting::DeviceCounters;
 use crate::error::VmError;
+use crate::home::{Home, HomeError, Lineage};
 use crate::kvm::Hypervisor;
+use crate::machine::Point;
 use crate::memory;
 use crate::net::{self, Network};
+use crate::snapshot::Id;
 use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
 use crate::vcpu::VcpuCounters;
 
@@ -106,18 +109,27 @@ pub(crate) struct Host {
     pub(crate) vcpu_counters: Vec<Arc<VcpuCounters>>,
     /// Where the host's programs reach the guest by vsock.
     pub(crate) vsock: Option<Arc<VsockListener>>,
-    kernel: File,
+    /// What it keeps for later.
+    pub(crate) lineage: Option<Lineage>,
+    /// Opened when it is first asked for, in a VM that starts from a snapshot: it may never be.
+    kernel: Option<File>,
     initrd: Option<File>,
 }
 
 impl Host {
     /// Open everything that the spec of the VM called `name` names. Its streams that are called `stdio` lead to the hub of that name.
+    /// A VM that starts from a snapshot needs no kernel before its guest is reset.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec, name: &str, stdio: Hub) -> Result<Self, VmError> {
-        let kernel = open("kernel", &spec.kernel)?;
-        let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+    pub(crate) fn open(spec: VmSpec, name: &str, stdio: Hub, from_snapshot: bool) -> Result<Self, VmError> {
+        let (kernel, initrd) = match from_snapshot {
+            true => (None, None),
+            false => {
+                let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+                (Some(open("kernel", &spec.kernel)?), initrd)
+            }
+        };
         memory::check(&spec.memory)?;
         survive_file_size_limits();
         let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
@@ -142,17 +154,64 @@ impl Host {
             balloon,
             vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
             vsock,
+            lineage: None,
             kernel,
             initrd,
             spec,
         })
     }
 
+    /// Find the VM's place among snapshots, and open the one that it is to start from.
+    ///
+    /// # Errors
+    /// If the record or the snapshot cannot be used.
+    pub(crate) fn settle(&mut self, home: Option<&Home>, from: Option<Id>) -> Result<Option<Point>, VmError> {
+        let Some(home) = home else {
+            return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok(None) };
+        };
+        let mut lineage = Lineage::open(home, self.spec.disks.len())?;
+        let _pin = lineage.store.pin().map_err(HomeError::from)?;
+        let point = from.map(|id| Point::open(&lineage.store, id)).transpose()?;
+        if let Some(point) = &point {
+            point.fits(&self.spec)?;
+            let mut record = lineage.record().clone();
+            record.parent = Some(point.manifest.id);
+            lineage.change(record)?;
+        }
+        self.lineage = Some(lineage);
+        Ok(point)
+    }
+
+    /// The VM is on the snapshot `id` from now on, durably.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub(crate) fn is_on(&mut self, id: Id) -> Result<(), VmError> {
+        let lineage = self.lineage.as_mut().ok_or(VmError::NoHome)?;
+        let mut record = lineage.record().clone();
+        record.parent = Some(id);
+        lineage.change(record)?;
+        Ok(())
+    }
+
+    /// The first disk that can be written and has no layers, so that it cannot be frozen.
+    pub(crate) fn written_in_place(&self) -> Option<String> {
+        let at = self.spec.disks.iter().position(|disk| !disk.readonly)?;
+        Some(format!("disk{at}"))
+    }
+
     /// The kernel file's bytes.
     pub(crate) fn read_kernel(&self) -> Result<Vec<u8>, HostError> {
         let path = || self.spec.kernel.display().to_string();
         let failed = |source| HostError::Read { what: "kernel", path: path(), source };
-        let mut file = &self.kernel;
+        let opened;
+        let mut file = match &self.kernel {
+            Some(file) => file,
+            None => {
+                opened = open("kernel", &self.spec.kernel)?;
+                &opened
+            }
+        };
         let len = file.metadata().map_err(failed)?.len();
         if len > MAX_KERNEL {
             return Err(HostError::TooLarge { path: path() });
@@ -166,10 +225,12 @@ impl Host {
 
     /// The initrd, at its start, and its length in bytes.
     pub(crate) fn initrd(&self) -> Result<Option<(File, u64)>, HostError> {
-        let Some(file) = &self.initrd else { return Ok(None) };
-        let path = || self.spec.initrd.as_deref().unwrap_or(Path::new("")).display().to_string();
-        let failed = |source| HostError::Read { what: "initrd", path: path(), source };
-        let mut file = file.try_clone().map_err(failed)?;
+        let Some(path) = &self.spec.initrd else { return Ok(None) };
+        let failed = |source| HostError::Read { what: "initrd", path: path.display().to_string(), source };
+        let mut file = match &self.initrd {
+            Some(file) => file.try_clone().map_err(failed)?,
+            None => open("initrd", path)?,
+        };
         file.rewind().map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
         Ok(Some((file, len)))

@@ -1,26 +1,27 @@
 //! From a spec to a running machine, and the thread that looks after it.
 //!
-//! [`build`] is the one path to a machine: at start, and again at each reboot of the guest, which drops
-//! the old machine whole and builds a new one around the same [`Host`].
+//! [`build`] is the one path to a machine: at start, from a kernel or a snapshot, and again at each reboot of the guest and each
+//! rollback, which drop the old machine whole and build a new one around the same [`Host`].
 
 mod balloon;
+mod chips;
 mod pause;
+mod point;
+mod rollback;
+mod snapshot;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use arch::boot::{self, Entry, Initrd, Kernel};
 use arch::memory::{GuestRam, SharedRam};
-use arch::regs;
 use devices::bus::Effect;
 use devices::ratelog::Chained;
 use devices::virtio::console::ConsoleSize;
-use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
-};
 use kvm_ioctls::VmFd;
 
 use crate::api::types::Ended;
@@ -30,16 +31,20 @@ use crate::control::{Outcome, Request, RunState, Vm, VmAction, VmReply};
 use crate::error::VmError;
 use crate::event::{Event, EventSender, Message};
 use crate::host::Host;
-use crate::interrupts::Interrupts;
-use crate::kvm::KvmError;
 use crate::memory;
 use crate::notice::{Listener, Notice};
-use crate::snapshot::{Id, Places};
+use crate::snapshot::Id;
+use crate::snapshot::memory::{Image, Reaper};
 use crate::spec::{Memory, VmSpec};
 use crate::stats::VmStats;
-use crate::vcpu::{self, Vcpus};
+use crate::vcpu::{self, Start, Vcpus};
 
 use balloon::Questions;
+pub(crate) use point::Point;
+use snapshot::{Asked, Base};
+
+pub use crate::home::Home;
+pub(crate) use snapshot::Done;
 
 /// A guest that crashes sooner than this after its start did not start at all; later, a triple fault is
 /// one of the ways to reset a PC.
@@ -62,27 +67,19 @@ pub struct Setup {
     pub listener: Listener,
 }
 
-/// Where what a VM keeps for later is.
-#[derive(Clone, Debug)]
-pub struct Home {
-    /// Layers and snapshots, of this VM and of others.
-    pub places: Places,
-    /// The VM's own record of what it stands on (`layers.json`); made at the first start if it is not there.
-    pub record: PathBuf,
-}
-
 /// Start the VM that `spec` describes. Returns when its vCPUs run.
 ///
 /// # Errors
 /// If something that the spec names cannot be used, or the host cannot run VMs.
 pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let host = Host::open(spec, &setup.name, Hub::new(setup.stdout, setup.log))?;
+    let mut host = Host::open(spec, &setup.name, Hub::new(setup.stdout, setup.log), setup.from.is_some())?;
+    let point = host.settle(setup.home.as_ref(), setup.from)?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
     let listener: Arc<dyn Fn(Notice) + Send + Sync> = Arc::from(setup.listener);
-    let keeper = Keeper::start(host, Arc::clone(&listener), messages.clone(), inbox)?;
+    let keeper = Keeper::start(host, point.as_ref(), Arc::clone(&listener), messages.clone(), inbox)?;
     let run = move || {
         let console = Arc::clone(&keeper.host.console);
         let result = keeper.run();
@@ -104,49 +101,64 @@ fn ended(result: &Result<Outcome, VmError>) -> Ended {
     }
 }
 
-/// One boot of the guest. Fields drop in this order: vCPUs before what they use, devices before the VM.
+/// One life of the guest: from a boot, or from a snapshot. Fields drop in this order: vCPUs before what they use, devices before the
+/// VM.
 struct Machine {
     vcpus: Vcpus,
     board: Arc<Board>,
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
     ram: SharedRam,
+    /// What the RAM was before the guest wrote to it.
+    mapped: Arc<Image>,
+    base: Base,
+    /// Which machine of this VM it is.
+    life: u64,
 }
 
-/// Build a machine, its vCPUs paused before their first instruction.
-fn build(host: &Host, events: EventSender) -> Result<Machine, VmError> {
+/// Build a machine, its vCPUs paused before their first instruction: that of the kernel, or the one after a snapshot.
+fn build(host: &Host, from: Option<&Point>, events: EventSender) -> Result<Machine, VmError> {
+    let memory = &host.spec.memory;
     let vm = Arc::new(host.hypervisor.create_vm()?);
-    let ram = memory::reserve(&host.spec.memory)?;
-    memory::register(&vm, &ram)?;
-    let interrupts = create_chips(&vm)?;
     let cpuid = host.hypervisor.supported_cpuid()?;
-    let phys_bits = arch::cpuid::phys_bits(cpuid.as_slice());
+    let (ram, mapped) = match from {
+        Some(point) => {
+            point.state.check(&host.spec, cpuid.as_slice())?;
+            (point.memory.map(memory)?, Arc::clone(&point.memory))
+        }
+        None => (memory::reserve(memory)?, Arc::new(Image::zero(memory.size))),
+    };
+    memory::register(&vm, &ram)?;
+    let interrupts = chips::create(&vm)?;
+    let phys_bits = match from {
+        Some(point) => arch::cpuid::phys_bits(&point.state.cpuid()),
+        None => arch::cpuid::phys_bits(cpuid.as_slice()),
+    };
     let parts = Parts { host, ram: &ram, interrupts: &interrupts, phys_bits };
-    let board = Arc::new(Board::build(&parts, None)?);
-    let entry = load(host, &ram)?;
-    let vcpus = vcpu::create(host, &vm, &cpuid, &vcpu::Start::Boot(&entry))?;
-    let context = Arc::new(vcpu::Context::new(Arc::clone(&board), Arc::clone(&ram), events));
-    let vcpus = Vcpus::spawn(vcpus, &host.vcpu_counters, &context)
+    let board = Arc::new(Board::build(&parts, from.map(|point| &point.state.board))?);
+    let created = match from {
+        Some(point) => vcpu::create(host, &vm, &cpuid, &Start::From(&point.state.vcpus))?,
+        None => vcpu::create(host, &vm, &cpuid, &Start::Boot(&load(host, &ram)?))?,
+    };
+    if let Some(point) = from {
+        board.new_generation(&ram)?;
+        // The local APICs must be there, and what is armed by them.
+        chips::restore(&vm, &point.state.chips)?;
+        chips::restore_clock(&vm, &point.state.clock)?;
+    }
+    let life = events.life();
+    let context = Arc::new(vcpu::Context::new(Arc::clone(&board), Arc::clone(&ram), events, from.is_some()));
+    let vcpus = Vcpus::spawn(created, &host.vcpu_counters, &context)
         .map_err(VmError::resources("start the vCPU threads"))?;
-    Ok(Machine { vcpus, board, _vm: vm, ram })
+    let base = Base { id: from.map(|point| point.manifest.id), memory: Arc::clone(&mapped) };
+    Ok(Machine { vcpus, board, vm, ram, mapped, base, life })
 }
 
-/// The interrupt controllers and the timer that KVM itself has.
-fn create_chips(vm: &Arc<VmFd>) -> Result<Arc<Interrupts>, KvmError> {
-    // Intel processors without unrestricted guest need three pages for real mode, and one for its page table.
-    vm.set_identity_map_address(arch::layout::KVM_IDENTITY_MAP)
-        .map_err(KvmError::failed("set the identity map"))?;
-    vm.set_tss_address(arch::layout::KVM_TSS as usize).map_err(KvmError::failed("set the TSS address"))?;
-    vm.create_irq_chip().map_err(KvmError::failed("create the interrupt controllers"))?;
-    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
-        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-        vm.get_irqchip(&mut chip).map_err(KvmError::failed("read an interrupt controller"))?;
-        regs::mask_pic(&mut chip);
-        vm.set_irqchip(&chip).map_err(KvmError::failed("set an interrupt controller"))?;
+impl Machine {
+    /// Let it run for the first time.
+    fn begin(&self) {
+        // Devices of a snapshot interrupt for what may have been lost, now that there is somebody to hear it.
+        pause::resume(&self.vcpus, &self.board);
     }
-    // Port 0x61 is answered too: kernels measure time with its speaker bit.
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(KvmError::failed("create the timer"))?;
-    Ok(Arc::new(Interrupts::new(Arc::clone(vm))))
 }
 
 /// Put kernel, command line and initrd into guest memory.
@@ -164,7 +176,7 @@ fn load(host: &Host, ram: &GuestRam) -> Result<Entry, VmError> {
 ///
 /// ```text
 ///   start ──► serving ──Reset──► machine dropped, a new one built ──► serving
-///                │
+///                ├── Rollback ──► machine dropped, one built from the snapshot ──► serving
 ///                └── Shutdown, Panicked, Kill, failure ──► machine dropped ──► Outcome
 /// ```
 ///
@@ -179,27 +191,36 @@ struct Keeper {
     state: RunState,
     questions: Questions,
     started: Instant,
-    /// Counted from 0.
+    /// Boots of the guest, counted from 0.
     boot: u64,
-    booted: Instant,
+    /// When the guest was booted; it was not, if it came from a snapshot.
+    booted: Option<Instant>,
+    /// A snapshot is on its way.
+    saving: bool,
+    /// Nobody needs it any more.
+    ended: Arc<AtomicBool>,
+    /// Gives back the memory of machines that were rolled back.
+    reaper: Option<Reaper>,
 }
 
 /// How to go on after a message.
 enum Then {
     Serve,
     Reboot,
+    RollBack(Box<rollback::Prepared>),
     End(Result<Outcome, VmError>),
 }
 
 impl Keeper {
     fn start(
         host: Host,
+        from: Option<&Point>,
         listener: Arc<dyn Fn(Notice) + Send + Sync>,
         messages: Sender<Message>,
         inbox: Receiver<Message>,
     ) -> Result<Self, VmError> {
-        let machine = build(&host, EventSender::new(messages.clone(), 0))?;
-        machine.vcpus.run();
+        let machine = build(&host, from, EventSender::new(messages.clone(), 0))?;
+        machine.begin();
         let (state, now) = (RunState::Running, Instant::now());
         Ok(Self {
             host,
@@ -211,7 +232,10 @@ impl Keeper {
             questions: Questions::default(),
             started: now,
             boot: 0,
-            booted: now,
+            booted: from.is_none().then_some(now),
+            saving: false,
+            ended: Arc::default(),
+            reaper: None,
         })
     }
 
@@ -224,6 +248,7 @@ impl Keeper {
             match self.serve(message) {
                 Then::Serve => {}
                 Then::Reboot => self = self.reboot()?,
+                Then::RollBack(prepared) => self = self.roll_back(*prepared)?,
                 Then::End(result) => return self.end(result),
             }
         }
@@ -231,6 +256,7 @@ impl Keeper {
 
     /// Devices and consoles are done before anybody hears of the end.
     fn end(self, result: Result<Outcome, VmError>) -> Result<Outcome, VmError> {
+        self.ended.store(true, Ordering::Relaxed);
         drop(self.machine);
         let Ok(Outcome::Panicked { .. }) = result else { return result };
         let last_lines = self.host.console.last_lines();
@@ -241,8 +267,12 @@ impl Keeper {
     fn serve(&mut self, message: Message) -> Then {
         match message {
             Message::Request(request) => self.act(request),
-            Message::Event { boot, .. } if boot != self.boot => Then::Serve,
+            Message::Event { life, .. } if life != self.machine.life => Then::Serve,
             Message::Event { event, .. } => self.react(event),
+            Message::Saved(done) => {
+                self.saved(*done);
+                Then::Serve
+            }
         }
     }
 
@@ -266,8 +296,19 @@ impl Keeper {
                 let refused = self.machine.board.resize_disk(&disk, size).err();
                 refused.map_or(VmReply::Done, |error| VmReply::Refused(Chained(&error).to_string()))
             }
-            VmAction::Snapshot { .. } | VmAction::Rollback { .. } => {
-                VmReply::Refused("this VM keeps no snapshots: start it with --name or -d".to_owned())
+            VmAction::Snapshot { id, name, comment } => {
+                match self.snapshot(Asked { id, name, comment }, reply.clone()) {
+                    // The answer comes later.
+                    Ok(()) => return Then::Serve,
+                    Err(error) => snapshot::refused(&error),
+                }
+            }
+            VmAction::Rollback { .. } if self.saving => snapshot::refused(&VmError::Saving),
+            VmAction::Rollback { snapshot } => {
+                match rollback::prepare(&mut self.host, &self.machine, snapshot, reply.clone()) {
+                    Ok(prepared) => return Then::RollBack(Box::new(prepared)),
+                    Err(error) => snapshot::refused(&error),
+                }
             }
             VmAction::Kill => {
                 // Again: whoever asked may have cut the outputs of the boot before this one.
@@ -324,7 +365,9 @@ impl Keeper {
             Event::Effect(Effect::Reset) => Then::Reboot,
             // No vCPU sends these.
             Event::Effect(Effect::None | Effect::MoveBars | Effect::DriverReady) => Then::Serve,
-            Event::TripleFault if self.booted.elapsed() < STARTED => Then::End(Err(VmError::TripleFault)),
+            Event::TripleFault if self.booted.is_some_and(|booted| booted.elapsed() < STARTED) => {
+                Then::End(Err(VmError::TripleFault))
+            }
             Event::TripleFault => Then::Reboot,
             Event::Failed(error) => Then::End(Err(error)),
         }
@@ -333,14 +376,77 @@ impl Keeper {
     /// The guest is reset: everything of the old boot goes before anything of the new one comes.
     fn reboot(self) -> Result<Self, VmError> {
         log::info!("the guest resets");
+        let life = self.machine.life + 1;
         drop(self.machine);
         self.host.console.next_boot();
-        let boot = self.boot + 1;
-        let machine = build(&self.host, EventSender::new(self.messages.clone(), boot))?;
+        let machine = build(&self.host, None, EventSender::new(self.messages.clone(), life))?;
         if self.state == RunState::Running {
-            machine.vcpus.run();
+            machine.begin();
         }
         (self.listener)(Notice::Rebooted);
-        Ok(Self { machine, boot, booted: Instant::now(), ..self })
+        Ok(Self { machine, boot: self.boot + 1, booted: Some(Instant::now()), ..self })
+    }
+
+    /// Begin a snapshot. Its answer comes by the channel.
+    fn snapshot(&mut self, asked: Asked, reply: Sender<VmReply>) -> Result<(), VmError> {
+        if self.saving {
+            return Err(VmError::Saving);
+        }
+        let running = self.state == RunState::Running;
+        let prepared = snapshot::prepare(&self.host, &self.machine, asked)?;
+        let job = prepared.capture(&self.host, &self.machine, running, reply, &self.ended)?;
+        job.start(self.messages.clone())?;
+        self.saving = true;
+        Ok(())
+    }
+
+    /// The snapshot is there, or it failed.
+    fn saved(&mut self, done: snapshot::Done) {
+        self.saving = false;
+        let snapshot::Done { asked, life, reply, pause_us, begun, result } = done;
+        let recorded = result.and_then(|made| {
+            self.host.is_on(asked.id)?;
+            Ok(made)
+        });
+        let answer = match recorded {
+            Ok(snapshot::Made { base, memory_bytes, disk_bytes }) => {
+                // A machine that was booted since has nothing in common with it.
+                if life == self.machine.life {
+                    self.machine.base = base;
+                }
+                (self.listener)(Notice::Snapshot { name: asked.name, id: asked.id, pause_us });
+                let total_us = snapshot::micros(begun.elapsed());
+                VmReply::Snapshot { pause_us, total_us, memory_bytes, disk_bytes }
+            }
+            Err(error) => snapshot::refused(&error),
+        };
+        let _ = reply.send(answer);
+    }
+
+    /// The machine goes, and one that is as it was at the snapshot comes.
+    fn roll_back(self, prepared: rollback::Prepared) -> Result<Self, VmError> {
+        let rollback::Prepared { point, before, begun, reply } = prepared;
+        let ready = begun.elapsed();
+        let Machine { vcpus, board, vm, ram, mapped, life, .. } = self.machine;
+        drop((vcpus, board));
+        let gone = begun.elapsed();
+        self.host.console.next_boot();
+        let machine = build(&self.host, Some(&point), EventSender::new(self.messages.clone(), life + 1))?;
+        machine.begin();
+        let us = snapshot::micros(begun.elapsed());
+        log::debug!("rolled back in {us} us: ready after {ready:?}, the old machine gone after {gone:?}");
+        drop((mapped, before));
+        let reaper = match self.reaper {
+            Some(reaper) => reaper,
+            None => Reaper::start().map_err(VmError::resources("start the reaper thread"))?,
+        };
+        reaper.take(vm, ram);
+        if self.state == RunState::Paused {
+            (self.listener)(Notice::Resumed);
+        }
+        (self.listener)(Notice::RolledBack { name: point.manifest.name, id: point.manifest.id });
+        let _ = reply.send(VmReply::RolledBack { us });
+        let (state, reaper) = (RunState::Running, Some(reaper));
+        Ok(Self { machine, state, reaper, booted: None, ..self })
     }
 }

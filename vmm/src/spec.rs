@@ -21,6 +21,7 @@ mod tests;
 mod text;
 mod vsock;
 
+pub use arch::template::CpuTemplate;
 pub use check::SpecError;
 pub use disk::{DISK_KEYS, DiskIo, DiskSpec, MAX_DISK_QUEUES, MAX_DISK_SERIAL};
 pub use limit::LimitSpec;
@@ -66,12 +67,42 @@ pub struct VmSpec {
     /// Stream sockets between guest and host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSpec>,
+    /// What of the host's processor the guest is not to see.
+    #[serde(default, rename = "cpu-template", skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
     /// The disks, in the order of vda, vdb, …
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
     /// The network devices, in the order of eth0, eth1, …
     #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetSpec>,
+}
+
+impl VmSpec {
+    /// As a file has it (`skiff run --config`).
+    ///
+    /// # Errors
+    /// If a path in it is no text; says which part.
+    pub fn to_toml(&self) -> Result<String, String> {
+        toml::to_string(self).map_err(|error| error.to_string())
+    }
+
+    /// What a file says.
+    ///
+    /// # Errors
+    /// If it says no spec; why.
+    pub fn from_toml(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Whether a guest of `other` would find the same devices, in the same places.
+    pub(crate) fn is_same_machine(&self, other: &Self) -> bool {
+        let machine = |spec: &Self| {
+            let (disks, nets) = (spec.disks.len(), spec.nets.len());
+            (spec.cpus, spec.memory.size, spec.transport, disks, nets, spec.vsock.is_some(), spec.balloon)
+        };
+        machine(self) == machine(other)
+    }
 }
 
 /// What a field is if it is not given.

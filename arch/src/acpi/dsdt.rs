@@ -21,6 +21,7 @@ pub fn dsdt(spec: &AcpiSpec) -> Vec<u8> {
     }
     rtc(&mut devices);
     power_button(&mut devices);
+    generation_counter(&mut devices);
     event_device(&mut devices);
     if spec.pvpanic {
         pvpanic(&mut devices);
@@ -97,10 +98,28 @@ fn power_button(to: &mut Vec<u8>) {
     .to_aml_bytes(to);
 }
 
+/// The VM generation counter: where in memory the identifier of this life of the VM is, as Microsoft's "Virtual Machine Generation ID"
+/// has it. Drivers look for the compatible ID (Linux 5.18 and later in upper case, as which it reads all IDs).
+fn generation_counter(to: &mut Vec<u8>) {
+    let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"SKIF0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(to);
+}
+
 /// The generic event device (§5.6.9): its interrupt's method reads which events are pending, and tells the
 /// devices they are about.
 fn event_device(to: &mut Vec<u8>) {
     const PRESSED: u8 = 0x80;
+    const CHANGED: u8 = 0x80;
     let status = Field::new(
         "EVRG".into(),
         FieldAccessType::Byte,
@@ -126,6 +145,10 @@ fn event_device(to: &mut Vec<u8>) {
                     &If::new(
                         &And::new(&ZERO, &Local(0), &event::POWER_BUTTON),
                         vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &PRESSED)],
+                    ),
+                    &If::new(
+                        &And::new(&ZERO, &Local(0), &event::GENERATION),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &CHANGED)],
                     ),
                 ],
             ),
@@ -230,4 +253,46 @@ fn motherboard(to: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(to);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Vec<u8> {
+        dsdt(&AcpiSpec { cpus: 1, mmio: Vec::new(), pci: None, serial: false, pvpanic: false })
+    }
+
+    fn has(table: &[u8], aml: &[u8]) -> bool {
+        table.windows(aml.len()).any(|bytes| bytes == aml)
+    }
+
+    /// What is looked up by name and type (§20.2): a `Name` of a package of two integers, and compatible IDs that are strings.
+    #[test]
+    fn the_generation_counter_says_where_the_identifier_is() {
+        let table = table();
+        let address = (layout::GENERATION as u32).to_le_bytes();
+        // NameOp, PackageOp, its length, two elements: a DWord and Zero.
+        let addr = [b"\x08ADDR\x12\x08\x02\x0c".as_slice(), &address, b"\x00"].concat();
+        assert!(has(&table, &addr), "{table:x?}");
+        assert!(has(&table, b"\x08_HID\x0dSKIF0001\0"));
+        assert!(has(&table, b"\x08_CID\x0dVM_Gen_Counter\0"));
+        assert!(has(&table, b"\x08_DDN\x0dVM_Gen_Counter\0"));
+        assert_eq!(layout::GENERATION % 8, 0, "as Microsoft's document wants it");
+        assert_eq!(layout::GENERATION % 4096, 0);
+        assert!(layout::GENERATION + layout::GENERATION_LEN as u64 <= layout::RESET_VECTOR);
+        assert!(layout::ACPI_END <= layout::GENERATION);
+    }
+
+    #[test]
+    fn each_event_notifies_the_device_that_it_is_about() {
+        let table = table();
+        // AndOp of Local0 and the event, to nowhere, and NotifyOp with 0x80, in the same If.
+        for (bit, path) in [(event::POWER_BUTTON, b"PWRB"), (event::GENERATION, b"VGEN")] {
+            let bit: &[u8] = if bit == 1 { &[1] } else { &[0x0a, bit] };
+            let test = [b"\x7b\x60".as_slice(), bit, b"\x00"].concat();
+            let notify = [b"\x86\\\x2e_SB_".as_slice(), path, b"\x0a\x80"].concat();
+            assert!(has(&table, &[test, notify].concat()), "{table:x?}");
+        }
+    }
 }

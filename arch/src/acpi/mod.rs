@@ -1,7 +1,7 @@
 //! Describes the machine to the guest: ACPI tables, written to the firmware's area below 1 MiB.
 //!
 //! The machine is *hardware-reduced* (ACPI 6.5 §4.1): no PM timer, no SCI, no SMI. What is left are sleep and
-//! reset registers, and a generic event device for the power button. A guest has less to probe, and boots sooner.
+//! reset registers, and a generic event device for the power button and the VM generation counter. A guest has less to probe, and boots sooner.
 
 mod dsdt;
 mod tables;

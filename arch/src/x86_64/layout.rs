@@ -4,7 +4,7 @@
 //! 0x0000_0500  GDT                       0x0000_6000  PVH start info, module list, memory map
 //! 0x0000_7000  zero page                 0x0000_9000  first page tables (6 pages)
 //! 0x0002_0000  command line              0x000e_0000  ACPI tables
-//! 0x000f_fff0  reset vector
+//! 0x000f_f000  VM generation ID          0x000f_fff0  reset vector
 //! 0x0010_0000  kernel, initrd, RAM up to 3 GiB
 //! 0xc000_0000  PCI memory, 32-bit        0xe000_0000  ECAM of bus 0 (room kept for 256 buses)
 //! 0xf000_0000  virtio-mmio slots         0xfec0_0000  I/O APIC
@@ -37,6 +37,11 @@ pub const EBDA: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// The end of the room for ACPI tables.
 pub const ACPI_END: u64 = 0xf_f000;
+/// The VM generation ID, [`GENERATION_LEN`] bytes: another in each life of the VM. The rest of its page is not used by anything that
+/// changes while the guest runs.
+pub const GENERATION: u64 = 0xf_f000;
+/// The length of the VM generation ID, in bytes.
+pub const GENERATION_LEN: usize = 16;
 /// Where a processor starts after a reset, f000:fff0 in real mode; 16 bytes.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The lowest address a kernel may be loaded at.
@@ -99,6 +104,8 @@ pub mod power {
 pub mod event {
     /// The power button was pressed.
     pub const POWER_BUTTON: u8 = 1 << 0;
+    /// The VM generation ID is another than before.
+    pub const GENERATION: u8 = 1 << 1;
 }
 
 /// Interrupt lines. All are edge-triggered and active high.
@@ -107,7 +114,7 @@ pub mod gsi {
     pub const SERIAL: u32 = 4;
     /// The CMOS RTC.
     pub const RTC: u32 = 8;
-    /// The generic event device: power button.
+    /// The generic event device: power button, VM generation ID.
     pub const EVENT: u32 = 9;
     /// One for each virtio-mmio device.
     pub const MMIO: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];

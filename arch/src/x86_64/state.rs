@@ -97,7 +97,7 @@ pub mod hex {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VcpuState {
-    /// What CPUID tells it (KVM_GET_CPUID2).
+    /// What CPUID tells it, as it was set (KVM_SET_CPUID2).
     pub cpuid: Vec<Raw<kvm_cpuid_entry2>>,
     /// How fast its TSC counts, in kHz, where the host can tell.
     pub tsc_khz: Option<u32>,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use roff::{Inline, Roff, bold, italic, roman};
 
-use super::{VERBS, Verb};
+use super::{Group, Verb, WORDS, Word};
 use crate::exit::{self, SUCCESS};
 use crate::flags::{self, Completes, Count, Described, Example, Flag, Operand, Takes};
 
@@ -53,8 +53,9 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         return write_all(&dir);
     }
     let names = PAGE.given(matches);
-    let verbs = VERBS.iter().filter(|verb| names.iter().any(|name| name == verb.name));
-    let pages: String = if names.is_empty() { whole() } else { verbs.map(page).collect() };
+    let words = WORDS.iter().filter(|word| names.iter().any(|name| name == word.name()));
+    let pages = |word| pages(word).into_iter().map(|(_, page)| page);
+    let pages: String = if names.is_empty() { whole() } else { words.flat_map(pages).collect() };
     super::print(&pages)
 }
 
@@ -65,8 +66,8 @@ fn write_all(dir: &Path) -> Result<u8> {
         fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))
     };
     write("skiff.1".to_owned(), whole())?;
-    for verb in VERBS {
-        write(format!("skiff-{}.1", verb.name), page(verb))?;
+    for (name, page) in WORDS.iter().flat_map(pages) {
+        write(format!("{name}.1"), page)?;
     }
     Ok(SUCCESS)
 }
@@ -81,21 +82,56 @@ fn whole() -> String {
     let text = "skiff is a Type-2 hypervisor: a Linux program that uses KVM. One process is one VM; there is no daemon.";
     roff.text([roman(text)]);
     roff.control("SH", ["VERBS"]);
-    for verb in VERBS {
+    for word in WORDS {
         roff.control("TP", []);
-        roff.text([bold(format!("skiff-{}", verb.name)), roman("(1)")]);
-        roff.text([roman(sentence(verb.about))]);
+        roff.text([bold(format!("skiff-{}", word.name())), roman("(1)")]);
+        roff.text([roman(sentence(word.about()))]);
     }
     sections(&mut roff, exit::HELP);
     render(&roff)
 }
 
-/// The page of `verb`.
-fn page(verb: &Verb) -> String {
+/// The pages of `word`, by their names: its own, and those of the verbs of a group.
+fn pages(word: &Word) -> Vec<(String, String)> {
+    let verb = |verb| (format!("skiff-{}", word.path(verb, "-")), page(word, verb));
+    let own = match word {
+        Word::Verb(_) => None,
+        Word::Group(group) => Some((format!("skiff-{}", group.name), group_page(group))),
+    };
+    own.into_iter().chain(word.verbs().iter().map(verb)).collect()
+}
+
+/// The page of a group, which names its verbs.
+fn group_page(group: &Group) -> String {
+    let mut roff = Roff::new();
+    head(&mut roff, &format!("skiff-{}", group.name), group.about);
+    roff.text([
+        bold(format!("skiff {}", group.name)),
+        roman(" "),
+        italic("verb"),
+        roman(" ["),
+        italic("options"),
+        roman("]"),
+    ]);
+    roff.control("SH", ["DESCRIPTION"]);
+    body(&mut roff, if group.long.is_empty() { group.about } else { group.long });
+    roff.control("SH", ["VERBS"]);
+    for verb in group.verbs {
+        roff.control("TP", []);
+        roff.text([bold(format!("skiff-{}-{}", group.name, verb.name)), roman("(1)")]);
+        roff.text([roman(sentence(verb.about))]);
+    }
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([bold("skiff"), roman("(1)")]);
+    render(&roff)
+}
+
+/// The page of `verb`, to which `word` leads.
+fn page(word: &Word, verb: &Verb) -> String {
     let mut roff = Roff::new();
     let all = (verb.flags)();
-    head(&mut roff, &format!("skiff-{}", verb.name), verb.about);
-    let mut synopsis = vec![bold(format!("skiff {}", verb.name))];
+    head(&mut roff, &format!("skiff-{}", word.path(verb, "-")), verb.about);
+    let mut synopsis = vec![bold(format!("skiff {}", word.path(verb, " ")))];
     if !all.is_empty() {
         synopsis.extend([roman(" ["), italic("options"), roman("]")]);
     }
@@ -149,6 +185,7 @@ fn head(roff: &mut Roff, name: &str, about: &str) {
 fn placed(operand: &Operand) -> Vec<Inline> {
     let (before, after) = match operand.count {
         Count::One => (" ", ""),
+        Count::Maybe => (" [", "]"),
         Count::Some => (" ", " ..."),
         Count::Any => (" [", " ...]"),
     };
@@ -233,14 +270,16 @@ mod tests {
 
     #[test]
     fn each_verb_has_a_page_in_ascii_with_all_its_flags() {
-        for verb in VERBS {
-            let page = page(verb);
-            assert!(page.is_ascii(), "{}", verb.name);
-            for flag in (verb.flags)() {
-                let tag = format!("\\fB\\-\\-{}\\fR", flag.name.replace('-', "\\-"));
-                assert!(page.contains(&tag), "{}: {tag} in {page}", verb.name);
+        for word in WORDS {
+            for verb in word.verbs() {
+                let page = page(word, verb);
+                assert!(page.is_ascii(), "{}", verb.name);
+                for flag in (verb.flags)() {
+                    let tag = format!("\\fB\\-\\-{}\\fR", flag.name.replace('-', "\\-"));
+                    assert!(page.contains(&tag), "{}: {tag} in {page}", verb.name);
+                }
             }
-            assert!(whole().contains(&format!("skiff\\-{}", verb.name)), "{}", verb.name);
+            assert!(whole().contains(&format!("skiff\\-{}", word.name())), "{}", word.name());
         }
     }
 

@@ -1,4 +1,4 @@
-//! The verbs: one module each.
+//! The verbs: one module each, some of them in groups.
 
 use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
@@ -10,19 +10,24 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
 
+mod clone;
 mod completions;
 mod doctor;
 mod events;
 mod logs;
 mod man;
 mod many;
+mod point;
 mod power;
 mod ps;
 mod resize;
 mod rm;
+mod rollback;
 mod run;
+mod snapshot;
 mod start;
 mod stats;
+mod system;
 mod table;
 
 /// Something that the program can be asked to do. Its command line, its help and what is generated from them come from this
@@ -59,6 +64,90 @@ impl Verb {
     }
 }
 
+/// Verbs that have a word in common, before their own: `skiff GROUP VERB`.
+pub struct Group {
+    /// That word.
+    pub name: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// Its whole help; empty if the line says it all.
+    pub long: &'static str,
+    /// In the order of the help.
+    pub verbs: &'static [Verb],
+}
+
+impl Group {
+    fn command(&self) -> Command {
+        let command =
+            Command::new(self.name).about(self.about).subcommands(self.verbs.iter().map(Verb::command));
+        let command =
+            command.subcommand_required(true).arg_required_else_help(true).disable_help_subcommand(true);
+        if self.long.is_empty() { command } else { command.long_about(self.long) }
+    }
+}
+
+/// What can stand first on the command line.
+pub enum Word {
+    /// A verb.
+    Verb(Verb),
+    /// The first of two words.
+    Group(Group),
+}
+
+impl Word {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Verb(verb) => verb.name,
+            Self::Group(group) => group.name,
+        }
+    }
+
+    /// One line of help.
+    pub fn about(&self) -> &'static str {
+        match self {
+            Self::Verb(verb) => verb.about,
+            Self::Group(group) => group.about,
+        }
+    }
+
+    /// Its command line.
+    pub fn command(&self) -> Command {
+        match self {
+            Self::Verb(verb) => verb.command(),
+            Self::Group(group) => group.command(),
+        }
+    }
+
+    /// The verbs that it leads to.
+    pub fn verbs(&self) -> &[Verb] {
+        match self {
+            Self::Verb(verb) => std::slice::from_ref(verb),
+            Self::Group(group) => group.verbs,
+        }
+    }
+
+    /// One of its verbs by its whole name, with `between` between the words.
+    pub fn path(&self, verb: &Verb, between: &str) -> String {
+        match self {
+            Self::Verb(verb) => verb.name.to_owned(),
+            Self::Group(group) => format!("{}{between}{}", group.name, verb.name),
+        }
+    }
+}
+
+/// The verb that was asked for, and what was said to it.
+pub fn chosen(matches: &ArgMatches) -> Option<(&'static Verb, &ArgMatches)> {
+    let (name, matches) = matches.subcommand()?;
+    match WORDS.iter().find(|word| word.name() == name)? {
+        Word::Verb(verb) => Some((verb, matches)),
+        Word::Group(group) => {
+            let (name, matches) = matches.subcommand()?;
+            Some((group.verbs.iter().find(|verb| verb.name == name)?, matches))
+        }
+    }
+}
+
 /// Print `text`. A reader that has read enough is no error.
 pub fn print(text: impl AsRef<[u8]>) -> Result<u8> {
     print_more(text).map(|_| SUCCESS)
@@ -87,24 +176,28 @@ fn linger(period: Duration) -> bool {
 }
 
 /// All of them, in the order of the help.
-pub const VERBS: &[Verb] = &[
-    run::VERB,
-    ps::PS,
-    start::START,
-    power::STOP,
-    power::KILL,
-    power::PAUSE,
-    power::RESUME,
-    start::ATTACH,
-    logs::VERB,
-    power::WAIT,
-    ps::INSPECT,
-    stats::VERB,
-    events::VERB,
-    resize::VERB,
-    rm::RENAME,
-    rm::RM,
-    doctor::VERB,
-    completions::VERB,
-    man::VERB,
+pub const WORDS: &[Word] = &[
+    Word::Verb(run::VERB),
+    Word::Verb(ps::PS),
+    Word::Verb(start::START),
+    Word::Verb(power::STOP),
+    Word::Verb(power::KILL),
+    Word::Verb(power::PAUSE),
+    Word::Verb(power::RESUME),
+    Word::Verb(start::ATTACH),
+    Word::Verb(logs::VERB),
+    Word::Verb(power::WAIT),
+    Word::Group(snapshot::GROUP),
+    Word::Verb(rollback::VERB),
+    Word::Verb(clone::VERB),
+    Word::Verb(ps::INSPECT),
+    Word::Verb(stats::VERB),
+    Word::Verb(events::VERB),
+    Word::Verb(resize::VERB),
+    Word::Verb(rm::RENAME),
+    Word::Verb(rm::RM),
+    Word::Group(system::GROUP),
+    Word::Verb(doctor::VERB),
+    Word::Verb(completions::VERB),
+    Word::Verb(man::VERB),
 ];

@@ -8,6 +8,7 @@
 //!     lock                          locked (fcntl) by the VM's process as long as it lives
 //!     state.json                    see [`state`]; written aside and renamed
 //!     spec.toml                     the spec, as `skiff run --config` takes it
+//!     layers.json                   its place among snapshots and layers, which are in the data directory: see [`layers`]
 //!     control.sock                  see `vmm::api`
 //!     console.log, console.log.1    what the guest printed
 //!     vm.log                        what the VM's process has to say
@@ -31,6 +32,7 @@ pub mod entry;
 pub mod events;
 pub mod follow;
 pub mod held;
+pub mod layers;
 pub mod names;
 pub mod state;
 #[cfg(test)]
@@ -42,8 +44,17 @@ use held::Held;
 use state::{End, State};
 
 /// What an entry that never got going may hold: nothing of it is of use to anybody.
-const LEFTOVERS: &[&str] =
-    &["lock", "state.json", "state.json.new", "spec.toml.new", "control.sock", "console.log", "vm.log"];
+const LEFTOVERS: &[&str] = &[
+    "lock",
+    "state.json",
+    "state.json.new",
+    "spec.toml.new",
+    "control.sock",
+    "console.log",
+    "vm.log",
+    "layers.json",
+    "layers.json.new",
+];
 /// What to do about a place that cannot be used.
 const ELSEWHERE: &str = "set XDG_STATE_HOME to a directory of yours";
 /// Begins the names of what is being deleted. No VM's name begins with a dot.
@@ -53,6 +64,8 @@ const GONE: &str = ".gone-";
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
+    /// Where snapshots and layers are.
+    data: PathBuf,
 }
 
 /// No other command makes, renames, removes or settles entries while this lives. Never held over a wait.
@@ -71,13 +84,13 @@ pub fn state_dir() -> Result<PathBuf> {
 impl Store {
     /// The user's.
     pub fn open() -> Result<Self> {
-        Ok(Self { dir: state_dir()? })
+        Ok(Self { dir: state_dir()?, data: layers::data_dir()? })
     }
 
     /// The one at `dir`.
     #[cfg(test)]
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), data: dir.join("data") }
     }
 
     /// Where it is.
@@ -321,14 +334,19 @@ impl Store {
         self.delete(&locked, &self.handle(&held.name()))
     }
 
-    /// First out of sight in one step, then file by file.
+    /// First out of sight in one step, then file by file; last the layers that were its alone.
     fn delete(&self, _: &Locked, entry: &Entry) -> Result<()> {
+        // One that cannot be read is of no use to anybody, and a sweep finds the layers.
+        let record = self.record(entry).ok().flatten();
         let gone = self.vms().join(format!("{GONE}{}-{}", std::process::id(), entry.name()));
         match fs::rename(entry.dir(), &gone) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             renamed => renamed.with_context(|| format!("cannot remove {}", entry.name()))?,
         }
         self.sweep();
+        if let Some(Err(error)) = record.map(|record| self.snapshots().drop_tops(&record)) {
+            log::warn!("layers of {} are left to skiff system prune: {error}", entry.name());
+        }
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Names of VMs: which there can be, and those that are made up.
+//! Names of VMs and snapshots: which there can be, and those that are made up.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
@@ -9,6 +9,22 @@ const LONGEST: usize = 63;
 
 /// Whether a VM can be called `name`.
 pub fn check(name: &str) -> Result<(), Usage> {
+    check_as("a VM's", name)
+}
+
+/// Whether a snapshot can be called `name`. It can be where a VM can, so that `VM@SNAPSHOT` has one meaning; and none looks
+/// like an id.
+pub fn check_snapshot(name: &str) -> Result<(), Usage> {
+    check_as("a snapshot's", name)?;
+    match name.parse::<vmm::snapshot::Id>() {
+        Ok(_) => {
+            Err(Usage(format!("'{name}' cannot be a snapshot's name, for it looks like an id: add a letter")))
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+fn check_as(whose: &str, name: &str) -> Result<(), Usage> {
     let mut bytes = name.bytes();
     let starts = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let goes_on = bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
@@ -17,7 +33,7 @@ pub fn check(name: &str) -> Result<(), Usage> {
     }
     let shown: String = name.chars().flat_map(char::escape_debug).collect();
     Err(Usage(format!(
-        "'{shown}' cannot be a VM's name: write up to {LONGEST} letters, digits, '-', '_' and '.', the first a letter or digit"
+        "'{shown}' cannot be {whose} name: write up to {LONGEST} letters, digits, '-', '_' and '.', the first a letter or digit"
     )))
 }
 
@@ -59,10 +75,19 @@ mod tests {
         for name in ["a", "0", "web-1", "Web_2.test", &"x".repeat(63)] {
             assert!(check(name).is_ok(), "{name}");
         }
-        for name in ["", ".", "..", "-a", ".gone-1", "_a", "a/b", "a b", "ä", "a\n", &"x".repeat(64)] {
+        for name in ["", ".", "..", "-a", ".gone-1", "_a", "a/b", "a b", "a@b", "ä", "a\n", &"x".repeat(64)]
+        {
             assert!(check(name).is_err(), "{name}");
         }
         assert!(check("\u{1b}[2J").unwrap_err().0.starts_with("'\\u{1b}[2J' cannot"));
+    }
+
+    #[test]
+    fn no_snapshot_is_called_like_an_id() {
+        assert!(check_snapshot("s1").is_ok() && check_snapshot("0123456789abcde").is_ok());
+        for name in ["0123456789abcdef", "a@b", ""] {
+            assert!(check_snapshot(name).is_err(), "{name}");
+        }
     }
 
     #[test]

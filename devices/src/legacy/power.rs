@@ -235,4 +235,36 @@ mod tests {
         assert_eq!(control.write(0x06), Effect::Reset);
         assert_eq!(control.write(0x0e), Effect::Reset);
     }
+
+    #[test]
+    fn an_event_that_was_not_read_is_announced_again_when_the_machine_goes_on() {
+        let line = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let mut old = Power::new(IrqLine::new(line()));
+        old.press_power_button();
+        old.announce_generation();
+        let file = serde_json::to_string(&old.save()).unwrap();
+        let event = line();
+        let mut new = Power::new(IrqLine::new(event.try_clone().unwrap()));
+        new.restore(&serde_json::from_str(&file).unwrap()).unwrap();
+        assert_eq!(new.save(), old.save());
+        assert!(event.read().is_err(), "too early");
+        new.resume();
+        assert_eq!(event.read().unwrap(), 1);
+        let mut data = [0; 1];
+        new.read(EVENTS, &mut data);
+        assert_eq!(data, [EVENT_POWER_BUTTON | EVENT_GENERATION]);
+        new.resume();
+        assert!(event.read().is_err(), "nothing is left");
+        assert!(new.restore(&PowerState { events: 4 }).is_err());
+    }
+
+    #[test]
+    fn the_reset_control_register_is_restored_if_it_can_be_so() {
+        let mut control = ResetControl::default();
+        let _ = control.write(0x0a);
+        assert_eq!(ResetControl::restore(control.read()), Some(control));
+        for wrong in [1, 4, 6, 0x10, 0xff] {
+            assert_eq!(ResetControl::restore(wrong), None, "{wrong:#x}");
+        }
+    }
 }

@@ -164,3 +164,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_restored_clock_is_right_at_once_and_as_far_off_as_the_guest_set_it() {
+    let (mut rtc, now) = (RtcCore::default(), leap_day());
+    write(&mut rtc, 0x40, 0x5a, now);
+    write(&mut rtc, HOURS, 0x22, now);
+    let file = serde_json::to_string(&rtc.save()).unwrap();
+    let mut rtc = RtcCore::restore(&serde_json::from_str(&file).unwrap()).unwrap();
+    assert_eq!(rtc.read(now), 0x22, "the register that was selected is");
+    let week_later = now + Duration::from_secs(7 * 86_400);
+    assert_eq!(time(&mut rtc, week_later), [0x20, 0x24, 0x03, 0x07, 0x22, 0x59, 0x58]);
+    assert_eq!(read(&mut rtc, 0x40, week_later), 0x5a);
+}
+
+#[test]
+fn a_clock_that_is_being_set_stands_still_over_a_restore() {
+    let (mut rtc, now) = (RtcCore::default(), leap_day());
+    write(&mut rtc, REGISTER_B, B_SET | B_24_HOURS, now);
+    let mut rtc = RtcCore::restore(&rtc.save()).unwrap();
+    let later = now + Duration::from_secs(3600);
+    assert_eq!(time(&mut rtc, later), [0x20, 0x24, 0x02, 0x29, 0x23, 0x59, 0x58]);
+    write(&mut rtc, REGISTER_B, B_24_HOURS, later);
+    assert_eq!(read(&mut rtc, HOURS, later), 0x23);
+}
+
+#[test]
+fn what_is_no_clock_is_refused() {
+    let good = RtcCore::default().save();
+    assert!(RtcCore::restore(&RtcState { index: 0x80, ..good.clone() }).is_err());
+    for len in [0, 127, 129] {
+        let state = RtcState { memory: vec![0; len].into(), ..good.clone() };
+        assert!(RtcCore::restore(&state).unwrap_err().to_string().contains("the clock"));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_state_of_the_right_size_is_a_clock_and_is_saved_as_it_was(
+        index in 0u8..0x80, memory in prop::collection::vec(any::<u8>(), 128), offset in any::<i64>(), register in 0usize..128,
+    ) {
+        let state = RtcState { index, memory: memory.into(), offset };
+        let mut rtc = RtcCore::restore(&state).unwrap();
+        prop_assert_eq!(rtc.save(), state);
+        read(&mut rtc, register, leap_day());
+        write(&mut rtc, register, 0x11, leap_day());
+    }
+}

@@ -336,10 +336,14 @@ mod tests {
     }
 
     fn bench() -> Bench {
+        bench_as(None)
+    }
+
+    fn bench_as(state: Option<&SerialState>) -> Bench {
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let (sink, interrupt, room) = (Sink::default(), event(), event());
         let line = IrqLine::new(interrupt.try_clone().unwrap());
-        let port = SerialPort::new(line, Box::new(sink.clone()), room.try_clone().unwrap(), None).unwrap();
+        let port = SerialPort::new(line, Box::new(sink.clone()), room.try_clone().unwrap(), state).unwrap();
         Bench { port, sink, interrupt, room }
     }
 
@@ -467,5 +471,81 @@ mod tests {
         let mut data = [0; 2];
         bench.port.read(7, &mut data);
         assert_eq!(data[1], 0xff);
+    }
+
+    /// The same port on another machine, as a file would have it.
+    fn moved(bench: &Bench) -> Bench {
+        let file = serde_json::to_string(&bench.port.save()).unwrap();
+        bench_as(Some(&serde_json::from_str(&file).unwrap()))
+    }
+
+    #[test]
+    fn what_was_received_and_not_read_is_read_on_another_machine() {
+        let mut old = bench();
+        old.write(INTERRUPT_ENABLE, 1);
+        old.write(7, 0x5a);
+        assert_eq!(old.port.enqueue(b"typed"), 5);
+        assert_eq!(old.read(DATA), b't');
+        let mut new = moved(&old);
+        assert_eq!(new.port.save(), old.port.save());
+        assert!(new.interrupt.read().is_err(), "too early");
+        new.port.resume();
+        assert_eq!(new.read(7), 0x5a);
+        let rest: Vec<u8> = (0..4).map(|_| new.read(DATA)).collect();
+        assert_eq!(rest, b"yped");
+        assert_eq!(new.read(LINE_STATUS) & DATA_READY, 0);
+        assert_eq!(new.port.enqueue(b"x"), 1);
+        assert!(new.interrupt.read().is_ok());
+    }
+
+    #[test]
+    fn an_interrupt_that_the_guest_has_not_looked_at_is_raised_again() {
+        let mut old = bench();
+        old.write(INTERRUPT_ENABLE, 1);
+        old.port.enqueue(b"x");
+        let mut new = moved(&old);
+        new.port.resume();
+        assert_eq!(new.interrupt.read().unwrap(), 1);
+        // Looked at: nothing is due.
+        new.read(2);
+        new.read(DATA);
+        let mut third = moved(&new);
+        third.port.resume();
+        assert!(third.interrupt.read().is_err());
+    }
+
+    #[test]
+    fn a_paused_port_takes_no_input_until_it_goes_on() {
+        let mut bench = bench();
+        bench.write(INTERRUPT_ENABLE, 1);
+        bench.port.pause();
+        let before = bench.port.save();
+        assert_eq!(bench.port.enqueue(b"early"), 0);
+        assert_eq!(bench.port.save(), before);
+        assert!(bench.room.read().is_err());
+        bench.port.resume();
+        assert_eq!(bench.room.read().unwrap(), 1, "whoever types is called");
+        assert_eq!(bench.port.enqueue(b"early"), 5);
+    }
+
+    #[test]
+    fn any_registers_are_a_port_but_not_more_than_it_holds() {
+        let good = bench().port.save();
+        for value in [0, 1, 0x55, 0xaa, 0xff] {
+            let [dll, dlm, ier, iir, lcr, lsr, mcr, msr, scr] = [value; 9];
+            let state =
+                SerialState { dll, dlm, ier, iir, lcr, lsr, mcr, msr, scr, polls: value, ..good.clone() };
+            let mut odd = bench_as(Some(&state));
+            odd.port.resume();
+            for register in 0..8 {
+                odd.read(register);
+            }
+            odd.port.enqueue(&[1; 100]);
+        }
+        let state = SerialState { received: vec![0; 65].into(), ..good };
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let port = SerialPort::new(IrqLine::new(event()), Box::new(io::sink()), event(), Some(&state));
+        let error = port.err().unwrap().to_string();
+        assert!(error.contains("the serial port") && error.contains("received"), "{error}");
     }
 }

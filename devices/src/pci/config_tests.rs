@@ -204,4 +204,25 @@ proptest! {
         let _ = config.write(offset, &data);
         config.read(offset, &mut data);
     }
+
+    /// What a guest made of it is restored as it was, and nothing that it could not have made.
+    #[test]
+    fn what_a_guest_can_write_is_restored_and_nothing_else(
+        writes in prop::collection::vec((0usize..260, prop::collection::vec(any::<u8>(), 0..5)), 0..20),
+        at in 0usize..256, bit in 0u8..8,
+    ) {
+        let mut config = function();
+        for (offset, data) in writes {
+            let _ = config.write(offset, &data);
+        }
+        let saved = config.save();
+        let mut new = function();
+        prop_assert_eq!(new.restore(&saved), Ok(config.read_msix_control().unwrap()));
+        prop_assert_eq!(new.save(), saved.clone());
+        prop_assert_eq!(new.bar_address(0), config.bar_address(0));
+        let mut spoilt = saved;
+        spoilt.0[at] ^= 1 << bit;
+        let writable = new.writable[at] & 1 << bit != 0;
+        prop_assert_eq!(function().restore(&spoilt).is_ok(), writable);
+    }
 }

@@ -220,6 +220,50 @@ fn the_bus_is_full_with_31_devices() {
     assert!(matches!(host.add(Card::new(0, BarKind::Memory32), [], Addresses::Fresh), Err(PciError::NoSlot)));
 }
 
+#[test]
+fn the_bridge_and_the_ports_read_on_another_machine_as_they_did() {
+    let (old, new) = (bench(), bench());
+    let mut ports = ConfigPorts::new(old.host.clone());
+    let _ = ports.write(0, &0x8000_0804_u32.to_le_bytes());
+    let _ = ports.write(1, &[0x0a]);
+    old.write(0, 0x3c, &[7]);
+    let file = serde_json::to_string(&(old.host.save(), ports.save())).unwrap();
+    let (bridge, saved): (BridgeState, PortsState) = serde_json::from_str(&file).unwrap();
+    new.host.restore(&bridge).unwrap();
+    let mut moved = ConfigPorts::new(new.host.clone());
+    moved.restore(&saved).unwrap();
+    assert_eq!((new.host.save(), moved.save()), (bridge.clone(), saved.clone()));
+    assert_eq!(new.read32(0, 0x3c), 7);
+    // The register that was selected is.
+    let _ = moved.write(4, &[2, 0]);
+    assert_eq!(new.read32(1, COMMAND) & 2, 2);
+
+    let mut other = bridge;
+    other.config.0[2] ^= 1;
+    assert!(new.host.restore(&other).unwrap_err().to_string().contains("bridge"));
+    for wrong in [PortsState { address: 1, ..saved.clone() }, PortsState { reset: 4, ..saved }] {
+        assert!(moved.restore(&wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn cards_that_were_saved_on_one_place_are_not_both_there() {
+    let host = PciHost::new(WINDOWS);
+    let mmio = Bus::new();
+    let cards = [Card::new(1, BarKind::Memory64), Card::new(2, BarKind::Memory64)];
+    for card in &cards {
+        let config = &mut card.lock().unwrap().config;
+        config.set_bar_address(0, AT_64).unwrap();
+        let _ = config.write(COMMAND as usize, &[2, 0]);
+    }
+    for card in &cards {
+        host.add(card.clone(), [(0, card.clone() as SharedDevice)], Addresses::Restored).unwrap();
+    }
+    host.settle_bars(&mmio);
+    let moves = cards.each_ref().map(|card| card.lock().unwrap().moves.len());
+    assert_eq!(moves, [1, 0]);
+}
+
 proptest! {
     /// Whatever the guest writes: each card answers where its configuration space says, or nowhere, and a
     /// guest that puts things in order again finds them there.

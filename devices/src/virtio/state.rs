@@ -58,8 +58,20 @@ pub struct NetState {
     pub mtu: Option<u16>,
     /// What the driver asked to be given, if it did after the features were agreed on: bits of features.
     pub offloads: Option<u64>,
-    /// Frames with their headers that were taken from the network and not given to the guest yet, with their queue pairs.
-    pub received: Vec<(u16, Hex)>,
+    /// The receive queues of the pairs that were in use.
+    pub receive: Vec<ReceiveState>,
+}
+
+/// What a queue pair that receives knows beside its ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReceiveState {
+    /// The queue pair.
+    pub pair: u16,
+    /// The most buffers that the guest has made available there at once: a frame that would fit in so many waits for them.
+    pub most: u16,
+    /// A frame with its header that was taken from the network and waits.
+    pub frame: Option<Hex>,
 }
 
 /// A disk.

@@ -6,9 +6,13 @@
 mod factories;
 mod hostile;
 mod protocol;
+mod saved;
 mod transports;
+mod untrusted;
 
 use devices::virtio::testing::{Guest, GuestQueue, KINDS, Kind, features};
+
+use devices::virtio::transport::{TransportError, TransportState};
 
 use factories::{Factory, Made, all_devices};
 
@@ -40,6 +44,24 @@ impl Bench {
         let (used, len) = queue.wait_used();
         assert_eq!(used, u32::from(head), "{}: requests come back one by one", self.factory.name);
         (request.check)(&self.guest, len);
+    }
+
+    /// The same guest with the same memory on a machine whose device is new and becomes what `state` says. It is paused.
+    fn restore(&mut self, state: &TransportState) -> Result<(), TransportError> {
+        let Made { device, poke } = (self.factory.make)();
+        self.guest.restore(device, state)?;
+        self.poke = poke;
+        Ok(())
+    }
+
+    /// Save the device as a file would, and go on with another one in its place on another machine.
+    fn move_out(&mut self) {
+        let state = self.guest.save();
+        let file = serde_json::to_string(&state).expect("JSON");
+        assert_eq!(serde_json::from_str::<TransportState>(&file).expect("a state"), state);
+        self.restore(&state).expect("a state that was saved");
+        assert_eq!(self.guest.transport().save().expect("it is paused"), state, "nothing is lost or made up");
+        self.guest.transport().resume();
     }
 
     /// Whatever came before: the device can be initialised and works, on every queue.

@@ -8,6 +8,7 @@ mod console;
 mod ends;
 mod hostile;
 mod interrupts;
+mod kills;
 mod net;
 mod vsock;
 

@@ -5,6 +5,7 @@
 //! (disks, consoles) belongs to [`Host`] and is lent to it.
 
 mod disks;
+mod generation;
 mod input;
 mod legacy;
 mod state;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use arch::acpi::{self, AcpiSpec};
 use arch::layout::{self, Range};
-use arch::memory::SharedRam;
+use arch::memory::{GuestRam, SharedRam};
 use devices::bus::{Bus, SharedDevice};
 use devices::pci::host::{CONFIG_PORTS, CONFIG_PORTS_LEN, ECAM_LEN};
 use devices::pci::{ConfigPorts, Ecam, PciHost, Windows};
@@ -85,6 +86,7 @@ impl Board {
                 pvpanic: true,
             };
             acpi::write(&tables, parts.ram).map_err(VmError::Acpi)?;
+            generation::renew(parts.ram)?;
         }
         let virtio::Added { console, disks, transports, .. } = virtio;
         let board = Self { mmio, ports, pci, pci_ports, pci_window_64, legacy, console, disks, transports };
@@ -128,6 +130,17 @@ impl Board {
             lock(transport).resume();
         }
         self.legacy.resume();
+    }
+
+    /// What is in `ram` begins another life: give it another VM generation ID, and tell the guest. It hears of it when the devices
+    /// go on, if they are paused.
+    ///
+    /// # Errors
+    /// If the host has no random numbers.
+    pub(crate) fn new_generation(&self, ram: &GuestRam) -> Result<(), VmError> {
+        generation::renew(ram)?;
+        lock(&self.legacy.power).announce_generation();
+        Ok(())
     }
 
     /// Press the ACPI power button.
@@ -213,6 +226,7 @@ mod tests {
         assert_eq!(power::SLEEP_TYPE_S5, answered::SLEEP_TYPE_S5);
         assert_eq!(power::RESET, answered::RESET_VALUE);
         assert_eq!(event::POWER_BUTTON, answered::EVENT_POWER_BUTTON);
+        assert_eq!(event::GENERATION, answered::EVENT_GENERATION);
         assert_eq!(layout::ECAM.len, ECAM_LEN);
         assert_eq!(layout::MMIO_SLOT_LEN, MMIO_LEN);
     }

@@ -20,6 +20,7 @@ pub mod memory;
 mod places;
 pub mod record;
 mod sealed;
+pub(crate) mod state;
 pub mod store;
 
 pub use id::{Id, IdError};

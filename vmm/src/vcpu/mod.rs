@@ -29,7 +29,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arch::memory::SharedRam;
-use arch::state::VcpuState;
+use arch::state::{Raw, VcpuState};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
@@ -39,6 +40,8 @@ use crate::kvm::KvmError;
 use crate::stats::VcpuStats;
 
 pub(crate) use count::VcpuCounters;
+use create::NewVcpu;
+pub use create::TemplateError;
 pub(crate) use create::{Created, Start, create};
 pub use failure::VcpuError;
 use gate::{Gate, Goal};
@@ -137,8 +140,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender) -> Self {
-        Self { board, ram, events, booted: AtomicBool::new(false) }
+    /// `booted`: the guest's drivers have started their devices already.
+    pub(crate) fn new(board: Arc<Board>, ram: SharedRam, events: EventSender, booted: bool) -> Self {
+        Self { board, ram, events, booted: AtomicBool::new(booted) }
     }
 
     fn driver_ready(&self) {
@@ -162,11 +166,14 @@ impl Vcpus {
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         let mut all = Self { gate: Arc::new(Gate::new()), threads: Vec::new() };
         let kept = Arc::new(created.kept);
-        for (index, (mut vcpu, counters)) in created.vcpus.into_iter().zip(counters).enumerate() {
+        for (index, (NewVcpu { fd: mut vcpu, cpuid }, counters)) in
+            created.vcpus.into_iter().zip(counters).enumerate()
+        {
             let exit = Arc::new(Mutex::new(Some(ImmediateExit::of(&mut vcpu))));
             let saved = Arc::default();
             let mut body = Body {
                 vcpu,
+                cpuid,
                 ran: created.ran,
                 kept: Arc::clone(&kept),
                 saved: Arc::clone(&saved),
@@ -256,6 +263,8 @@ enum State {
 /// What a vCPU thread owns.
 struct Body {
     vcpu: VcpuFd,
+    /// What CPUID was to tell it.
+    cpuid: Vec<Raw<kvm_cpuid_entry2>>,
     /// It has been in the guest.
     ran: bool,
     kept: Arc<Kept>,
@@ -323,7 +332,7 @@ impl Body {
 
     /// Say what it is, once for each time it is asked.
     fn saving(&mut self) -> State {
-        *lock(&self.saved) = Some(state::save(&self.vcpu, &self.kept));
+        *lock(&self.saved) = Some(state::save(&self.vcpu, &self.cpuid, &self.kept));
         self.gate.saved();
         match self.gate.park_while(|goal| goal == Goal::Save) {
             Goal::Finish => State::Finished,

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arch::state::{Msr, Raw, Tsc, VcpuState};
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, Xsave, kvm_device_attr,
+    CpuId, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, Xsave, kvm_cpuid_entry2, kvm_device_attr,
     kvm_msr_entry, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
@@ -108,11 +108,14 @@ pub(crate) fn wall_ns() -> u64 {
 ///
 /// # Errors
 /// If KVM refuses.
-pub(super) fn save(vcpu: &VcpuFd, kept: &Kept) -> Result<VcpuState, KvmError> {
+pub(super) fn save(
+    vcpu: &VcpuFd,
+    cpuid: &[Raw<kvm_cpuid_entry2>],
+    kept: &Kept,
+) -> Result<VcpuState, KvmError> {
     let failed = KvmError::failed;
     // First: it lets KVM take INIT and SIPI that wait in the local APIC.
     let mp_state = vcpu.get_mp_state().map_err(failed("read a vCPU's run state"))?;
-    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("read a vCPU's CPUID"))?;
     let regs = vcpu.get_regs().map_err(failed("read a vCPU's registers"))?;
     let sregs = vcpu.get_sregs().map_err(failed("read a vCPU's special registers"))?;
     let xsave = read_xsave(vcpu, kept.xsave)?;
@@ -126,7 +129,7 @@ pub(super) fn save(vcpu: &VcpuFd, kept: &Kept) -> Result<VcpuState, KvmError> {
     // Last: what is read before may add to it.
     let events = vcpu.get_vcpu_events().map_err(failed("read a vCPU's events"))?;
     Ok(VcpuState {
-        cpuid: cpuid.as_slice().iter().copied().map(Raw).collect(),
+        cpuid: cpuid.to_vec(),
         tsc_khz: vcpu.get_tsc_khz().ok().filter(|khz| *khz != 0),
         tsc,
         mp_state: Raw(mp_state),
@@ -141,7 +144,8 @@ pub(super) fn save(vcpu: &VcpuFd, kept: &Kept) -> Result<VcpuState, KvmError> {
     })
 }
 
-fn read_msrs(vcpu: &VcpuFd, indexes: &[u32]) -> Result<Vec<Msr>, KvmError> {
+/// Those that can be read, up to the first that cannot.
+pub(super) fn read_msrs(vcpu: &VcpuFd, indexes: &[u32]) -> Result<Vec<Msr>, KvmError> {
     let mut entries = entries(indexes.iter().map(|&index| Msr { index, value: 0 }))?;
     let read = vcpu.get_msrs(&mut entries).map_err(KvmError::failed("read a vCPU's MSRs"))?;
     let msr = |entry: &kvm_msr_entry| Msr { index: entry.index, value: entry.data };
@@ -182,15 +186,20 @@ fn xsave_area(size: usize) -> Result<Xsave, KvmError> {
 /// If they cannot have it on this host.
 pub(super) fn restore(vcpus: &[VcpuFd], saved: &[VcpuState], kept: &Kept) -> Result<(), StateError> {
     for (vcpu, state) in vcpus.iter().zip(saved) {
-        let leaves: Vec<_> = state.cpuid.iter().map(|leaf| leaf.0).collect();
-        let leaves =
-            CpuId::from_entries(&leaves).map_err(|_| KvmError::Lacks("room for the CPUID leaves".into()))?;
-        vcpu.set_cpuid2(&leaves).map_err(KvmError::failed("set a vCPU's CPUID"))?;
+        set_cpuid(vcpu, &state.cpuid)?;
         set_frequency(vcpu, state)?;
     }
     // Before the deadline of any timer.
     restore_tsc(vcpus, saved)?;
     vcpus.iter().zip(saved).try_for_each(|(vcpu, state)| restore_one(vcpu, state, kept))
+}
+
+/// Let CPUID tell a vCPU this.
+pub(super) fn set_cpuid(vcpu: &VcpuFd, leaves: &[Raw<kvm_cpuid_entry2>]) -> Result<(), KvmError> {
+    let leaves: Vec<_> = leaves.iter().map(|leaf| leaf.0).collect();
+    let leaves =
+        CpuId::from_entries(&leaves).map_err(|_| KvmError::Lacks("room for the CPUID leaves".into()))?;
+    vcpu.set_cpuid2(&leaves).map_err(KvmError::failed("set a vCPU's CPUID"))
 }
 
 fn set_frequency(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
@@ -278,9 +287,13 @@ fn restore_tsc(vcpus: &[VcpuFd], saved: &[VcpuState]) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// Set one. Returns how many KVM took.
+pub(super) fn write_msr(vcpu: &VcpuFd, msr: Msr) -> Result<usize, KvmError> {
+    vcpu.set_msrs(&entries([msr])?).map_err(KvmError::failed("set a vCPU's MSR"))
+}
+
 fn write_tsc(vcpu: &VcpuFd, value: u64) -> Result<(), KvmError> {
-    let set = vcpu.set_msrs(&entries([Msr { index: MSR_TSC, value }])?);
-    match set.map_err(KvmError::failed("set a vCPU's TSC"))? {
+    match write_msr(vcpu, Msr { index: MSR_TSC, value })? {
         1.. => Ok(()),
         0 => Err(KvmError::Lacks("the TSC as an MSR".into())),
     }

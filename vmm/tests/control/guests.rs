@@ -56,6 +56,19 @@ impl Code {
         self
     }
 
+    /// Count at `address`, and write the count's low byte to port `port`.
+    pub fn count(mut self, address: u32, port: u16) -> Self {
+        // inc dword [address]; mov al, [address]
+        for instruction in [&[0xff, 0x05][..], &[0xa0]] {
+            self.0.extend(instruction);
+            self.0.extend(address.to_le_bytes());
+        }
+        let [low, high] = port.to_le_bytes();
+        // mov dx, port; out dx, al
+        self.0.extend([0x66, 0xba, low, high, 0xee]);
+        self
+    }
+
     /// Begin again, for ever.
     pub fn again(mut self) -> Self {
         // jmp, over the distance to the first instruction from the one after this.

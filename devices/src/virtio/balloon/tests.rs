@@ -185,3 +185,24 @@ fn a_list_without_end_is_cut() {
     assert_eq!(bench.kept(1), [0]);
     assert!(!bench.guest.broken());
 }
+
+#[test]
+fn what_the_balloon_holds_and_is_to_hold_is_restored() {
+    let mut bench = bench(u64::MAX);
+    bench.guest.registers.write_config(4, &[3, 1, 0, 0]);
+    bench.guest.transport().pause();
+    bench.control.set_target(5 * PAGE);
+    let state = bench.guest.save();
+    // On a machine that has asked for something else meanwhile.
+    let control = BalloonControl::new().unwrap();
+    control.set_target(9 * PAGE);
+    let device = Balloon::new("balloon0", control.clone(), Arc::default(), true);
+    bench.guest.restore(Box::new(device), &state).unwrap();
+    assert!(control.has_driver());
+    assert_eq!((control.held(), bench.config()), (0x103 * PAGE, [5, 0x103, 0, 0]));
+    bench.guest.transport().resume();
+    bench.guest.wait_interrupt(Source::Config);
+    bench.fill(AREA, 1);
+    bench.list(0, &[AREA]);
+    assert!(bench.kept(1).is_empty());
+}

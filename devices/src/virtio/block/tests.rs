@@ -3,6 +3,7 @@
 mod failing;
 mod growing;
 mod limited;
+mod saved;
 
 use super::*;
 

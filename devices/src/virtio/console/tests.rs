@@ -23,21 +23,26 @@ impl io::Write for Pipe {
     }
 }
 
-/// Blocks until it is opened.
+/// Blocks until it is opened. Then it keeps what it is given.
 #[derive(Clone, Default)]
-struct Dam(Arc<(Mutex<bool>, Condvar)>);
+struct Dam(Arc<(Mutex<Option<Vec<u8>>>, Condvar)>);
 
 impl Dam {
     fn open(&self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
         self.0.1.notify_all();
+    }
+
+    fn said(&self) -> Vec<u8> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
     }
 }
 
 impl io::Write for Dam {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let closed = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.0.1.wait_while(closed, |open| !*open).unwrap_or_else(PoisonError::into_inner));
+        let open = self.0.1.wait_while(closed, |said| said.is_none());
+        open.unwrap_or_else(PoisonError::into_inner).get_or_insert_default().extend(bytes);
         Ok(bytes.len())
     }
 
@@ -155,20 +160,25 @@ fn a_sink_that_is_gone_is_written_to_no_more() {
 }
 
 #[test]
-fn a_request_cut_by_a_stop_is_not_said_twice() {
+fn a_request_cut_by_a_stop_is_said_whole_and_once() {
     let dam = Dam::default();
     let (mut guest, _) = with_sink(dam.clone());
     let (_, mut transmit) = start(&mut guest);
-    let at = guest.alloc(1_000_000);
+    let text: Vec<u8> = (0..1_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let at = guest.put(&text);
     transmit.add(&[Buf::readable(at, 1_000_000)]);
     guest.registers.notify(1);
-    std::thread::sleep(Duration::from_millis(20));
-    assert_eq!(transmit.used_index(), 0);
-    guest.transport().pause();
-    assert_eq!(transmit.take_used(), Some((0, 0)));
-    guest.transport().resume();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(5));
+        guest.transport().pause();
+        assert_eq!(transmit.used_index(), 0);
+        guest.transport().resume();
+    }
     dam.open();
+    assert_eq!(transmit.wait_used(), (0, 0));
     guest.request(&mut transmit, &[Buf::readable(at, 1)]);
+    assert!(eventually(|| dam.said().len() == 1_000_001));
+    assert_eq!(dam.said()[..1_000_000], text);
 }
 
 #[test]
@@ -227,4 +237,48 @@ fn without_a_terminal_there_is_no_size() {
     let mut config = [0xff; 4];
     guest.registers.read_config(0, &mut config);
     assert_eq!(config, [0; 4]);
+}
+
+#[test]
+fn output_that_was_half_said_is_said_to_its_end_by_the_next_machine() {
+    let (before, after) = (Dam::default(), Dam::default());
+    let (mut guest, _) = with_sink(before.clone());
+    let (_, mut transmit) = start(&mut guest);
+    let text: Vec<u8> = (0..1_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let at = guest.put(&text);
+    transmit.add(&[Buf::readable(at, 1_000_000)]);
+    guest.registers.notify(1);
+    std::thread::sleep(Duration::from_millis(20));
+    let state = guest.save();
+    before.open();
+    after.open();
+    let (console, _) =
+        Console::new("con0", Box::new(after.clone()), Some(ConsoleSize::default()), Arc::default()).unwrap();
+    guest.restore(Box::new(console), &state).unwrap();
+    guest.transport().resume();
+    assert_eq!(transmit.wait_used(), (0, 0));
+    let said = || [before.said(), after.said()].concat();
+    assert!(eventually(|| said().len() == 1_000_000));
+    assert!(!before.said().is_empty() && said() == text);
+}
+
+#[test]
+fn the_size_that_the_guest_knows_is_restored_and_the_terminals_is_told() {
+    let (mut guest, input) = with_sink(io::sink());
+    drop(start(&mut guest));
+    input.push(b"typed to the life of before");
+    let state = guest.save();
+    let (console, input) =
+        Console::new("con0", Box::new(io::sink()), Some(ConsoleSize::default()), Arc::default()).unwrap();
+    guest.restore(Box::new(console), &state).unwrap();
+    let size = |guest: &Guest| {
+        let mut size = [0; 4];
+        guest.registers.read_config(0, &mut size);
+        size
+    };
+    assert_eq!(size(&guest), [80, 0, 25, 0]);
+    guest.transport().resume();
+    input.resize(ConsoleSize { columns: 132, rows: 50 });
+    guest.wait_interrupt(Source::Config);
+    assert_eq!(size(&guest), [132, 0, 50, 0]);
 }

@@ -15,6 +15,8 @@ mod transmit;
 #[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
+mod saved_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -32,7 +34,7 @@ use crate::worker::Worker;
 
 use super::device::{ActivateError, Activation, DeviceKind, Interrupt, VirtioDevice, read_space};
 use super::queue::Queue;
-use super::state::{DeviceState, NetState};
+use super::state::{DeviceState, NetState, ReceiveState};
 use config::{Facts, GUEST_OFFLOADS, has};
 use control::Control;
 use pair::{Common, Pair};
@@ -46,6 +48,8 @@ const QUEUE_SIZE: u16 = 256;
 const CONTROL_SIZE: u16 = 64;
 /// The packet that is meant where nothing is said, in bytes.
 const DEFAULT_MTU: u16 = 1500;
+/// How long a received frame with its header can be, in bytes.
+const FRAMES: std::ops::RangeInclusive<usize> = HEADER..=MAX_RECEIVED;
 
 /// How a network device presents itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +81,8 @@ pub struct Net {
     workers: Vec<Worker<Pair>>,
     /// Queues that the driver enabled and that belong to no whole pair.
     idle: Vec<Queue>,
-    /// While it is stopped: frames that were received and not given to the guest, with their queue pairs.
-    parked: Vec<(u16, Vec<u8>)>,
+    /// While it is stopped: where the receivers were.
+    receive: Vec<ReceiveState>,
     /// The driver has been at work since the last reset, and the back end knows what it accepts.
     resumed: bool,
 }
@@ -109,7 +113,7 @@ impl Net {
             shared,
             workers: Vec::new(),
             idle: Vec::new(),
-            parked: Vec::new(),
+            receive: Vec::new(),
             resumed: false,
         })
     }
@@ -177,8 +181,8 @@ impl Net {
             let gate =
                 |limiter: &Option<Arc<Limiter>>| Gate::new(limiter.clone(), Arc::clone(&self.counters));
             let mut receiver = Receiver::new(rx, accepts, gate(&self.limiters.receive), &common);
-            if let Some(at) = self.parked.iter().position(|(pair, _)| *pair == index) {
-                receiver.park(&self.parked.swap_remove(at).1, &common);
+            if let Some(at) = self.receive.iter().position(|state| state.pair == index) {
+                receiver.restore(&self.receive.swap_remove(at), &common);
             }
             let offloads = config::host_offloads(features);
             let transmitter = Transmitter::new(tx, offloads, gate(&self.limiters.transmit), &common);
@@ -236,8 +240,8 @@ impl VirtioDevice for Net {
         self.workers.iter().for_each(Worker::ask_to_stop);
         // A worker that panicked has lost its queues; the panic was reported.
         let mut queues = std::mem::take(&mut self.idle);
-        for mut pair in self.workers.drain(..).filter_map(Worker::stop) {
-            self.parked.extend(pair.receiver.take_parked().map(|frame| (pair.index, frame)));
+        for pair in self.workers.drain(..).filter_map(Worker::stop) {
+            self.receive.push(pair.receiver.save(pair.index));
             queues.extend(pair.into_queues());
         }
         queues
@@ -246,7 +250,7 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.shared.want(1);
         self.shared.set_offloads(None);
-        self.parked.clear();
+        self.receive.clear();
         self.resumed = false;
         // Frames that come before the next driver has said what it accepts are to be such that any driver does.
         if let Err(error) = self.backend.set_offloads(Offloads::default()) {
@@ -260,7 +264,7 @@ impl VirtioDevice for Net {
             pairs: self.shared.wanted(),
             mtu: self.facts.mtu,
             offloads: self.shared.offloads(),
-            received: self.parked.iter().map(|(pair, frame)| (*pair, frame.clone().into())).collect(),
+            receive: self.receive.clone(),
         })
     }
 
@@ -274,17 +278,15 @@ impl VirtioDevice for Net {
         if state.offloads.is_some_and(|bits| bits & !GUEST_OFFLOADS != 0) {
             return wrong("offloads", "bits that are no offloads".to_owned());
         }
-        let mut parked = Vec::new();
-        for (pair, Hex(frame)) in &state.received {
-            if *pair >= most || parked.iter().any(|(other, _)| other == pair) {
-                return wrong("received", format!("a frame for queue pair {pair}"));
+        for (index, ReceiveState { pair, frame, .. }) in state.receive.iter().enumerate() {
+            if *pair >= most || state.receive.iter().take(index).any(|other| other.pair == *pair) {
+                return wrong("receive", format!("queue pair {pair}"));
             }
-            if !(HEADER..=MAX_RECEIVED).contains(&frame.len()) {
-                return wrong("received", format!("a frame of {} bytes", frame.len()));
+            if let Some(Hex(frame)) = frame.as_ref().filter(|frame| !FRAMES.contains(&frame.0.len())) {
+                return wrong("receive", format!("a frame of {} bytes", frame.len()));
             }
-            parked.push((*pair, frame.clone()));
         }
-        self.parked = parked;
+        self.receive.clone_from(&state.receive);
         self.facts.mtu = state.mtu;
         self.shared.restore_link(state.link_up);
         self.shared.want(state.pairs);

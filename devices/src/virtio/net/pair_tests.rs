@@ -137,7 +137,7 @@ fn a_command_that_is_under_way_is_in_the_ring_when_the_device_is_stopped() {
 }
 
 #[test]
-fn a_frame_that_waits_for_room_is_counted_when_the_device_is_stopped() {
+fn a_frame_that_waits_for_room_is_not_lost_when_the_device_is_stopped() {
     let mut bench = Bench::new(1);
     for _ in 0..40 {
         let at = bench.guest.alloc(1526);
@@ -155,5 +155,9 @@ fn a_frame_that_waits_for_room_is_counted_when_the_device_is_stopped() {
     assert_eq!((counters.requests.get(), counters.errors.get()), (1, 0));
     bench.kill.write(1).unwrap();
     bench.pair.run(&bench.kill);
-    assert_eq!((counters.requests.get(), counters.errors.get()), (2, 1));
+    assert_eq!((counters.requests.get(), counters.errors.get()), (1, 0));
+    let state = bench.pair.receiver.save(0);
+    let frame = state.frame.unwrap().0;
+    assert_eq!((state.pair, state.most, frame.len()), (0, 40, 20_012));
+    assert_eq!(frame[12..], [7; 20_000]);
 }

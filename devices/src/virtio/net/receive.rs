@@ -19,6 +19,7 @@ use crate::net::{HEADER, Port};
 use crate::ratelog;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::Queue;
+use crate::virtio::state::ReceiveState;
 
 use super::header::MAX_FRAME;
 use super::pair::{Common, End, Fault, MAX_BYTES, MAX_FRAMES, PUBLISH, Turn};
@@ -91,17 +92,22 @@ impl Receiver {
         self.cut = false;
     }
 
-    /// The frame that waits for room, with its header. One that is more than any frame has is nobody's loss.
-    pub(super) fn take_parked(&mut self) -> Option<Vec<u8>> {
-        let len = usize::try_from(self.parked.take()?).ok()?;
-        self.scratch.as_ref()?.bytes().get(..len).map(<[u8]>::to_vec)
+    /// What another receiver needs to go on for this one, of queue pair `pair`. A frame that is longer than any has been cut, and is
+    /// nobody's loss.
+    pub(super) fn save(&self, pair: u16) -> ReceiveState {
+        let bytes = self.scratch.as_ref().map(Frame::bytes).unwrap_or_default();
+        let len = self.parked.and_then(|len| usize::try_from(len).ok());
+        let frame = len.and_then(|len| bytes.get(..len)).map(|frame| frame.to_vec().into());
+        ReceiveState { pair, most: self.most, frame }
     }
 
-    /// This frame waits for room, with its header. It is the first that the guest is given.
-    pub(super) fn park(&mut self, frame: &[u8], common: &Common) {
+    /// Go on where another receiver was.
+    pub(super) fn restore(&mut self, state: &ReceiveState, common: &Common) {
+        self.most = state.most;
+        let Some(frame) = &state.frame else { return };
         let scratch = self.scratch.get_or_insert_with(|| Frame::scratch(&common.ram, MAX_RECEIVED));
-        if scratch.fill(0, frame).is_ok() {
-            self.parked = Some(frame.len() as u64);
+        if scratch.fill(0, &frame.0).is_ok() {
+            self.parked = Some(frame.0.len() as u64);
         }
     }
 

@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use arch::memory::{GuestRam, SharedRam};
 
 use super::device::{STATUS_NEEDS_RESET, VirtioDevice};
-use super::transport::Transport;
+use super::transport::{Transport, TransportError, TransportState};
 
 pub use fakes::{FakeBus, FakeDoorbells, FakeMsi};
 pub use net::FakeNet;
@@ -80,6 +80,7 @@ pub struct Guest {
     pub registers: Box<dyn Registers>,
     /// The doorbells, to see what is registered.
     pub doorbells: Arc<FakeDoorbells>,
+    kind: Kind,
     transport: Arc<Mutex<dyn Transport>>,
     next_free: u64,
 }
@@ -90,19 +91,32 @@ impl Guest {
     pub fn new(kind: Kind, device: Box<dyn VirtioDevice>) -> Self {
         let ranges = RAM.map(|(start, len)| (GuestAddress(start), len));
         let ram: SharedRam = Arc::new(GuestRam::from_ranges(&ranges).expect("test RAM"));
-        let doorbells = Arc::<FakeDoorbells>::default();
-        let bus = FakeBus::new(Arc::clone(&doorbells));
-        let (transport, registers): (Arc<Mutex<dyn Transport>>, Box<dyn Registers>) = match kind {
-            Kind::Mmio => {
-                let (transport, registers) = MmioRegisters::make(device, &ram, bus);
-                (transport, Box::new(registers))
-            }
-            Kind::Pci => {
-                let (transport, registers) = PciRegisters::make(device, &ram, bus);
-                (transport, Box::new(registers))
-            }
-        };
-        Self { ram, registers, doorbells, transport, next_free: 0x1000 }
+        let Parts { registers, doorbells, transport } = assemble(kind, device, &ram, None).expect("a device");
+        Self { ram, registers, doorbells, kind, transport, next_free: 0x1000 }
+    }
+
+    /// Stop the device, and say what the vmm saves of it.
+    ///
+    /// # Panics
+    /// If it cannot be stopped.
+    #[must_use]
+    pub fn save(&self) -> TransportState {
+        self.transport().pause();
+        self.transport().save().expect("it is paused")
+    }
+
+    /// The same guest with the same memory on another machine: `device`, which is new, becomes what `state` says. It is paused.
+    ///
+    /// # Errors
+    /// If it cannot; the guest has the device of before.
+    pub fn restore(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        state: &TransportState,
+    ) -> Result<(), TransportError> {
+        let parts = assemble(self.kind, device, &self.ram, Some(state))?;
+        Parts { registers: self.registers, doorbells: self.doorbells, transport: self.transport } = parts;
+        Ok(())
     }
 
     /// The transport, as the vmm holds it.
@@ -225,6 +239,34 @@ impl Guest {
     pub fn wait_interrupt(&self, source: Source) {
         assert!(eventually(|| self.registers.take_interrupts(source) > 0), "{source:?} interrupts");
     }
+}
+
+/// A machine around a guest's memory.
+struct Parts {
+    registers: Box<dyn Registers>,
+    doorbells: Arc<FakeDoorbells>,
+    transport: Arc<Mutex<dyn Transport>>,
+}
+
+fn assemble(
+    kind: Kind,
+    device: Box<dyn VirtioDevice>,
+    ram: &SharedRam,
+    state: Option<&TransportState>,
+) -> Result<Parts, TransportError> {
+    let doorbells = Arc::<FakeDoorbells>::default();
+    let bus = FakeBus::new(Arc::clone(&doorbells));
+    let (transport, registers): (Arc<Mutex<dyn Transport>>, Box<dyn Registers>) = match kind {
+        Kind::Mmio => {
+            let (transport, registers) = MmioRegisters::make(device, ram, bus, state)?;
+            (transport, Box::new(registers))
+        }
+        Kind::Pci => {
+            let (transport, registers) = PciRegisters::make(device, ram, bus, state)?;
+            (transport, Box::new(registers))
+        }
+    };
+    Ok(Parts { registers, doorbells, transport })
 }
 
 /// Whether `condition` comes true within [`PATIENCE`].

@@ -11,7 +11,7 @@ use crate::bus::Effect;
 use crate::irq::IrqLine;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::transport::mmio::MMIO_LEN;
-use crate::virtio::transport::{Transport, VirtioMmio};
+use crate::virtio::transport::{Transport, TransportError, TransportState, VirtioMmio};
 
 mod pci;
 
@@ -88,19 +88,23 @@ pub struct MmioRegisters {
 const BASE: u64 = 0xd000_0000;
 
 impl MmioRegisters {
-    /// Put `device` on `bus`.
+    /// Put `device` on `bus`, as at power-on or as `state` says.
+    ///
+    /// # Errors
+    /// If it cannot be what `state` says.
     pub fn make(
         device: Box<dyn VirtioDevice>,
         ram: &SharedRam,
         bus: FakeBus,
-    ) -> (Arc<Mutex<dyn Transport>>, Self) {
+        state: Option<&TransportState>,
+    ) -> Result<(Arc<Mutex<dyn Transport>>, Self), TransportError> {
         let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
         let irq = IrqLine::new(line.try_clone().expect("an eventfd"));
-        let transport = VirtioMmio::new(device, SharedRam::clone(ram), BASE, irq, bus.doorbells(), None);
-        let transport = Arc::new(Mutex::new(transport.expect("a transport")));
+        let transport = VirtioMmio::new(device, SharedRam::clone(ram), BASE, irq, bus.doorbells(), state);
+        let transport = Arc::new(Mutex::new(transport?));
         let shared = Arc::clone(&transport);
         bus.bus.insert(BASE, MMIO_LEN, shared).expect("an empty bus");
-        (transport, Self { bus, line })
+        Ok((transport, Self { bus, line }))
     }
 
     fn read(&self, offset: u64) -> u32 {

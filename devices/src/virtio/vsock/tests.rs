@@ -474,3 +474,28 @@ fn the_guest_has_a_bounded_number_of_connections() {
     bench.send(&Header { op: op::REQUEST, ..packet(1, 5000) }, &[]);
     bench.expect(op::RESPONSE);
 }
+
+#[test]
+fn connections_end_where_the_guest_is_restored_and_new_ones_begin() {
+    let mut bench = Bench::ready();
+    let (mut client, mine) = bench.call_from_host();
+    let state = bench.guest.save();
+    let path = bench._directory.path().join("other");
+    let listener = Arc::new(VsockListener::bind(&path).unwrap());
+    let device = Vsock::new("vsock0", CID, listener, Arc::default()).unwrap();
+    bench.guest.restore(Box::new(device), &state).unwrap();
+    bench.path = path;
+    assert_eq!(hear_out(&mut client), b"", "the device of before is gone");
+    bench.guest.transport().resume();
+    let at = bench.guest.alloc(8);
+    bench.queues[2].add(&[Buf::writable(at, 8)]);
+    bench.guest.registers.notify(2);
+    assert_eq!(bench.queues[2].wait_used().1, 4);
+    assert_eq!(bench.guest.get(at, 4), [0; 4], "the transport was reset");
+    // A guest that has not heard of that yet.
+    bench.send(&data(&mine, b"late"), b"late");
+    bench.expect(op::RST);
+    let (mut client, mine) = bench.call_from_host();
+    bench.send(&data(&mine, b"new"), b"new");
+    assert_eq!(hear(&mut client, 3), b"new");
+}

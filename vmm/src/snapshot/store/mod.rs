@@ -7,12 +7,14 @@
 //!
 //! One data directory belongs to one state directory, whose VMs' records say what is in use.
 
+pub mod archive;
 mod contents;
 mod draft;
 mod error;
 mod lock;
 mod survey;
 mod sweep;
+mod usage;
 mod verify;
 
 use std::io::ErrorKind;
@@ -26,6 +28,7 @@ pub use error::StoreError;
 pub use lock::Pin;
 pub use survey::{User, Users};
 pub use sweep::{Garbage, Progress, Swept};
+pub use usage::{Sizes, Usage};
 
 use super::manifest::Manifest;
 use super::sealed::{self, SealedError};

@@ -5,10 +5,12 @@
 //! same content.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::Id;
 use super::super::manifest::{DiskPoint, Manifest, MemoryFiles, Sum};
+use super::super::memory::MemoryLayer;
+use super::super::sealed::SealedError;
 use super::survey::{GONE, Job, NEW, Survey, Users};
 use super::{Store, StoreError, contents};
 
@@ -30,8 +32,12 @@ pub struct Garbage {
     pub snapshots: Vec<Id>,
     /// Layers that nobody needs.
     pub layers: Vec<Id>,
-    /// How much all of it takes, in bytes, merges not counted.
-    pub bytes: u64,
+    /// Other files and directories.
+    pub litter: usize,
+    /// What the snapshots take, in bytes of the host's file system, with what was left behind by killed processes.
+    pub snapshot_bytes: u64,
+    /// What the layers take.
+    pub layer_bytes: u64,
     /// There is something to merge: what it frees is not known before.
     pub merges: bool,
 }
@@ -40,7 +46,13 @@ impl Garbage {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.snapshots.is_empty() && self.layers.is_empty() && self.bytes == 0 && !self.merges
+        self.snapshots.is_empty() && self.layers.is_empty() && self.litter == 0 && !self.merges
+    }
+
+    /// How much all of it takes, merges not counted.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.snapshot_bytes.saturating_add(self.layer_bytes)
     }
 }
 
@@ -60,18 +72,19 @@ impl Store {
             let _pin = self.pin()?;
             self.survey(users)?
         };
-        let mut bytes = 0_u64;
+        let mut garbage = Garbage { litter: survey.litter.len(), ..Garbage::default() };
         for path in &survey.litter {
-            bytes = bytes.saturating_add(self.taken(path)?);
+            garbage.snapshot_bytes = garbage.snapshot_bytes.saturating_add(self.taken(path)?);
         }
         let (snapshots, layers, rest) = survey.without_garbage();
         for id in &snapshots {
-            bytes = bytes.saturating_add(self.taken(&self.places.snapshot(*id))?);
+            let taken = self.taken(&self.places.snapshot(*id))?;
+            garbage.snapshot_bytes = garbage.snapshot_bytes.saturating_add(taken);
         }
         for id in &layers {
-            bytes = bytes.saturating_add(self.taken(&self.places.layer(*id))?);
+            garbage.layer_bytes = garbage.layer_bytes.saturating_add(self.taken(&self.places.layer(*id))?);
         }
-        Ok(Garbage { snapshots, layers, bytes, merges: rest.next(true).is_some() })
+        Ok(Garbage { snapshots, layers, merges: rest.next(true).is_some(), ..garbage })
     }
 
     /// Free what nobody needs: drafts whose makers are gone, snapshots that are removed, layers; and merge what one alone
@@ -90,7 +103,7 @@ impl Store {
             let merge = {
                 let _alone = self.alone()?;
                 let survey = self.survey(users)?;
-                let changed = self.finish_merges(&survey)?;
+                let changed = self.finish_merges(&survey)? | self.hide_orphans(&survey)?;
                 let survey = if changed { self.survey(users)? } else { survey };
                 self.drop_all(survey, users, &mut swept)?
             };
@@ -105,6 +118,38 @@ impl Store {
                 Some(Job::Drop(_) | Job::DropLayer(_)) => {}
             }
         }
+    }
+
+    /// Remove the snapshots whose manifests are damaged, so that nobody knows what they need. Says what was wrong with them.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn remove_damaged(&self) -> Result<Vec<StoreError>, StoreError> {
+        if !self.is_there()? {
+            return Ok(Vec::new());
+        }
+        let _alone = self.alone()?;
+        let mut removed = Vec::new();
+        for id in self.ids()? {
+            match self.get(id) {
+                // One of a newer skiff is as good as ever, and so is one that cannot be read just now.
+                Err(error @ StoreError::Manifest { source: SealedError::Damaged(_), .. }) => {
+                    self.hide(id)?;
+                    removed.push(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Out of sight in one step, to be deleted file by file.
+    fn hide(&self, id: Id) -> Result<PathBuf, StoreError> {
+        let dir = self.places.snapshots();
+        let (from, gone) = (self.places.snapshot(id), dir.join(format!("{GONE}{id}")));
+        self.storage.rename(&from, &gone).map_err(StoreError::io("remove", &from))?;
+        self.storage.sync_dir(&dir).map_err(StoreError::io("sync", &dir))?;
+        Ok(gone)
     }
 
     /// Do all that takes no time. Says what is next that does.
@@ -150,10 +195,7 @@ impl Store {
                 self.put(&Manifest { parent: manifest.parent, ..child.clone() })?;
             }
         }
-        let (from, gone) = (self.places.snapshot(id), self.places.snapshots().join(format!("{GONE}{id}")));
-        self.storage.rename(&from, &gone).map_err(StoreError::io("remove", &from))?;
-        let dir = self.places.snapshots();
-        self.storage.sync_dir(&dir).map_err(StoreError::io("sync", &dir))?;
+        let gone = self.hide(id)?;
         self.delete_dir(&gone)
     }
 
@@ -185,7 +227,7 @@ impl Store {
             self,
             &self.memory_layer(&below),
             &self.memory_layer(&above),
-            &contents::MemoryLayer { data: dir.join(&memory.data), index: dir.join(&memory.index) },
+            &MemoryLayer { data: dir.join(&memory.data), index: dir.join(&memory.index) },
             progress,
         )?;
         let index_sum = self.sum(&dir.join(&memory.index))?;
@@ -271,6 +313,18 @@ impl Store {
             }
         }
         Ok(!merging.is_empty())
+    }
+
+    /// Mark the snapshots of VMs that are gone. Says whether there were any.
+    fn hide_orphans(&self, survey: &Survey) -> Result<bool, StoreError> {
+        let orphans = survey.snapshots.values().filter(|manifest| survey.is_orphan(manifest));
+        let orphans: Vec<Id> =
+            orphans.filter(|manifest| !manifest.removed).map(|manifest| manifest.id).collect();
+        for id in &orphans {
+            let manifest = self.get(*id)?;
+            self.put(&Manifest { removed: true, ..manifest })?;
+        }
+        Ok(!orphans.is_empty())
     }
 
     /// How much of the host's file system a file, or a directory of files, takes, in bytes.

@@ -10,7 +10,7 @@ use crate::pci::{Addresses, PciHost, Windows};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::testing::fakes::{FakeBus, FakeMsi};
 use crate::virtio::transport::pci::BAR;
-use crate::virtio::transport::{Transport, VirtioPci};
+use crate::virtio::transport::{Transport, TransportError, TransportState, VirtioPci};
 
 /// MSI-X vectors: 0 for the configuration, the queues' behind it. Their message data is the vector.
 const CONFIG_VECTOR: u16 = 0;
@@ -39,27 +39,36 @@ struct Parts {
 }
 
 impl PciRegisters {
-    /// Put `device` in a slot, and turn on its memory and MSI-X.
+    /// Put `device` in a slot, and turn on its memory and MSI-X; or as `state` says.
+    ///
+    /// # Errors
+    /// If it cannot be what `state` says.
     pub fn make(
         device: Box<dyn VirtioDevice>,
         ram: &SharedRam,
         bus: FakeBus,
-    ) -> (Arc<Mutex<dyn Transport>>, Self) {
+        state: Option<&TransportState>,
+    ) -> Result<(Arc<Mutex<dyn Transport>>, Self), TransportError> {
         let host =
             PciHost::new(Windows { mem32: 0xc000_0000..0xd000_0000, mem64: 0x40_0000_0000..0x41_0000_0000 });
         let msi = Arc::<FakeMsi>::default();
         let controller = Arc::clone(&msi);
-        let transport = VirtioPci::new(device, SharedRam::clone(ram), controller, bus.doorbells(), None);
-        let transport = Arc::new(Mutex::new(transport.expect("a transport")));
+        let transport = VirtioPci::new(device, SharedRam::clone(ram), controller, bus.doorbells(), state);
+        let transport = Arc::new(Mutex::new(transport?));
         let (function, memory) = (Arc::clone(&transport), Arc::clone(&transport));
-        let slot = host.add(function, [(BAR, memory as _)], Addresses::Fresh).expect("a slot");
+        let addresses = if state.is_some() { Addresses::Restored } else { Addresses::Fresh };
+        let slot = host.add(function, [(BAR, memory as _)], addresses).expect("a slot");
         let slot = u64::from(slot) << 15;
         let mut this = Self { bus, host, msi, slot, parts: Parts::default() };
         this.find_parts();
-        // Memory and bus master.
-        this.write_pci(4, &6_u16.to_le_bytes());
-        this.write_pci(this.parts.msix_capability + 2, &0x8000_u16.to_le_bytes());
-        (transport, this)
+        if state.is_some() {
+            this.host.settle_bars(&this.bus.bus);
+        } else {
+            // Memory and bus master.
+            this.write_pci(4, &6_u16.to_le_bytes());
+            this.write_pci(this.parts.msix_capability + 2, &0x8000_u16.to_le_bytes());
+        }
+        Ok((transport, this))
     }
 
     fn find_parts(&mut self) {

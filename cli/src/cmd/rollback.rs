@@ -1,0 +1,58 @@
+//! `skiff rollback`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::ArgMatches;
+use vmm::control::{VmAction, VmReply};
+
+use super::many::{self, VM};
+use super::snapshot::{SNAPSHOT, micros};
+use super::{Verb, print};
+use crate::launch::{Launch, Which};
+use crate::logging::Logging;
+use crate::store::Store;
+
+/// How long a VM may take: what it maps may have to be checked first.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub const VERB: Verb = Verb {
+    name: "rollback",
+    about: "Put a VM back to one of its snapshots",
+    long: "Put a VM back to one of its snapshots: its memory, its devices and its disks are what they were, and all that it has \
+           done since is lost, unless another snapshot has it. A VM that runs goes on from there in the same process, with \
+           its consoles and sockets; one that has stopped is started there, in the background. The snapshot may be one of \
+           another VM that it was cloned from.",
+    after: String::new,
+    flags: Vec::new,
+    operands: &[VM, SNAPSHOT],
+    run: rollback,
+};
+
+fn rollback(matches: &ArgMatches) -> Result<u8> {
+    let store = Store::open()?;
+    let name = VM.one(matches);
+    let mut look = store.get(&name)?;
+    let family = store.family(&look)?;
+    let (id, snapshot) = {
+        let manifest = family.find(&SNAPSHOT.one(matches))?;
+        (manifest.id, manifest.name.clone())
+    };
+    if !look.is_live() {
+        let which = Which::Again { name: name.clone(), from: Some(id) };
+        let logging = Logging { verbose: 0, file: None, guest_on_stdout: false, detached: true };
+        let launch = Launch { store: store.clone(), which, foreground: false, logging };
+        let name = launch.fork()?.started()?;
+        store.sweep_behind();
+        return print(format!("{name} runs, from {snapshot}\n"));
+    }
+    look = many::running(&store, &name)?;
+    let reply = look.entry.client(Some(PATIENCE))?.act(VmAction::Rollback { snapshot: id });
+    let text = match reply.with_context(|| name.clone())? {
+        VmReply::RolledBack { us } => format!("{name} is back at {snapshot}, in {}\n", micros(us)),
+        VmReply::Ended => bail!("{name} has ended meanwhile"),
+        other => bail!("{name} answers {other:?}: it was started by another version of skiff"),
+    };
+    store.sweep_behind();
+    print(text)
+}

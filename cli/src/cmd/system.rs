@@ -1,0 +1,191 @@
+//! `skiff system`: what VMs, snapshots and layers take, and how it is freed.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::ArgMatches;
+use serde::Serialize;
+
+use super::snapshot::bytes;
+use super::table::table;
+use super::{Group, Verb, print};
+use crate::flags::{self, Example, Flag, Takes};
+use crate::progress::Bar;
+use crate::store::Store;
+
+/// `skiff system`.
+pub const GROUP: Group = Group {
+    name: "system",
+    about: "See and free what skiff keeps on this host's disks",
+    long: "",
+    verbs: &[DF, PRUNE],
+};
+
+const DF: Verb = Verb {
+    name: "df",
+    about: "Show what VMs, snapshots and layers take",
+    long: "Show what VMs, snapshots and layers take of the host's file systems, and what skiff system prune would free of it. What a merge \
+           frees is not known before, and not counted.",
+    after: String::new,
+    flags: || flags::describe(DF_FLAGS),
+    operands: &[],
+    run: df,
+};
+
+const PRUNE: Verb = Verb {
+    name: "prune",
+    about: "Free what nobody needs",
+    long: "Free what nobody needs: removed snapshots and layers, and what was left behind by processes that were killed. It goes \
+           on by itself after every removal; this waits for its end. Says what it has freed.",
+    after: String::new,
+    flags: || flags::describe(PRUNE_FLAGS),
+    operands: &[],
+    run: prune,
+};
+
+#[derive(Default)]
+struct Asked {
+    json: bool,
+    dry_run: bool,
+    force: bool,
+}
+
+const DF_FLAGS: &[Flag<Asked>] = &[Flag {
+    name: "json",
+    short: None,
+    takes: Takes::Nothing,
+    help: "Print a JSON object",
+    long: "",
+    example: Example { args: &["--json"], toml: "" },
+    apply: |asked, _| {
+        asked.json = true;
+        Ok(())
+    },
+}];
+
+const PRUNE_FLAGS: &[Flag<Asked>] = &[
+    Flag {
+        name: "dry-run",
+        short: Some('n'),
+        takes: Takes::Nothing,
+        help: "Say what would be freed, and free nothing",
+        long: "",
+        example: Example { args: &["--dry-run"], toml: "" },
+        apply: |asked, _| {
+            asked.dry_run = true;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "force",
+        short: Some('f'),
+        takes: Takes::Nothing,
+        help: "Remove snapshots whose manifests are damaged, too",
+        long: "While there is one, nothing that it might need is freed.",
+        example: Example { args: &["-f"], toml: "" },
+        apply: |asked, _| {
+            asked.force = true;
+            Ok(())
+        },
+    },
+];
+
+/// Of one kind. The keys stay what they are.
+#[derive(Serialize)]
+struct Row {
+    count: usize,
+    /// In bytes of the host's file system.
+    size: u64,
+    reclaimable: u64,
+}
+
+/// All kinds.
+#[derive(Serialize)]
+struct Shown {
+    vms: Row,
+    snapshots: Row,
+    /// Removed ones among the snapshots, which stay while others need them.
+    hidden_snapshots: usize,
+    layers: Row,
+    /// Something is to be merged, which frees more.
+    merges: bool,
+}
+
+fn df(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = Asked::default();
+    flags::apply(DF_FLAGS, matches, &mut asked)?;
+    let store = Store::open()?;
+    let vms = store.entries()?;
+    let snapshots = store.snapshots();
+    let usage = snapshots.usage()?;
+    let garbage = snapshots.garbage(&|| store.users())?;
+    let shown = Shown {
+        vms: Row {
+            count: vms.len(),
+            size: vms.iter().map(|vm| size_of_dir(vm.dir())).fold(0, u64::saturating_add),
+            reclaimable: 0,
+        },
+        snapshots: Row {
+            count: usage.snapshots,
+            size: usage.snapshot_bytes,
+            reclaimable: garbage.snapshot_bytes,
+        },
+        hidden_snapshots: usage.hidden,
+        layers: Row { count: usage.layers, size: usage.layer_bytes, reclaimable: garbage.layer_bytes },
+        merges: garbage.merges,
+    };
+    if asked.json {
+        let text = serde_json::to_string_pretty(&shown).context("this cannot be written as JSON")?;
+        return print(format!("{text}\n"));
+    }
+    print(people(&shown))
+}
+
+fn people(shown: &Shown) -> String {
+    let row = |kind: &str, row: &Row| {
+        vec![kind.to_owned(), row.count.to_string(), bytes(row.size), bytes(row.reclaimable)]
+    };
+    let rows = [row("VMs", &shown.vms), row("Snapshots", &shown.snapshots), row("Layers", &shown.layers)];
+    let mut text = table(&["KIND", "COUNT", "SIZE", "RECLAIMABLE"], &rows);
+    if shown.merges {
+        text.push_str("There are removed snapshots to merge: skiff system prune does it.\n");
+    }
+    text
+}
+
+/// What the files of a directory take, as far as they can be read.
+fn size_of_dir(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.blocks().saturating_mul(512)));
+    sizes.fold(0, u64::saturating_add)
+}
+
+fn prune(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = Asked::default();
+    flags::apply(PRUNE_FLAGS, matches, &mut asked)?;
+    let store = Store::open()?;
+    // So that VMs which were killed are no users any more.
+    store.all()?;
+    let snapshots = store.snapshots();
+    if asked.dry_run {
+        let garbage = snapshots.garbage(&|| store.users())?;
+        return print(format!(
+            "would free {}: snapshots {}, layers {}{}\n",
+            bytes(garbage.bytes()),
+            garbage.snapshots.len(),
+            garbage.layers.len(),
+            if garbage.merges { ", and what merges free" } else { "" }
+        ));
+    }
+    if asked.force {
+        for error in snapshots.remove_damaged()? {
+            crate::exit::say(&anyhow::Error::new(error).context("removed"));
+        }
+    }
+    let mut bar = Bar::new("merging".to_owned());
+    let swept = snapshots.sweep(&|| store.users(), &mut |done, total| bar.show(done, total));
+    drop(bar);
+    let swept = swept?;
+    print(format!("freed {}: snapshots {}, layers {}\n", bytes(swept.bytes), swept.snapshots, swept.layers))
+}

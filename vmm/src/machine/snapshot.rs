@@ -1,0 +1,265 @@
+//! Taking a snapshot of a running machine.
+//!
+//! ```text
+//!   vmm thread       prepare: refusals, draft, new layers, record, memory file
+//!                    ├── the guest stands still ───────────────────────────────────────────────┐
+//!                    │ vCPUs park ► devices stop, are saved ► chips, vCPUs, clock ► disks ► fork │
+//!                    └───────────────────────────────────────────────────────────────────────────┘
+//!   snapshot thread  layers synced and summed ► memory written ► state, manifest ► commit ► Message::Saved
+//!   vmm thread       record, notice, reply
+//! ```
+//! A device that is drained may raise an interrupt, so that the chips are saved after the devices; and an interrupt may wake a vCPU, so that these
+//! come later still. Whatever fails before the machine stands still leaves nothing behind; whatever fails after leaves it running on
+//! its new layers, which say the same as the old ones.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use devices::ratelog::Chained;
+
+use super::point::files;
+use super::{Machine, chips, pause};
+use crate::control::VmReply;
+use crate::error::VmError;
+use crate::event::Message;
+use crate::home::Lineage;
+use crate::host::Host;
+use crate::snapshot::manifest::{FORMAT, Manifest, MemoryFiles, Sum};
+use crate::snapshot::memory::{Image, Saver, Saving};
+use crate::snapshot::state::{STATE, VmState};
+use crate::snapshot::store::Draft;
+use crate::snapshot::{Id, Store};
+
+/// How often whoever asked is told how far it is, at most.
+const TELL: Duration = Duration::from_millis(200);
+
+/// What the snapshot after this is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Base {
+    /// The snapshot that has what is not in the next one; `None` if the next one has all.
+    pub(super) id: Option<Id>,
+    /// What is in it.
+    pub(super) memory: Arc<Image>,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) id: Id,
+    pub(super) name: String,
+    pub(super) comment: String,
+}
+
+/// A snapshot has been made, or not.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(super) asked: Asked,
+    /// The life of the machine that it was taken of.
+    pub(super) life: u64,
+    pub(super) reply: Sender<VmReply>,
+    pub(super) pause_us: u64,
+    pub(super) begun: Instant,
+    pub(super) result: Result<Made, VmError>,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) base: Base,
+    pub(super) memory_bytes: u64,
+    pub(super) disk_bytes: u64,
+}
+
+/// Everything that can be done while the guest runs, before it stands still.
+pub(super) struct Prepared {
+    asked: Asked,
+    draft: Draft,
+    memory: MemoryFiles,
+    saver: Saver,
+    /// The VM's spec, as a text.
+    spec: String,
+    begun: Instant,
+}
+
+/// What the `snapshot` thread does.
+pub(super) struct Job {
+    asked: Asked,
+    store: Store,
+    draft: Draft,
+    manifest: Manifest,
+    state: VmState,
+    saving: Saving,
+    life: u64,
+    teller: Teller,
+    begun: Instant,
+}
+
+/// Tells whoever asked how far it is.
+struct Teller {
+    reply: Sender<VmReply>,
+    /// When it was told last.
+    told: Instant,
+    /// The VM has ended: nobody needs the snapshot any more.
+    ended: Arc<AtomicBool>,
+}
+
+impl Teller {
+    /// So much of all is done. Says whether to go on.
+    fn tell(&mut self, done: u64, total: u64) -> ControlFlow<()> {
+        if self.ended.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        if self.told.elapsed() >= TELL {
+            self.told = Instant::now();
+            // Whoever asked may have gone: the snapshot is made all the same.
+            let _ = self.reply.send(VmReply::Progress { done, total });
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Make ready. Nothing is left of what fails.
+pub(super) fn prepare(host: &Host, machine: &Machine, asked: Asked) -> Result<Prepared, VmError> {
+    let begun = Instant::now();
+    let lineage = refuse(host, &asked)?;
+    let spec = host.spec.to_toml().map_err(VmError::SpecText)?;
+    let parent = lineage.record().parent;
+    let draft = lineage.store.begin(asked.id, parent)?;
+    let (data, index) = (format!("memory-{}", asked.id), format!("index-{}", asked.id));
+    let path = draft.dir().join(&data);
+    let (mapped, base) = (&machine.mapped, &machine.base);
+    let saver = Saver::prepare(&machine.ram, host.spec.memory.hugepages, mapped, &base.memory, &path)?;
+    let memory = MemoryFiles { data, index, base: base.id };
+    Ok(Prepared { asked, draft, memory, saver, spec, begun })
+}
+
+/// Why there can be no snapshot of this VM, or no such one.
+fn refuse<'a>(host: &'a Host, asked: &Asked) -> Result<&'a Lineage, VmError> {
+    let lineage = host.lineage.as_ref().ok_or(VmError::NoHome)?;
+    if let Some(disk) = host.written_in_place() {
+        return Err(VmError::InPlace(disk));
+    }
+    match lineage.store.find(lineage.record().vm, &asked.name)? {
+        Some(_) => Err(VmError::SnapshotName(asked.name.clone())),
+        None => Ok(lineage),
+    }
+}
+
+impl Prepared {
+    /// Save what the guest cannot be allowed to change meanwhile. It stands still for this long, unless it does already, and then stays so.
+    pub(super) fn capture(
+        self,
+        host: &Host,
+        machine: &Machine,
+        running: bool,
+        reply: Sender<VmReply>,
+        ended: &Arc<AtomicBool>,
+    ) -> Result<Job, VmError> {
+        let Self { asked, draft, memory, saver, spec, begun } = self;
+        let lineage = host.lineage.as_ref().ok_or(VmError::NoHome)?;
+        let stopped = Instant::now();
+        let paused = running.then(|| pause::pause(&machine.vcpus, &machine.board)).transpose()?;
+        let parked = stopped.elapsed();
+        let state = machine.save(host)?;
+        let saved = stopped.elapsed();
+        let saving = saver.fork()?;
+        let forked = stopped.elapsed();
+        drop(paused);
+        let pause = stopped.elapsed();
+        log::debug!(
+            "the guest stood still for {pause:?}: parked after {parked:?}, saved {:?}, forked {:?}, resumed {:?}",
+            saved.saturating_sub(parked),
+            forked.saturating_sub(saved),
+            pause.saturating_sub(forked),
+        );
+        let manifest = Manifest {
+            format: FORMAT,
+            arch: std::env::consts::ARCH.to_owned(),
+            id: asked.id,
+            vm: lineage.record().vm,
+            name: asked.name.clone(),
+            parent: lineage.record().parent,
+            created_ms: crate::vcpu::wall_ns() / 1_000_000,
+            comment: asked.comment.clone(),
+            removed: false,
+            spec,
+            memory,
+            disks: Vec::new(),
+            pause_us: if running { micros(pause) } else { 0 },
+            files: BTreeMap::new(),
+        };
+        let store = lineage.store.clone();
+        let teller = Teller { reply, told: Instant::now(), ended: Arc::clone(ended) };
+        Ok(Job { asked, store, draft, manifest, state, saving, life: machine.life, teller, begun })
+    }
+}
+
+/// A time in microseconds.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Job {
+    /// Do the rest on a thread of its own, and let `messages` know.
+    ///
+    /// # Errors
+    /// If there can be no thread: there is no snapshot then.
+    pub(super) fn start(self, messages: Sender<Message>) -> Result<(), VmError> {
+        let run = move || {
+            let Self { asked, store, draft, manifest, state, saving, life, mut teller, begun } = self;
+            let pause_us = manifest.pause_us;
+            let result = finish(&store, draft, manifest, &state, saving, &mut teller);
+            // The VM may have ended.
+            let done = Done { asked, life, reply: teller.reply, pause_us, begun, result };
+            let _ = messages.send(Message::Saved(Box::new(done)));
+        };
+        let builder = devices::worker::named_thread("snapshot");
+        builder.spawn(run).map(drop).map_err(VmError::resources("start the snapshot thread"))
+    }
+}
+
+/// Write all that was saved, and make it a snapshot.
+fn finish(
+    store: &Store,
+    draft: Draft,
+    mut manifest: Manifest,
+    state: &VmState,
+    saving: Saving,
+    teller: &mut Teller,
+) -> Result<Made, VmError> {
+    let storage = store.storage();
+    let saved = saving.finish(&mut |done, total| teller.tell(done, total))?;
+    let MemoryFiles { data, index, .. } = &manifest.memory;
+    let index_sum = saved.index.write(storage, &draft.dir().join(index))?;
+    let state_sum = state.write(storage, &draft.dir().join(STATE))?;
+    let data_sum = Sum { len: saved.index.size(), crc32: saved.index.crc32() };
+    manifest.files =
+        BTreeMap::from([(data.clone(), data_sum), (index.clone(), index_sum), (STATE.to_owned(), state_sum)]);
+    draft.commit(&manifest)?;
+    let memory = {
+        let _pin = store.pin()?;
+        Arc::new(Image::open(&files(store, &store.chain(manifest.id)?))?)
+    };
+    let base = Base { id: Some(manifest.id), memory };
+    Ok(Made { base, memory_bytes: saved.stored, disk_bytes: 0 })
+}
+
+impl Machine {
+    /// Everything of it but memory and disks. It stands still.
+    fn save(&self, host: &Host) -> Result<VmState, VmError> {
+        let board = self.board.save()?;
+        let chips = chips::save(&self.vm)?;
+        let vcpus = self.vcpus.save()?;
+        let clock = chips::save_clock(&self.vm)?;
+        Ok(VmState { memory: host.spec.memory.size.0, vcpus, chips, clock, board })
+    }
+}
+
+/// Why it cannot be done, for whoever asked.
+pub(super) fn refused(error: &VmError) -> VmReply {
+    VmReply::Refused(Chained(error).to_string())
+}
