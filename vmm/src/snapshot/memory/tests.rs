@@ -418,3 +418,41 @@ fn a_chain_of_more_runs_than_are_mapped_comes_back_too() {
     let mappings = mappings.filter(|range| ours.contains(&(range.start as usize))).count();
     assert!((1000..=2001).contains(&mappings), "{mappings}");
 }
+
+/// Where the host has some; it cannot be made to.
+#[test]
+fn huge_pages_are_saved_and_a_lack_of_them_for_copies_is_told() {
+    let (mut lab, size) = (Lab::new(), 32 * MIB);
+    let spec = MemorySpec { hugepages: true, ..spec(size) };
+    let ram = match memory::reserve(&spec) {
+        Ok(ram) => ram,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let guest = Guest { spec, ram, mapped: Arc::new(Image::zero(spec.size)) };
+    fill(&guest, 4 * MIB, 20 * MIB, 7);
+    let files = lab.files();
+    assert_eq!(guest.save(&[], &files).stored, 16 * MIB);
+    let image = Image::open(std::slice::from_ref(&files)).unwrap();
+    let mut taken = Vec::new();
+    match image.map(&spec) {
+        Ok(ram) => {
+            let restored = Guest { spec, ram, mapped: Arc::new(image) };
+            assert!(restored.content() == guest.content());
+        }
+        Err(error) => eprintln!("skipped: {error}"),
+    }
+    // All others are taken: the guest's writes go on, and the process that saves loses its pages.
+    let few = MemorySpec { size: Memory(2 * MIB), ..spec };
+    while let Ok(ram) = memory::reserve(&few) {
+        taken.push(ram);
+    }
+    let saver = guest.saver(&[], &lab.files().data);
+    let saving = saver.fork().unwrap();
+    fill(&guest, 0, size, 9);
+    match saving.finish(&mut quiet) {
+        Err(MemoryFileError::HugePages) => {}
+        // It was quick.
+        result => assert_eq!(result.unwrap().stored, 16 * MIB),
+    }
+    assert!(guest.content().iter().all(|byte| *byte == 9));
+}
