@@ -15,4 +15,4 @@ pub mod memory;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{cpuid, features, layout, msr, regs, state};
+pub use x86_64::{cpuid, features, layout, msr, regs, state, template};

@@ -11,7 +11,8 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
-use vmm::spec::{NetBackend, VmSpec};
+use vmm::snapshot::Id;
+use vmm::spec::{NetBackend, PortForward, VmSpec};
 
 use crate::exit::Usage;
 use crate::logging::Logging;
@@ -42,9 +43,25 @@ pub enum Which {
         remove: bool,
         /// If its owner dies, so does the VM.
         ends_with_owner: bool,
+        /// It starts from a snapshot, whose spec it has; otherwise its kernel is booted.
+        copy: Option<Copy>,
     },
-    /// The one that has this name.
-    Again(String),
+    /// One that has stopped.
+    Again {
+        /// Its name.
+        name: String,
+        /// The snapshot to start from; otherwise its kernel is booted.
+        from: Option<Id>,
+    },
+}
+
+/// What makes a VM a copy of another.
+#[derive(Clone)]
+pub struct Copy {
+    /// The snapshot.
+    pub from: Id,
+    /// Ports of the host for this one.
+    pub ports: Vec<PortForward>,
 }
 
 /// What the VM's process tells of its start.

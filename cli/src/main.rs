@@ -5,6 +5,7 @@
 
 mod cmd;
 mod completion;
+mod copy;
 mod escape;
 mod exit;
 mod flags;

@@ -14,9 +14,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use vmm::api::server::{self, Owner};
 use vmm::api::types::Ended;
 use vmm::control::VmAction;
-use vmm::machine::{self, Setup};
+use vmm::machine::{self, Home, Setup};
+use vmm::snapshot::Id;
 use vmm::spec::VmSpec;
 
+use crate::copy;
 use crate::exit::Usage;
 use crate::launch::{self, Launch, Report, Which};
 use crate::logging;
@@ -38,6 +40,8 @@ struct Prepared {
     spec: VmSpec,
     /// Of the entry, if it is not new.
     before: Option<State>,
+    /// The snapshot to start from.
+    from: Option<Id>,
     remove: bool,
     ends_with_owner: bool,
 }
@@ -69,17 +73,20 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
     let _ = rustix::process::setsid();
     raise_file_limit();
     match &launch.which {
-        Which::New { name, spec, remove, ends_with_owner } => Ok(Prepared {
-            held: Arc::new(launch.store.create(name.as_deref())?),
-            spec: VmSpec::clone(spec),
-            before: None,
-            remove: *remove,
-            ends_with_owner: *ends_with_owner,
-        }),
-        Which::Again(name) => {
+        Which::New { name, spec, copy, remove, ends_with_owner } => {
+            let held = Arc::new(launch.store.create(name.as_deref())?);
+            let spec = match copy {
+                Some(copy) => copy::adapt(VmSpec::clone(spec), &held.name(), copy.ports.clone()),
+                None => VmSpec::clone(spec),
+            };
+            let from = copy.as_ref().map(|copy| copy.from);
+            let (remove, ends_with_owner) = (*remove, *ends_with_owner);
+            Ok(Prepared { held, spec, before: None, from, remove, ends_with_owner })
+        }
+        Which::Again { name, from } => {
             let (held, spec, before) = launch.store.take(name)?;
-            let remove = before.remove;
-            Ok(Prepared { held: Arc::new(held), spec, before: Some(before), remove, ends_with_owner: false })
+            let (held, remove) = (Arc::new(held), before.remove);
+            Ok(Prepared { held, spec, before: Some(before), from: *from, remove, ends_with_owner: false })
         }
     }
 }
@@ -110,7 +117,7 @@ fn start(
     prepared: Prepared,
     owner: Option<UnixStream>,
 ) -> Result<(vmm::control::Vm, server::Server)> {
-    let Prepared { held, spec, before, remove, ends_with_owner } = prepared;
+    let Prepared { held, spec, before, from, remove, ends_with_owner } = prepared;
     if let Some(before) = &before {
         held.write_state(before.again(), false)?;
     }
@@ -127,8 +134,8 @@ fn start(
         name: held.name(),
         stdout,
         log: Some(held.console_log()),
-        home: None,
-        from: None,
+        home: Some(Home { places: launch.store.places(), record: held.record() }),
+        from,
         listener: Box::new(move |notice| {
             log::info!("the VM: {notice:?}");
             noted.note(&notice);

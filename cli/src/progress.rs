@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn progress_is_never_more_than_all_of_it() {
-        for (done, total, shown) in [(0, 0, 0), (0, 7, 0), (1, 3, 33), (u64::MAX, u64::MAX, 100), (9, 3, 100)] {
+        for (done, total, shown) in [(0, 0, 0), (0, 7, 0), (1, 3, 33), (u64::MAX, u64::MAX, 100), (9, 3, 100)]
+        {
             assert_eq!(percent(done, total), shown);
         }
     }

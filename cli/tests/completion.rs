@@ -24,6 +24,7 @@ fn offered(dir: &Path, words: &[&str]) -> Vec<String> {
         .current_dir(dir)
         .env("PATH", path)
         .env("XDG_STATE_HOME", dir)
+        .env("XDG_DATA_HOME", dir.join("data"))
         .output()
         .unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");

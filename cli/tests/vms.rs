@@ -319,7 +319,7 @@ fn a_long_path_and_a_closed_directory() {
     let deep = home.store().join("d".repeat(100)).join("e".repeat(100));
     let in_deep = |args: &[&str]| {
         let mut command = home.skiff();
-        command.args(args).env("XDG_STATE_HOME", &deep);
+        command.args(args).env("XDG_STATE_HOME", &deep).env("XDG_DATA_HOME", &deep);
         command
     };
     let kernel = home.kernel.to_str().unwrap();

@@ -201,7 +201,8 @@ impl Machine {
     pub fn command(&self) -> Command {
         let mut command = Command::new(skiff());
         // A user's own VMs are not to be seen among them.
-        command.env("XDG_STATE_HOME", std::env::temp_dir().join("skiff-tests"));
+        let home = std::env::temp_dir().join("skiff-tests");
+        command.env("XDG_STATE_HOME", &home).env("XDG_DATA_HOME", &home);
         command.args(["run", "--kernel"]).arg(guest(self.kernel));
         command.arg("--cmdline").arg(&self.cmdline);
         command.arg("--cpus").arg(self.cpus.to_string());

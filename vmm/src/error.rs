@@ -81,6 +81,9 @@ pub enum VmError {
     /// A snapshot's vCPU cannot be had here.
     #[error(transparent)]
     VcpuState(vcpu::StateError),
+    /// The CPU template is not for this host.
+    #[error(transparent)]
+    Template(#[from] vcpu::TemplateError),
     /// Devices do not fit on a bus: a defect of skiff, or too many devices.
     #[error("cannot place a device")]
     Bus(#[from] BusError),

@@ -172,12 +172,12 @@ impl Host {
         let mut lineage = Lineage::open(home, self.spec.disks.len())?;
         let _pin = lineage.store.pin().map_err(HomeError::from)?;
         let point = from.map(|id| Point::open(&lineage.store, id)).transpose()?;
-        let mut record = lineage.record().clone();
         if let Some(point) = &point {
             point.fits(&self.spec)?;
+            let mut record = lineage.record().clone();
             record.parent = Some(point.manifest.id);
+            lineage.change(record)?;
         }
-        lineage.change(record)?;
         self.lineage = Some(lineage);
         Ok(point)
     }

@@ -34,4 +34,4 @@ pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use net::NetError;
 pub use passt::PasstError;
-pub use vcpu::{StateError, VcpuError};
+pub use vcpu::{StateError, TemplateError, VcpuError};

@@ -13,6 +13,7 @@ mod snapshot;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ use crate::host::Host;
 use crate::memory;
 use crate::notice::{Listener, Notice};
 use crate::snapshot::Id;
-use crate::snapshot::memory::Image;
+use crate::snapshot::memory::{Image, Reaper};
 use crate::spec::{Memory, VmSpec};
 use crate::stats::VmStats;
 use crate::vcpu::{self, Start, Vcpus};
@@ -196,6 +197,10 @@ struct Keeper {
     booted: Option<Instant>,
     /// A snapshot is on its way.
     saving: bool,
+    /// Nobody needs it any more.
+    ended: Arc<AtomicBool>,
+    /// Gives back the memory of machines that were rolled back.
+    reaper: Option<Reaper>,
 }
 
 /// How to go on after a message.
@@ -229,6 +234,8 @@ impl Keeper {
             boot: 0,
             booted: from.is_none().then_some(now),
             saving: false,
+            ended: Arc::default(),
+            reaper: None,
         })
     }
 
@@ -249,6 +256,7 @@ impl Keeper {
 
     /// Devices and consoles are done before anybody hears of the end.
     fn end(self, result: Result<Outcome, VmError>) -> Result<Outcome, VmError> {
+        self.ended.store(true, Ordering::Relaxed);
         drop(self.machine);
         let Ok(Outcome::Panicked { .. }) = result else { return result };
         let last_lines = self.host.console.last_lines();
@@ -386,7 +394,7 @@ impl Keeper {
         }
         let running = self.state == RunState::Running;
         let prepared = snapshot::prepare(&self.host, &self.machine, asked)?;
-        let job = prepared.capture(&self.host, &self.machine, running, reply)?;
+        let job = prepared.capture(&self.host, &self.machine, running, reply, &self.ended)?;
         job.start(self.messages.clone())?;
         self.saving = true;
         Ok(())
@@ -418,19 +426,27 @@ impl Keeper {
     /// The machine goes, and one that is as it was at the snapshot comes.
     fn roll_back(self, prepared: rollback::Prepared) -> Result<Self, VmError> {
         let rollback::Prepared { point, before, begun, reply } = prepared;
+        let ready = begun.elapsed();
         let Machine { vcpus, board, vm, ram, mapped, life, .. } = self.machine;
-        drop((vcpus, board, vm));
+        drop((vcpus, board));
+        let gone = begun.elapsed();
         self.host.console.next_boot();
         let machine = build(&self.host, Some(&point), EventSender::new(self.messages.clone(), life + 1))?;
         machine.begin();
         let us = snapshot::micros(begun.elapsed());
-        log::debug!("rolled back in {us} us");
-        drop((ram, mapped, before));
+        log::debug!("rolled back in {us} us: ready after {ready:?}, the old machine gone after {gone:?}");
+        drop((mapped, before));
+        let reaper = match self.reaper {
+            Some(reaper) => reaper,
+            None => Reaper::start().map_err(VmError::resources("start the reaper thread"))?,
+        };
+        reaper.take(vm, ram);
         if self.state == RunState::Paused {
             (self.listener)(Notice::Resumed);
         }
         (self.listener)(Notice::RolledBack { name: point.manifest.name, id: point.manifest.id });
         let _ = reply.send(VmReply::RolledBack { us });
-        Ok(Self { machine, state: RunState::Running, booted: None, ..self })
+        let (state, reaper) = (RunState::Running, Some(reaper));
+        Ok(Self { machine, state, reaper, booted: None, ..self })
     }
 }

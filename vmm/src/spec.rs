@@ -21,6 +21,7 @@ mod tests;
 mod text;
 mod vsock;
 
+pub use arch::template::CpuTemplate;
 pub use check::SpecError;
 pub use disk::{DISK_KEYS, DiskIo, DiskSpec, MAX_DISK_QUEUES, MAX_DISK_SERIAL};
 pub use limit::LimitSpec;
@@ -66,6 +67,9 @@ pub struct VmSpec {
     /// Stream sockets between guest and host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSpec>,
+    /// What of the host's processor the guest is not to see.
+    #[serde(default, rename = "cpu-template", skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
     /// The disks, in the order of vda, vdb, …
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,

@@ -194,7 +194,7 @@ const ALL: [Features; 16] = [
     ),
 ];
 
-/// What a saved processor has and this host's does not.
+/// What a VM's processor has and this host's does not; in words, what the VM needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// It is by another maker.
@@ -218,21 +218,15 @@ pub enum Lack {
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Vendor { saved, here } => write!(
-                f,
-                "the snapshot needs a processor by {saved}, and this host has one by {here}: restore it on such a host"
-            ),
-            Self::AddressBits { saved, here } => write!(
-                f,
-                "the snapshot needs a processor with {saved} bits of physical address, and this host's has {here}: \
-                 restore it on such a host"
-            ),
-            Self::Features(names) => write!(
-                f,
-                "the snapshot needs a processor with {}, which this host lacks: take it with --cpu-template, or restore \
-                 it on such a host",
-                names.join(", ")
-            ),
+            Self::Vendor { saved, here } => {
+                write!(f, "a processor by {saved}, and this host has one by {here}")
+            }
+            Self::AddressBits { saved, here } => {
+                write!(f, "a processor with {saved} bits of physical address, and this host's has {here}")
+            }
+            Self::Features(names) => {
+                write!(f, "a processor with {}, which this host lacks", names.join(", "))
+            }
         }
     }
 }
@@ -268,6 +262,24 @@ impl Features {
         match self.names.split_whitespace().nth(bit) {
             Some(name) if name != "-" => name.to_owned(),
             _ => format!("cpuid {:#x}.{} {} bit {bit}", self.leaf, self.subleaf, self.register.name()),
+        }
+    }
+}
+
+/// Whether a feature has this name.
+pub(super) fn is_name(name: &str) -> bool {
+    name != "-" && ALL.iter().any(|features| features.names.split_whitespace().any(|known| known == name))
+}
+
+/// Take the feature called `name` away, wherever it is told of.
+pub(super) fn remove(name: &str, leaves: &mut [kvm_cpuid_entry2]) {
+    for features in &ALL {
+        let named = features.names.split_whitespace().enumerate().filter(|(_, known)| *known == name);
+        let mask = named.fold(0_u32, |mask, (bit, _)| mask | 1 << bit);
+        let here =
+            |leaf: &&mut kvm_cpuid_entry2| (leaf.function, leaf.index) == (features.leaf, features.subleaf);
+        for leaf in leaves.iter_mut().filter(here) {
+            *features.register.of_mut(leaf) &= !mask;
         }
     }
 }
@@ -317,11 +329,10 @@ mod tests {
         let names = text(|saved| saved[2].ebx |= 1 << 16 | 1 << 17 | 1 << 22).unwrap();
         assert!(
             names.starts_with(
-                "the snapshot needs a processor with avx512f, avx512dq, cpuid 0x7.0 ebx bit 22, "
+                "a processor with avx512f, avx512dq, cpuid 0x7.0 ebx bit 22, which this host lacks"
             ),
             "{names}"
         );
-        assert!(names.ends_with("take it with --cpu-template, or restore it on such a host"), "{names}");
         let more = text(|saved| saved.push(leaf(7, 1, [1 << 4, 0, 0, 0]))).unwrap();
         assert!(more.contains("with avx_vnni, which"), "{more}");
     }

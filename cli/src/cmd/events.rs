@@ -21,8 +21,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub const VERB: Verb = Verb {
     name: "events",
     about: "Show what happens to VMs, as it happens",
-    long: "Show what happens to VMs, as it happens: started, booted, paused, resumed, rebooted, panicked, stopped. All VMs, or \
-           those named.",
+    long: "Show what happens to VMs, as it happens: started, booted, paused, resumed, rebooted, snapshot, rolled-back, panicked, \
+           stopped. All VMs, or those named.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[VMS],
@@ -168,6 +168,9 @@ impl Filter {
 
 fn people(event: &Event) -> String {
     let mut text = format!("{}  {}  {}", event.time, event.vm, event.event);
+    if let Some(snapshot) = &event.snapshot {
+        text.push_str(&format!(" {snapshot}"));
+    }
     if let Some(how) = &event.how {
         text.push_str(&format!(" ({how})"));
     }

@@ -105,7 +105,14 @@ fn pages(word: &Word) -> Vec<(String, String)> {
 fn group_page(group: &Group) -> String {
     let mut roff = Roff::new();
     head(&mut roff, &format!("skiff-{}", group.name), group.about);
-    roff.text([bold(format!("skiff {}", group.name)), roman(" "), italic("verb"), roman(" ["), italic("options"), roman("]")]);
+    roff.text([
+        bold(format!("skiff {}", group.name)),
+        roman(" "),
+        italic("verb"),
+        roman(" ["),
+        italic("options"),
+        roman("]"),
+    ]);
     roff.control("SH", ["DESCRIPTION"]);
     body(&mut roff, if group.long.is_empty() { group.about } else { group.long });
     roff.control("SH", ["VERBS"]);

@@ -17,10 +17,10 @@ mod events;
 mod logs;
 mod man;
 mod many;
+mod point;
 mod power;
 mod ps;
 mod resize;
-mod point;
 mod rm;
 mod rollback;
 mod run;
@@ -78,8 +78,10 @@ pub struct Group {
 
 impl Group {
     fn command(&self) -> Command {
-        let command = Command::new(self.name).about(self.about).subcommands(self.verbs.iter().map(Verb::command));
-        let command = command.subcommand_required(true).arg_required_else_help(true).disable_help_subcommand(true);
+        let command =
+            Command::new(self.name).about(self.about).subcommands(self.verbs.iter().map(Verb::command));
+        let command =
+            command.subcommand_required(true).arg_required_else_help(true).disable_help_subcommand(true);
         if self.long.is_empty() { command } else { command.long_about(self.long) }
     }
 }

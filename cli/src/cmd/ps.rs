@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use serde::Serialize;
+use vmm::snapshot::Id;
+use vmm::snapshot::manifest::Manifest;
 use vmm::spec::VmSpec;
 
 use super::Verb;
@@ -116,7 +118,39 @@ struct Whole<'a> {
     console_log: String,
     vm_log: String,
     last_lines: Vec<String>,
+    #[serde(flatten)]
+    place: &'a Place,
     spec: Option<&'a VmSpec>,
+}
+
+/// Where a VM is among snapshots and layers.
+#[derive(Serialize, Default)]
+struct Place {
+    /// The snapshot that it is on.
+    snapshot: Option<String>,
+    snapshot_id: Option<Id>,
+    /// How many snapshots are its own.
+    snapshots: usize,
+    /// The top layer of each disk.
+    layers: Vec<Option<String>>,
+}
+
+impl Place {
+    fn of(store: &Store, look: &Look) -> Result<Self> {
+        let family = store.family(look)?;
+        let current = family.current();
+        let called = |manifest: &&Manifest| Some(manifest.id) == current;
+        let own = family.own.iter().find(called).map(|own| own.name.clone());
+        let origin = || Some(format!("another VM's {}", family.origins.iter().find(called)?.name));
+        let disks = family.record.as_ref().map(|record| record.disks.as_slice()).unwrap_or_default();
+        let layer = |layer: &Option<Id>| Some(store.places().layer((*layer)?).display().to_string());
+        Ok(Self {
+            snapshot: own.or_else(origin),
+            snapshot_id: current,
+            snapshots: family.own.len(),
+            layers: disks.iter().map(layer).collect(),
+        })
+    }
 }
 
 impl<'a> Shown<'a> {
@@ -217,9 +251,19 @@ fn inspect(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(INSPECT_FLAGS, matches, &mut asked)?;
     let store = Store::open()?;
-    let results = VMS.given(matches).iter().map(|name| store.get(name)).collect::<Vec<_>>();
+    let look = |name: &String| {
+        let look = store.get(name)?;
+        // One whose record is damaged is shown all the same.
+        let place = Place::of(&store, &look).inspect_err(crate::exit::say).unwrap_or_default();
+        Ok((look, place))
+    };
+    let results: Vec<Result<(Look, Place)>> = VMS.given(matches).iter().map(look).collect();
     if !asked.json {
-        return many::tell(results.into_iter().map(|look| described(&look?)).collect());
+        let described = |result: Result<(Look, Place)>| {
+            let (look, place) = result?;
+            described(&look, &place)
+        };
+        return many::tell(results.into_iter().map(described).collect());
     }
     let (mut looks, mut code) = (Vec::new(), SUCCESS);
     for result in results {
@@ -231,11 +275,11 @@ fn inspect(matches: &ArgMatches) -> Result<u8> {
             }
         }
     }
-    print_json(&looks.iter().map(whole).collect::<Vec<_>>())?;
+    print_json(&looks.iter().map(|(look, place)| whole(look, place)).collect::<Vec<_>>())?;
     Ok(code)
 }
 
-fn whole(look: &Look) -> Whole<'_> {
+fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
     let file = |name| look.entry.file(name).display().to_string();
     let last_lines = match look.state.as_ref().and_then(|state| state.end.as_ref()) {
         Some(End::Panicked { last_lines }) => last_lines.clone(),
@@ -247,12 +291,13 @@ fn whole(look: &Look) -> Whole<'_> {
         console_log: file(CONSOLE_LOG),
         vm_log: file(VM_LOG),
         last_lines,
+        place,
         spec: look.spec.as_ref(),
     }
 }
 
 /// For people, and for `skiff run --config`.
-fn described(look: &Look) -> Result<String> {
+fn described(look: &Look, place: &Place) -> Result<String> {
     let shown = Shown::new(look);
     let mut text = format!("# {}: {}\n", shown.name, status(look));
     let mut line = |name: &str, value: Option<String>| {
@@ -266,6 +311,10 @@ fn described(look: &Look) -> Result<String> {
     line("started", shown.started);
     line("finished", shown.finished);
     line("directory", Some(look.entry.dir().display().to_string()));
+    line("snapshot", place.snapshot.clone());
+    for (disk, layer) in place.layers.iter().enumerate() {
+        line(&format!("top layer of disk{disk}"), layer.clone());
+    }
     if let Some(spec) = &look.spec {
         text.push_str(&toml::to_string(spec).context("the spec cannot be written as TOML")?);
     }

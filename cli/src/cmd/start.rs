@@ -72,7 +72,7 @@ fn start(matches: &ArgMatches) -> Result<u8> {
 /// Says what to print.
 fn start_one(store: &Store, name: &str, quiet: bool) -> Result<String> {
     let logging = Logging { verbose: 0, file: None, guest_on_stdout: false, detached: true };
-    let which = Which::Again(name.to_owned());
+    let which = Which::Again { name: name.to_owned(), from: None };
     let launch = Launch { store: store.clone(), which, foreground: false, logging };
     let name = launch.fork()?.started()?;
     Ok(if quiet { String::new() } else { format!("{name}\n") })

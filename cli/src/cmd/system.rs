@@ -145,8 +145,7 @@ fn people(shown: &Shown) -> String {
     let row = |kind: &str, row: &Row| {
         vec![kind.to_owned(), row.count.to_string(), bytes(row.size), bytes(row.reclaimable)]
     };
-    let rows =
-        [row("VMs", &shown.vms), row("Snapshots", &shown.snapshots), row("Layers", &shown.layers)];
+    let rows = [row("VMs", &shown.vms), row("Snapshots", &shown.snapshots), row("Layers", &shown.layers)];
     let mut text = table(&["KIND", "COUNT", "SIZE", "RECLAIMABLE"], &rows);
     if shown.merges {
         text.push_str("There are removed snapshots to merge: skiff system prune does it.\n");

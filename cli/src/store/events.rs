@@ -28,8 +28,11 @@ pub struct Event {
     pub time: String,
     /// The VM's name at that time.
     pub vm: String,
-    /// `started`, `booted`, `paused`, `resumed`, `rebooted`, `panicked` or `stopped`.
+    /// `started`, `booted`, `paused`, `resumed`, `rebooted`, `snapshot`, `rolled-back`, `panicked` or `stopped`.
     pub event: String,
+    /// With `snapshot` and `rolled-back`: its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// With `stopped`: how ([`End::word`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub how: Option<String>,
@@ -51,6 +54,7 @@ impl Event {
             time: time::rfc3339(time::now()),
             vm: vm.to_owned(),
             event: event.to_owned(),
+            snapshot: None,
             how: None,
             exit_code: None,
             error: None,
@@ -76,8 +80,12 @@ impl Event {
             Notice::Paused => Self::new(vm, "paused"),
             Notice::Resumed => Self::new(vm, "resumed"),
             Notice::Rebooted => Self::new(vm, "rebooted"),
-            Notice::Snapshot { .. } => Self::new(vm, "snapshot"),
-            Notice::RolledBack { .. } => Self::new(vm, "rolled-back"),
+            Notice::Snapshot { name, .. } => {
+                Self { snapshot: Some(name.clone()), ..Self::new(vm, "snapshot") }
+            }
+            Notice::RolledBack { name, .. } => {
+                Self { snapshot: Some(name.clone()), ..Self::new(vm, "rolled-back") }
+            }
             Notice::Panicked { last_lines } => {
                 Self { last_lines: Some(last_lines.clone()), ..Self::new(vm, "panicked") }
             }

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use vmm::notice::Notice;
+use vmm::snapshot::Record;
 use vmm::spec::VmSpec;
 
 use super::entry::{CONSOLE_LOG, Entry, LOCK, SOCKET, SPEC, VM_LOG};
@@ -64,6 +65,11 @@ impl Held {
     /// Where what the guest prints is kept.
     pub fn console_log(&self) -> PathBuf {
         self.path().join(CONSOLE_LOG)
+    }
+
+    /// Where its place among snapshots and layers is written down.
+    pub fn record(&self) -> PathBuf {
+        self.path().join(Record::FILE)
     }
 
     /// For what this process has to say.

@@ -52,12 +52,21 @@ impl Store {
 
     /// Where they are.
     pub fn places(&self) -> Places {
-        Places::new(&self.data)
+        let owner = std::fs::canonicalize(&self.dir).unwrap_or_else(|_| self.dir.clone());
+        Places::new(&self.data).owned_by(owner)
     }
 
     /// Every VM, for a sweep.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
         let vms = self.vms();
+        // No VM is to get another name while names are read.
+        let _locked = match self.lock() {
+            Ok(locked) => locked,
+            Err(error) => {
+                let source = std::io::Error::other(format!("{error:#}"));
+                return Err(StoreError::Io { what: "lock", path: vms, source });
+            }
+        };
         let failed = |source| StoreError::Io { what: "list", path: vms.clone(), source };
         let entries = match std::fs::read_dir(&vms) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -172,7 +181,8 @@ impl Family {
 
     /// A name that none of its snapshots has: s1, s2, …
     pub fn next_name(&self) -> String {
-        let numbers = self.own.iter().filter_map(|manifest| manifest.name.strip_prefix('s')?.parse::<u64>().ok());
+        let numbers =
+            self.own.iter().filter_map(|manifest| manifest.name.strip_prefix('s')?.parse::<u64>().ok());
         format!("s{}", numbers.max().unwrap_or(0).saturating_add(1))
     }
 

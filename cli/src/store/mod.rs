@@ -44,8 +44,7 @@ use held::Held;
 use state::{End, State};
 
 /// What an entry that never got going may hold: nothing of it is of use to anybody.
-const LEFTOVERS: &[&str] =
-    &[
+const LEFTOVERS: &[&str] = &[
     "lock",
     "state.json",
     "state.json.new",
@@ -335,14 +334,19 @@ impl Store {
         self.delete(&locked, &self.handle(&held.name()))
     }
 
-    /// First out of sight in one step, then file by file.
+    /// First out of sight in one step, then file by file; last the layers that were its alone.
     fn delete(&self, _: &Locked, entry: &Entry) -> Result<()> {
+        // One that cannot be read is of no use to anybody, and a sweep finds the layers.
+        let record = self.record(entry).ok().flatten();
         let gone = self.vms().join(format!("{GONE}{}-{}", std::process::id(), entry.name()));
         match fs::rename(entry.dir(), &gone) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             renamed => renamed.with_context(|| format!("cannot remove {}", entry.name()))?,
         }
         self.sweep();
+        if let Some(Err(error)) = record.map(|record| self.snapshots().drop_tops(&record)) {
+            log::warn!("layers of {} are left to skiff system prune: {error}", entry.name());
+        }
         Ok(())
     }
 

@@ -17,7 +17,9 @@ pub fn check(name: &str) -> Result<(), Usage> {
 pub fn check_snapshot(name: &str) -> Result<(), Usage> {
     check_as("a snapshot's", name)?;
     match name.parse::<vmm::snapshot::Id>() {
-        Ok(_) => Err(Usage(format!("'{name}' cannot be a snapshot's name, for it looks like an id: add a letter"))),
+        Ok(_) => {
+            Err(Usage(format!("'{name}' cannot be a snapshot's name, for it looks like an id: add a letter")))
+        }
         Err(_) => Ok(()),
     }
 }
@@ -73,7 +75,8 @@ mod tests {
         for name in ["a", "0", "web-1", "Web_2.test", &"x".repeat(63)] {
             assert!(check(name).is_ok(), "{name}");
         }
-        for name in ["", ".", "..", "-a", ".gone-1", "_a", "a/b", "a b", "a@b", "ä", "a\n", &"x".repeat(64)] {
+        for name in ["", ".", "..", "-a", ".gone-1", "_a", "a/b", "a b", "a@b", "ä", "a\n", &"x".repeat(64)]
+        {
             assert!(check(name).is_err(), "{name}");
         }
         assert!(check("\u{1b}[2J").unwrap_err().0.starts_with("'\\u{1b}[2J' cannot"));

@@ -109,7 +109,10 @@ impl Home {
     /// skiff, with nothing said yet.
     pub fn skiff(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
-        command.env_remove("SKIFF_LOG").env("XDG_STATE_HOME", self.dir.path());
+        command
+            .env_remove("SKIFF_LOG")
+            .env("XDG_STATE_HOME", self.dir.path())
+            .env("XDG_DATA_HOME", self.dir.path().join("data"));
         command
     }
 

@@ -3,13 +3,14 @@
 //! What a host offers differs by file system and device, so each request is a ladder of system calls down to
 //! what always works: nothing for a discard, which is a hint, and writing zeroes for zeroes.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
 
-use super::{Backing, Disk};
+use super::Backing;
 
 /// What is written at a time where nothing but writing works, in bytes.
 const ZEROES: usize = 64 * 1024;
@@ -54,13 +55,20 @@ impl Extent {
     }
 }
 
-impl Disk {
+/// A raw disk's file, for what is done to it at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawFile<'a> {
+    pub file: &'a File,
+    pub backing: Backing,
+}
+
+impl RawFile<'_> {
     /// Discard or zero an extent that lies inside the disk, and wait until it is done.
     ///
     /// # Errors
     /// If the host fails for another reason than not being able to do it the fast way.
-    pub(crate) fn erase(&self, extent: Extent) -> io::Result<()> {
-        if let Some(flags) = extent.fallocate(self.backing()) {
+    pub(super) fn erase(self, extent: Extent) -> io::Result<()> {
+        if let Some(flags) = extent.fallocate(self.backing) {
             match self.fallocate(flags, extent) {
                 Err(error) if unsupported(&error) => {}
                 result => return result,
@@ -73,22 +81,20 @@ impl Disk {
         }
     }
 
-    fn fallocate(&self, flags: FallocateFlags, extent: Extent) -> io::Result<()> {
-        Ok(rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(self.file(), flags, extent.offset, extent.len)
-        })?)
+    fn fallocate(self, flags: FallocateFlags, extent: Extent) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(self.file, flags, extent.offset, extent.len))?)
     }
 
     /// A discard that the host cannot do is done: it is only a hint (virtio 1.2, 5.2.6).
-    fn discard_device(&self, extent: Extent) -> io::Result<()> {
+    fn discard_device(self, extent: Extent) -> io::Result<()> {
         /// `_IO(0x12, 119)` of linux/fs.h.
         const BLKDISCARD: libc::Ioctl = 0x1277;
-        if self.backing() != Backing::BlockDevice {
+        if self.backing != Backing::BlockDevice {
             return Ok(());
         }
         let range: [u64; 2] = [extent.offset, extent.len];
         // SAFETY: the request reads two u64 from `range`, which outlives the call.
-        if unsafe { libc::ioctl(self.file().as_raw_fd(), BLKDISCARD, &range) } == 0 {
+        if unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, &range) } == 0 {
             return Ok(());
         }
         match io::Error::last_os_error() {
@@ -97,13 +103,13 @@ impl Disk {
         }
     }
 
-    fn write_zeroes(&self, extent: Extent) -> io::Result<()> {
+    fn write_zeroes(self, extent: Extent) -> io::Result<()> {
         let mut offset = extent.offset;
         let mut left = extent.len;
         while left > 0 {
             let len = left.min(ZEROES as u64);
             let zeroes = ZERO_BUFFER.0.get(..len as usize).unwrap_or(&ZERO_BUFFER.0);
-            self.file().write_all_at(zeroes, offset)?;
+            self.file.write_all_at(zeroes, offset)?;
             // The extent lies inside the disk, so this does not overflow.
             offset += len;
             left -= len;

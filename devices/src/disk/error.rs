@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::SECTOR;
+use super::chain::MAX_DEPTH;
+use super::qcow2::Malformed;
 
 /// A disk could not be opened or resized.
 #[derive(Debug, thiserror::Error)]
@@ -32,21 +34,21 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// A directory.
-    #[error("the disk {} is a directory: give a raw image file or a block device", path.display())]
+    #[error("the disk {} is a directory: give an image file (raw or qcow2) or a block device", path.display())]
     Directory {
         /// The disk.
         path: PathBuf,
     },
     /// A pipe, socket or character device.
-    #[error("the disk {} is neither a file nor a block device: give a raw image file or a block device", path.display())]
+    #[error("the disk {} is neither a file nor a block device: give an image file (raw or qcow2) or a block device", path.display())]
     NotADisk {
         /// The disk.
         path: PathBuf,
     },
-    /// It is in another format than raw.
+    /// It is in a format that is known, and neither raw nor qcow2.
     #[error(
-        "the disk {} is a {format} image, which is not supported yet: convert it with \
-         `qemu-img convert -O raw {} disk.raw`",
+        "the disk {} is a {format} image, which is not supported: convert it with \
+         `qemu-img convert -O qcow2 {} disk.qcow2`",
         path.display(), path.display()
     )]
     Format {
@@ -181,6 +183,85 @@ pub enum DiskError {
         path: PathBuf,
         /// What was asked for, in bytes.
         size: u64,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A qcow2 file that cannot be used.
+    #[error("cannot use the qcow2 image {}", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Malformed,
+    },
+    /// Something is wrong with the file below.
+    #[error("the layer {} lies on {}, which cannot be used", path.display(), below.display())]
+    Below {
+        /// The layer.
+        path: PathBuf,
+        /// What it lies on.
+        below: PathBuf,
+        /// What is wrong with that.
+        #[source]
+        source: Box<DiskError>,
+    },
+    /// The chain goes round.
+    #[error("the layer {} lies on {}, which lies on it: rebase one of them with `qemu-img rebase`", path.display(), below.display())]
+    Loop {
+        /// The layer.
+        path: PathBuf,
+        /// What it lies on.
+        below: PathBuf,
+    },
+    /// Too many layers.
+    #[error(
+        "the disk {} has more than {MAX_DEPTH} layers: remove snapshots, so that theirs are merged, or flatten it with \
+         `qemu-img convert`",
+        path.display()
+    )]
+    TooDeep {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// It is written in place.
+    #[error("the disk {} is written in place: it needs layers=on to be frozen", path.display())]
+    NoLayers {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A new top that does not fit.
+    #[error("the layer {} is not an empty one of the same size on the top of the disk {}", path.display(), disk.display())]
+    NotOnTop {
+        /// The layer.
+        path: PathBuf,
+        /// The disk.
+        disk: PathBuf,
+    },
+    /// A file could not be made.
+    #[error("cannot make the layer {}: check the room and the permissions there", path.display())]
+    Make {
+        /// The layer.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// What was written could not be made durable.
+    #[error("cannot make the layer {} durable: check the room on its file system", path.display())]
+    Flush {
+        /// The layer.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Layers could not be put together.
+    #[error("cannot copy layers to {}: check the room on its file system", path.display())]
+    Copy {
+        /// The new file.
+        path: PathBuf,
         /// The host's reason.
         #[source]
         source: io::Error,

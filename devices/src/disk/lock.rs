@@ -6,9 +6,8 @@
 //! open for a moment longer than its users do (an io_uring is torn down behind their backs), so a lock is given back
 //! explicitly, and one that is taken is tried again for that moment.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +21,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// If the disk is in use, or the host fails otherwise.
-pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskError> {
+pub(super) fn lock(file: impl AsFd, path: &Path, readonly: bool) -> Result<(), DiskError> {
+    let file = file.as_fd();
     let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
     let mut result = set(file, kind);
     for _ in 0..RETRIES {
@@ -48,16 +48,22 @@ pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskE
 }
 
 /// Give the lock back, whoever else still holds the open file.
-pub(super) fn unlock(file: &File) {
+pub(super) fn unlock(file: impl AsFd) {
     // Without a lock there is nothing to give back.
-    let _ = set(file, libc::F_UNLCK);
+    let _ = set(file.as_fd(), libc::F_UNLCK);
+}
+
+/// Make the lock of a writer, who has ended writing, one of a reader.
+pub(super) fn share(file: impl AsFd) {
+    // Nobody can be in the way, and on a file system without locks there is nothing to change.
+    let _ = set(file.as_fd(), libc::F_RDLCK);
 }
 
 fn taken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
-fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
+fn set(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
     // Zeroes: from the start (SEEK_SET 0) to the end however far it grows (length 0), and no pid, as the call asks.
     // SAFETY: `flock` is made of integers only; all zeroes is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

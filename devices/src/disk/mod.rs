@@ -1,34 +1,55 @@
 //! Disks: what a guest's block device reads and writes.
 //!
 //! A [`Disk`] is opened and locked once, and shared (`Arc`) by every device object that is built around it: its
-//! file and its lock outlive a reboot of the VM. It holds no position and no cache, so any thread may use it.
-//! Requests are carried out by an [`engine`], one for each worker thread, at byte offsets of the disk; the raw
-//! format, where a disk's offset is the file's, is the only one so far.
+//! files and their locks outlive a reboot of the VM. It has no position, so any thread may use it. Requests are carried out by an
+//! [`engine`], one for each worker thread, at byte offsets of the disk.
+//!
+//! A raw disk is one file, and a disk's offset is the file's. A qcow2 disk is a chain of files, a [`Stack`]: the uppermost is
+//! written, those below it (its backing files) never are. [`layer`] makes, inspects and merges such files.
 
+mod chain;
 pub mod engine;
 mod erase;
 mod error;
+mod freeze;
+pub mod layer;
+mod layers;
 mod lock;
+mod lru;
+mod member;
 mod probe;
+mod qcow2;
+mod stack;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use erase::{Erase, Extent};
 pub use error::DiskError;
+pub use freeze::{Frozen, NextTop};
+pub use qcow2::Malformed;
+
+use chain::Access;
+use layer::Format;
+use stack::Stack;
+
+use crate::storage::HostStorage;
 
 /// The unit of a disk's size and of a guest's requests, in bytes (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
 
+/// What a chain of layers transfers without reading it first, in bytes: a page of the host.
+const LAYER_BLOCK: u32 = 4096;
+
 /// Which file is the disk and how it may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOptions {
-    /// A regular file or a block device, in the raw format.
+    /// A regular file or a block device; a qcow2 image by its content, with all that it lies on, otherwise raw.
     pub path: PathBuf,
     /// The guest may only read; other readers may share the disk.
     pub readonly: bool,
@@ -52,13 +73,21 @@ pub(crate) struct Alignment {
     pub offset: u32,
 }
 
+/// Where a disk's content is.
+#[derive(Debug)]
+enum Content {
+    /// In one file, as it is.
+    Raw { file: File, backing: Backing },
+    /// In a chain. Replaced while the device is stopped.
+    Layers(Mutex<Arc<Stack>>),
+}
+
 /// An open, locked disk.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    content: Content,
     path: PathBuf,
     readonly: bool,
-    backing: Backing,
     /// In bytes. Only grows.
     size: AtomicU64,
     /// `Some` when the file is open for direct I/O.
@@ -75,24 +104,65 @@ impl Disk {
     pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
         let path = options.path.as_path();
         let backing = probe::backing(path)?;
+        match chain::sniff(&HostStorage, path)? {
+            Format::Raw => Self::open_raw(options, backing),
+            Format::Qcow2 => Self::open_layers(options),
+        }
+    }
+
+    fn open_raw(options: &DiskOptions, backing: Backing) -> Result<Self, DiskError> {
+        let path = options.path.as_path();
         let file = open_file(options, backing)?;
         lock::lock(&file, path, options.readonly)?;
         let size = probe::size(&file, path)?;
-        probe::check_raw(&file, path, options.direct)?;
         let blocks = probe::blocks(&file, backing);
         let direct = options.direct.then(|| probe::alignment(&file, blocks.logical));
         // Under O_DIRECT a guest has to keep to the blocks that the host can transfer.
         let logical_block = direct.map_or(blocks.logical, |align| align.offset.max(blocks.logical));
         Ok(Self {
-            file,
+            content: Content::Raw { file, backing },
             path: options.path.clone(),
             readonly: options.readonly,
-            backing,
             size: AtomicU64::new(size),
             direct,
             logical_block,
             physical_block: blocks.physical.max(logical_block),
         })
+    }
+
+    fn open_layers(options: &DiskOptions) -> Result<Self, DiskError> {
+        let access = Access { write: !options.readonly, direct: options.direct };
+        let stack = chain::open(&HostStorage, &options.path, access)?;
+        let files = stack.members().filter_map(|member| member.direct.as_ref());
+        let strictest = |one: Alignment, other: Alignment| Alignment {
+            memory: one.memory.max(other.memory),
+            offset: one.offset.max(other.offset),
+        };
+        let direct = files.map(|file| probe::alignment(file, SECTOR as u32)).reduce(strictest);
+        let logical_block = direct.map_or(SECTOR as u32, |align| align.offset);
+        Ok(Self {
+            size: AtomicU64::new(stack.size()),
+            content: Content::Layers(Mutex::new(Arc::new(stack))),
+            path: options.path.clone(),
+            readonly: options.readonly,
+            direct,
+            logical_block,
+            physical_block: logical_block.max(LAYER_BLOCK),
+        })
+    }
+
+    /// The files of a disk of layers, for as long as the device runs; `None` if it is raw.
+    fn stack(&self) -> Option<Arc<Stack>> {
+        match &self.content {
+            Content::Raw { .. } => None,
+            Content::Layers(stack) => Some(Arc::clone(&stack.lock().unwrap_or_else(PoisonError::into_inner))),
+        }
+    }
+
+    /// Whether it is a chain of layers, or one qcow2 file.
+    #[must_use]
+    pub fn is_layered(&self) -> bool {
+        matches!(self.content, Content::Layers(_))
     }
 
     /// Its size in bytes, a multiple of [`SECTOR`]. It may grow at any time.
@@ -116,18 +186,36 @@ impl Disk {
         if size < now {
             return Err(DiskError::Shrink { path: path(), size, now });
         }
-        let there = probe::size(&self.file, &self.path)?;
-        match self.backing {
-            _ if there >= size => {}
-            Backing::BlockDevice => return Err(DiskError::DeviceTooSmall { path: path(), size, there }),
-            Backing::File if self.readonly => return Err(DiskError::ReadOnly { path: path(), size }),
-            Backing::File => {
-                self.file.set_len(size).map_err(|source| DiskError::Grow { path: path(), size, source })?;
+        match &self.content {
+            Content::Raw { file, backing } => self.resize_raw(file, *backing, size)?,
+            Content::Layers(_) if self.readonly => {
+                return Err(DiskError::ReadOnly { path: path(), size });
+            }
+            Content::Layers(stack) => {
+                let stack = stack.lock().unwrap_or_else(PoisonError::into_inner);
+                if size > stack.size() {
+                    let failed =
+                        |source: Malformed| DiskError::Grow { path: path(), size, source: source.into() };
+                    stack.resize(size).map_err(failed)?;
+                }
             }
         }
         // Two at once: the larger one stays.
         self.size.fetch_max(size, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn resize_raw(&self, file: &File, backing: Backing, size: u64) -> Result<(), DiskError> {
+        let path = || self.path.clone();
+        let there = probe::size(file, &self.path)?;
+        match backing {
+            _ if there >= size => Ok(()),
+            Backing::BlockDevice => Err(DiskError::DeviceTooSmall { path: path(), size, there }),
+            Backing::File if self.readonly => Err(DiskError::ReadOnly { path: path(), size }),
+            Backing::File => {
+                file.set_len(size).map_err(|source| DiskError::Grow { path: path(), size, source })
+            }
+        }
     }
 
     /// Whether it may only be read.
@@ -155,14 +243,6 @@ impl Disk {
         self.physical_block
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
-    }
-
-    pub(crate) fn backing(&self) -> Backing {
-        self.backing
-    }
-
     pub(crate) fn direct(&self) -> Option<Alignment> {
         self.direct
     }
@@ -170,7 +250,9 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        lock::unlock(&self.file);
+        if let Content::Raw { file, .. } = &self.content {
+            lock::unlock(file);
+        }
     }
 }
 
@@ -185,19 +267,9 @@ fn open_file(options: &DiskOptions, backing: Backing) -> Result<File, DiskError>
     }
     let path = &options.path;
     OpenOptions::new().read(true).write(!options.readonly).custom_flags(flags).open(path).map_err(|source| {
-        let path = path.clone();
         match source.raw_os_error() {
-            Some(libc::EBUSY) => DiskError::HostUses { path },
-            Some(libc::EINVAL) if options.direct => DiskError::NoDirect { path },
-            Some(libc::EROFS) => DiskError::ReadOnlyFileSystem { path },
-            _ if source.kind() == io::ErrorKind::NotFound => DiskError::Missing { path },
-            _ if source.kind() == io::ErrorKind::PermissionDenied && !options.readonly => {
-                DiskError::Permission { path, need: "read and write" }
-            }
-            _ if source.kind() == io::ErrorKind::PermissionDenied => {
-                DiskError::Permission { path, need: "read" }
-            }
-            _ => DiskError::Open { path, source },
+            Some(libc::EINVAL) if options.direct => DiskError::NoDirect { path: path.clone() },
+            _ => chain::open_failed(path, options.readonly, source),
         }
     })
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, StatxFlags};
@@ -12,13 +12,8 @@ use super::error::DiskError;
 use super::{Alignment, Backing, SECTOR};
 
 /// Image formats that would be destroyed if a guest wrote to them as a raw disk, by their first bytes.
-const FORMATS: [(&[u8], &str); 5] = [
-    (b"QFI\xfb", "qcow2"),
-    (b"vhdxfile", "VHDX"),
-    (b"KDMV", "VMDK"),
-    (b"# Disk DescriptorFile", "VMDK"),
-    (b"QED\0", "QED"),
-];
+const FORMATS: [(&[u8], &str); 4] =
+    [(b"vhdxfile", "VHDX"), (b"KDMV", "VMDK"), (b"# Disk DescriptorFile", "VMDK"), (b"QED\0", "QED")];
 
 /// The largest block that is believed, in bytes.
 const MAX_BLOCK: u32 = 64 * 1024;
@@ -69,19 +64,11 @@ pub(super) fn size(mut file: &File, path: &Path) -> Result<u64, DiskError> {
     }
 }
 
-/// Refuse images of known formats.
+/// Refuse images of formats that are known and not supported, by their first bytes.
 ///
 /// # Errors
-/// If the disk is such an image, or cannot be read.
-pub(super) fn check_raw(file: &File, path: &Path, direct: bool) -> Result<(), DiskError> {
-    let mut head = [0; SECTOR as usize];
-    let read = if direct {
-        // O_DIRECT would need an aligned buffer; a look at the first bytes does not.
-        File::open(path).and_then(|plain| plain.read_exact_at(&mut head, 0))
-    } else {
-        file.read_exact_at(&mut head, 0)
-    };
-    read.map_err(|source| DiskError::Read { path: path.to_owned(), source })?;
+/// If the disk is such an image.
+pub(super) fn check_known(head: &[u8], path: &Path) -> Result<(), DiskError> {
     match FORMATS.iter().find(|(magic, _)| head.starts_with(magic)) {
         Some((_, format)) => Err(DiskError::Format { path: path.to_owned(), format }),
         None => Ok(()),

@@ -23,6 +23,12 @@ impl Storage for HostStorage {
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn StoredFile>> {
+        // Opening a pipe could wait for ever.
+        let kind = fs::metadata(path)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let error = if kind.is_dir() { ErrorKind::IsADirectory } else { ErrorKind::Unsupported };
+            return Err(error.into());
+        }
         Ok(Box::new(HostFile(OpenOptions::new().read(true).write(write).open(path)?)))
     }
 

@@ -32,17 +32,9 @@ impl Buffers {
         chain::total(&self.segments)
     }
 
-    /// Point `iovecs` at what lies `from` bytes in and after, or at as much of it as one call takes. The pointers are
-    /// good for as long as `self` is; only the kernel may follow them, for the guest uses this memory as well.
-    ///
-    /// # Errors
-    /// If a segment is outside guest RAM after all.
-    pub(crate) fn point(&self, from: u64, iovecs: &mut Vec<libc::iovec>) -> io::Result<()> {
-        iovecs.clear();
-        self.point_on(from, u64::MAX, iovecs).map(drop)
-    }
-
-    /// As [`Buffers::point`], behind what is in `iovecs` already, and for at most `len` bytes. Returns how many they are.
+    /// Point at what lies `from` bytes in, behind what is in `iovecs` already: at most `len` bytes, or as many as one call takes. The
+    /// pointers are good for as long as `self` is; only the kernel may follow them, for the guest uses this memory as well. Returns
+    /// how many bytes they are.
     ///
     /// # Errors
     /// If a segment is outside guest RAM after all.

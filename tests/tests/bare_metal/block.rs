@@ -175,6 +175,7 @@ fn in_this_process(test: &str, transport: Transport, disk: &Path, serial: &Path)
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        cpu_template: None,
         balloon: false,
     };
     let listener: vmm::notice::Listener = Box::new(|_| {});

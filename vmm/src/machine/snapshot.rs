@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -93,8 +94,32 @@ pub(super) struct Job {
     state: VmState,
     saving: Saving,
     life: u64,
-    reply: Sender<VmReply>,
+    teller: Teller,
     begun: Instant,
+}
+
+/// Tells whoever asked how far it is.
+struct Teller {
+    reply: Sender<VmReply>,
+    /// When it was told last.
+    told: Instant,
+    /// The VM has ended: nobody needs the snapshot any more.
+    ended: Arc<AtomicBool>,
+}
+
+impl Teller {
+    /// So much of all is done. Says whether to go on.
+    fn tell(&mut self, done: u64, total: u64) -> ControlFlow<()> {
+        if self.ended.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        if self.told.elapsed() >= TELL {
+            self.told = Instant::now();
+            // Whoever asked may have gone: the snapshot is made all the same.
+            let _ = self.reply.send(VmReply::Progress { done, total });
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 /// Make ready. Nothing is left of what fails.
@@ -132,6 +157,7 @@ impl Prepared {
         machine: &Machine,
         running: bool,
         reply: Sender<VmReply>,
+        ended: &Arc<AtomicBool>,
     ) -> Result<Job, VmError> {
         let Self { asked, draft, memory, saver, spec, begun } = self;
         let lineage = host.lineage.as_ref().ok_or(VmError::NoHome)?;
@@ -167,7 +193,8 @@ impl Prepared {
             files: BTreeMap::new(),
         };
         let store = lineage.store.clone();
-        Ok(Job { asked, store, draft, manifest, state, saving, life: machine.life, reply, begun })
+        let teller = Teller { reply, told: Instant::now(), ended: Arc::clone(ended) };
+        Ok(Job { asked, store, draft, manifest, state, saving, life: machine.life, teller, begun })
     }
 }
 
@@ -183,11 +210,11 @@ impl Job {
     /// If there can be no thread: there is no snapshot then.
     pub(super) fn start(self, messages: Sender<Message>) -> Result<(), VmError> {
         let run = move || {
-            let Self { asked, store, draft, manifest, state, saving, life, reply, begun } = self;
+            let Self { asked, store, draft, manifest, state, saving, life, mut teller, begun } = self;
             let pause_us = manifest.pause_us;
-            let result = finish(&store, draft, manifest, &state, saving, &reply);
+            let result = finish(&store, draft, manifest, &state, saving, &mut teller);
             // The VM may have ended.
-            let done = Done { asked, life, reply, pause_us, begun, result };
+            let done = Done { asked, life, reply: teller.reply, pause_us, begun, result };
             let _ = messages.send(Message::Saved(Box::new(done)));
         };
         let builder = devices::worker::named_thread("snapshot");
@@ -202,18 +229,10 @@ fn finish(
     mut manifest: Manifest,
     state: &VmState,
     saving: Saving,
-    reply: &Sender<VmReply>,
+    teller: &mut Teller,
 ) -> Result<Made, VmError> {
     let storage = store.storage();
-    let mut told = Instant::now();
-    let saved = saving.finish(&mut |done, total| {
-        if told.elapsed() >= TELL {
-            told = Instant::now();
-            // Whoever asked may have gone: the snapshot is made all the same.
-            let _ = reply.send(VmReply::Progress { done, total });
-        }
-        ControlFlow::Continue(())
-    })?;
+    let saved = saving.finish(&mut |done, total| teller.tell(done, total))?;
     let MemoryFiles { data, index, .. } = &manifest.memory;
     let index_sum = saved.index.write(storage, &draft.dir().join(index))?;
     let state_sum = state.write(storage, &draft.dir().join(STATE))?;

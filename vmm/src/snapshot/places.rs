@@ -8,13 +8,26 @@ use super::Id;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     root: PathBuf,
+    owner: Option<PathBuf>,
 }
 
 impl Places {
     /// Below `root`, an absolute path.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), owner: None }
+    }
+
+    /// The same, which only the VMs whose records are below `owner` may use: what these do not name is free.
+    #[must_use]
+    pub fn owned_by(self, owner: impl Into<PathBuf>) -> Self {
+        Self { owner: Some(owner.into()), ..self }
+    }
+
+    /// Below which the records of its VMs are, if that is known.
+    #[must_use]
+    pub fn owner(&self) -> Option<&Path> {
+        self.owner.as_deref()
     }
 
     /// All of it.

@@ -43,7 +43,7 @@ pub enum StateMismatch {
         spec: Memory,
     },
     /// This host's processors are not enough.
-    #[error("{0}")]
+    #[error("the snapshot needs {0}: restore it on such a host, or take it with --cpu-template")]
     Processor(Lack),
 }
 

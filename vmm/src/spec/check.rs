@@ -320,6 +320,7 @@ mod tests {
             nets: Vec::new(),
             ports: Vec::new(),
             vsock: None,
+            cpu_template: None,
             balloon: true,
         }
     }

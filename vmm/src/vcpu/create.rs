@@ -3,7 +3,9 @@
 
 use arch::boot::Entry;
 use arch::cpuid::CpuidSpec;
+use arch::features::{self, Lack};
 use arch::state::{Raw, VcpuState};
+use arch::template::CpuTemplate;
 use arch::{cpuid, msr, regs};
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -13,6 +15,19 @@ use crate::host::Host;
 use crate::kvm::KvmError;
 
 use super::state::{self, Kept};
+
+/// A CPU template that is not for this host.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// It shows what the processor does not have.
+    #[error("the CPU template needs {0}: take that out of it")]
+    Processor(Lack),
+    /// KVM does not have the MSR, or does not let it be so.
+    #[error(
+        "the CPU template changes the MSR {0:#x}, which this host's KVM does not let be changed so: take it out"
+    )]
+    Msr(u32),
+}
 
 /// What new vCPUs start with.
 pub(crate) enum Start<'a> {
@@ -72,7 +87,7 @@ fn boot(
     vcpus: &[VcpuFd],
     supported: &CpuId,
     entry: &Entry,
-) -> Result<Vec<Vec<Raw<kvm_cpuid_entry2>>>, KvmError> {
+) -> Result<Vec<Vec<Raw<kvm_cpuid_entry2>>>, VmError> {
     let msrs = boot_msrs(host)?;
     let spec = CpuidSpec {
         cpus: host.spec.cpus.into(),
@@ -82,10 +97,20 @@ fn boot(
     };
     let mut cpuids = Vec::new();
     for (index, vcpu) in (0..).zip(vcpus) {
-        let leaves: Vec<_> = cpuid::build(supported.as_slice(), &spec, index).into_iter().map(Raw).collect();
+        let mut leaves = cpuid::build(supported.as_slice(), &spec, index);
+        if let Some(template) = &host.spec.cpu_template {
+            template.apply(&mut leaves);
+            if let Some(lack) = features::lacking(&leaves, supported.as_slice()) {
+                return Err(TemplateError::Processor(lack).into());
+            }
+        }
+        let leaves: Vec<_> = leaves.into_iter().map(Raw).collect();
         state::set_cpuid(vcpu, &leaves)?;
         cpuids.push(leaves);
         set_msrs(vcpu, &msrs)?;
+        if let Some(template) = &host.spec.cpu_template {
+            mask_msrs(vcpu, template)?;
+        }
         vcpu.set_fpu(&regs::fpu()).map_err(KvmError::failed("set a vCPU's FPU"))?;
         let mut lapic = vcpu.get_lapic().map_err(KvmError::failed("read a local APIC"))?;
         regs::wire_lapic(&mut lapic);
@@ -96,6 +121,18 @@ fn boot(
     first.set_sregs(&regs::sregs(entry, &sregs)).map_err(KvmError::failed("set a vCPU's registers"))?;
     first.set_regs(&regs::regs(entry)).map_err(KvmError::failed("set a vCPU's registers"))?;
     Ok(cpuids)
+}
+
+/// Let MSRs be what the template says.
+fn mask_msrs(vcpu: &VcpuFd, template: &CpuTemplate) -> Result<(), VmError> {
+    for bits in &template.msrs {
+        let refused = || TemplateError::Msr(bits.index);
+        let now = state::read_msrs(vcpu, &[bits.index])?.first().copied().ok_or_else(refused)?;
+        if state::write_msr(vcpu, template.msr(now))? == 0 {
+            return Err(refused().into());
+        }
+    }
+    Ok(())
 }
 
 fn boot_msrs(host: &Host) -> Result<Msrs, KvmError> {

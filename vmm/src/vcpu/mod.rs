@@ -41,6 +41,7 @@ use crate::stats::VcpuStats;
 
 pub(crate) use count::VcpuCounters;
 use create::NewVcpu;
+pub use create::TemplateError;
 pub(crate) use create::{Created, Start, create};
 pub use failure::VcpuError;
 use gate::{Gate, Goal};

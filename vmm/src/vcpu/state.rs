@@ -144,7 +144,8 @@ pub(super) fn save(
     })
 }
 
-fn read_msrs(vcpu: &VcpuFd, indexes: &[u32]) -> Result<Vec<Msr>, KvmError> {
+/// Those that can be read, up to the first that cannot.
+pub(super) fn read_msrs(vcpu: &VcpuFd, indexes: &[u32]) -> Result<Vec<Msr>, KvmError> {
     let mut entries = entries(indexes.iter().map(|&index| Msr { index, value: 0 }))?;
     let read = vcpu.get_msrs(&mut entries).map_err(KvmError::failed("read a vCPU's MSRs"))?;
     let msr = |entry: &kvm_msr_entry| Msr { index: entry.index, value: entry.data };
@@ -286,9 +287,13 @@ fn restore_tsc(vcpus: &[VcpuFd], saved: &[VcpuState]) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// Set one. Returns how many KVM took.
+pub(super) fn write_msr(vcpu: &VcpuFd, msr: Msr) -> Result<usize, KvmError> {
+    vcpu.set_msrs(&entries([msr])?).map_err(KvmError::failed("set a vCPU's MSR"))
+}
+
 fn write_tsc(vcpu: &VcpuFd, value: u64) -> Result<(), KvmError> {
-    let set = vcpu.set_msrs(&entries([Msr { index: MSR_TSC, value }])?);
-    match set.map_err(KvmError::failed("set a vCPU's TSC"))? {
+    match write_msr(vcpu, Msr { index: MSR_TSC, value })? {
         1.. => Ok(()),
         0 => Err(KvmError::Lacks("the TSC as an MSR".into())),
     }

@@ -5,6 +5,7 @@ mod balloon;
 mod console;
 mod guests;
 mod snapshots;
+mod zz_temp;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -71,6 +72,7 @@ fn run_with(
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        cpu_template: None,
         balloon: true,
     };
     change(&mut spec);

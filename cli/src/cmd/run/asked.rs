@@ -13,6 +13,8 @@ use vmm::spec::{
 };
 
 use super::options::FLAGS;
+use super::template::Template;
+use crate::cmd::point::Point;
 use crate::exit::Usage;
 use crate::flags::closest;
 
@@ -42,6 +44,8 @@ pub struct Asked {
     #[serde(default)]
     pub publish: Vec<PortForward>,
     pub vsock: Option<VsockSpec>,
+    /// What the guest is not to see of the host's processor.
+    pub cpu_template: Option<Template>,
     /// The file to take the rest from. A file cannot name another.
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -57,6 +61,12 @@ pub struct Asked {
     pub detach: Option<bool>,
     /// Remove it when it stops.
     pub rm: Option<bool>,
+    /// The snapshot to start from.
+    #[serde(skip)]
+    pub from: Option<Point>,
+    /// Let it stay when it stops.
+    #[serde(skip)]
+    pub keep: bool,
 }
 
 impl Asked {
@@ -89,13 +99,17 @@ impl Asked {
 
     fn start_paths_at(&mut self, dir: &Path) {
         let paths = [&mut self.kernel, &mut self.initrd, &mut self.log_file].into_iter().flatten();
+        let template = self.cpu_template.iter_mut().filter_map(|template| match template {
+            Template::File(path) => Some(path),
+            Template::Given(_) => None,
+        });
         let disks = self.disk.iter_mut().map(|disk| &mut disk.path);
         let sockets = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         let streams = [&mut self.serial, &mut self.console].into_iter().filter_map(|stream| match stream {
             Some(Stream::File(path)) => Some(path),
             _ => None,
         });
-        let all = paths.chain(disks).chain(sockets).chain(streams);
+        let all = paths.chain(template).chain(disks).chain(sockets).chain(streams);
         for path in all.filter(|path| !path.as_os_str().is_empty()) {
             *path = dir.join(&*path);
         }
@@ -117,6 +131,7 @@ impl Asked {
             net: file.net.into_iter().chain(self.net).collect(),
             publish: file.publish.into_iter().chain(self.publish).collect(),
             vsock: self.vsock.or(file.vsock),
+            cpu_template: self.cpu_template.or(file.cpu_template),
             config: self.config.or(file.config),
             dry_run: self.dry_run.or(file.dry_run),
             verbose: self.verbose.or(file.verbose),
@@ -124,7 +139,29 @@ impl Asked {
             name: self.name.or(file.name),
             detach: self.detach.or(file.detach),
             rm: self.rm.or(file.rm),
+            from: self.from.or(file.from),
+            keep: self.keep || file.keep,
         }
+    }
+
+    /// The flags that were given and have no place beside `--from`, since the snapshot says what they would.
+    pub fn against_from(&self) -> Vec<&'static str> {
+        let given = [
+            ("--kernel", self.kernel.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--cmdline", self.cmdline.is_some()),
+            ("--cpus", self.cpus.is_some()),
+            ("--memory", self.memory.is_some()),
+            ("--disk", !self.disk.is_empty()),
+            ("--net", !self.net.is_empty()),
+            ("--vsock", self.vsock.is_some()),
+            ("--serial", self.serial.is_some()),
+            ("--console", self.console.is_some()),
+            ("--balloon", self.balloon.is_some()),
+            ("--transport", self.transport.is_some()),
+            ("--config", self.config.is_some()),
+        ];
+        given.into_iter().filter_map(|(flag, given)| given.then_some(flag)).collect()
     }
 
     /// Fill in the defaults, and check the whole.
@@ -155,6 +192,7 @@ impl Asked {
             nets,
             ports: self.publish,
             vsock: self.vsock,
+            cpu_template: self.cpu_template.map(Template::read).transpose()?,
             balloon: self.balloon.unwrap_or(true),
         };
         spec.validate().map_err(|error| usage(error.to_string()))?;

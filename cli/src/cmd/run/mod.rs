@@ -5,14 +5,18 @@ use clap::ArgMatches;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
-use super::Verb;
-use crate::launch::{Launch, Which};
+use super::point::Point;
+use super::{Verb, clone};
+use crate::copy;
+use crate::exit::Usage;
+use crate::launch::{Copy, Launch, Which};
 use crate::logging::Logging;
 use crate::store::Store;
 use crate::{flags, front};
 
 mod asked;
 mod options;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +42,7 @@ Examples:
   skiff run --config vm.toml --memory 2G
   skiff run -d --name web --config web.toml
   skiff run --kernel vmlinuz --cpus 4 --dry-run > vm.toml
+  skiff run --from web@s1
 
 Keys, when the guest has a terminal:
   Ctrl-] q       end the VM
@@ -54,25 +59,59 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let dry_run = asked.dry_run == Some(true);
     let (verbose, file) = (asked.verbose.unwrap_or(0), asked.log_file.take());
     let (name, detach, remove) = (asked.name.take(), asked.detach == Some(true), asked.rm == Some(true));
-    let spec = asked.resolve()?;
+    let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
+    let (spec, copy) = match &asked.from {
+        Some(point) => from_snapshot(&store, &asked, point, name.as_deref(), dry_run)?,
+        None if asked.keep => {
+            return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
+        }
+        None => (asked.resolve()?, None),
+    };
     if dry_run {
         return print(&spec);
     }
     let guest_on_stdout = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
     // Nobody has asked for it to stay.
-    let throw_away = name.is_none() && !detach;
+    let throw_away = !stays;
     let which = Which::New {
         name,
         spec: Box::new(spec.clone()),
         remove: remove || throw_away,
         ends_with_owner: throw_away,
+        copy,
     };
     let logging = Logging { verbose, file, guest_on_stdout, detached: detach };
-    let launch = Launch { store: Store::open()?, which, foreground: !detach, logging };
+    let launch = Launch { store, which, foreground: !detach, logging };
     if !detach {
         return front::own(launch, &spec);
     }
     super::print(format!("{}\n", launch.fork()?.started()?))
+}
+
+/// The spec of a VM that starts from a snapshot, and what makes it a copy.
+fn from_snapshot(
+    store: &Store,
+    asked: &Asked,
+    point: &Point,
+    name: Option<&str>,
+    dry_run: bool,
+) -> Result<(VmSpec, Option<Copy>)> {
+    let against = asked.against_from();
+    if !against.is_empty() {
+        let message = format!("the snapshot says what the VM is: leave out {}", against.join(", "));
+        return Err(Usage(message).into());
+    }
+    let (manifest, note) = clone::origin(store, point)?;
+    let spec = copy::spec_of(&manifest)?;
+    if dry_run {
+        return Ok((copy::adapt(spec, name.unwrap_or("NAME"), asked.publish.clone()), None));
+    }
+    let left_out = if asked.publish.is_empty() { copy::left_out(&spec) } else { Vec::new() };
+    for note in note.into_iter().chain(left_out) {
+        crate::terminal::note(&format!("skiff: {note}"));
+    }
+    clone::check(store, &manifest)?;
+    Ok((spec, Some(Copy { from: manifest.id, ports: asked.publish.clone() })))
 }
 
 fn print(spec: &VmSpec) -> Result<u8> {

@@ -1,4 +1,4 @@
-//! The flags of `skiff run`. `--config` aside, each is also a key of the file.
+//! The flags of `skiff run`. `--config`, `--from` and `--keep` aside, each is also a key of the file.
 
 use std::ffi::OsStr;
 
@@ -6,6 +6,7 @@ use anyhow::Result;
 use vmm::spec::{DiskSpec, VsockSpec};
 
 use super::asked::{Asked, absolute, absolute_stream};
+use super::template::Template;
 use crate::flags::{Example, Flag, Takes, utf8};
 use crate::store::names;
 
@@ -14,8 +15,29 @@ const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    NAME, DETACH, RM, KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL, CONSOLE,
-    BALLOON, TRANSPORT, CONFIG, DRY_RUN, VERBOSE, LOG_FILE,
+    NAME,
+    DETACH,
+    RM,
+    FROM,
+    KEEP,
+    KERNEL,
+    INITRD,
+    CMDLINE,
+    CPUS,
+    MEMORY,
+    DISK,
+    NET,
+    PUBLISH,
+    VSOCK,
+    SERIAL,
+    CONSOLE,
+    BALLOON,
+    TRANSPORT,
+    CPU_TEMPLATE,
+    CONFIG,
+    DRY_RUN,
+    VERBOSE,
+    LOG_FILE,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
@@ -201,6 +223,24 @@ const VSOCK: Flag<Asked> = Flag {
     },
 };
 
+const CPU_TEMPLATE: Flag<Asked> = Flag {
+    name: "cpu-template",
+    short: None,
+    takes: Takes::File("FILE"),
+    help: "What the guest is not to see of the host's processor, so that its snapshots fit other hosts",
+    long: "A TOML file: `without = [\"avx512f\", …]` names features as /proc/cpuinfo does; each [[cpuid]] has leaf, subleaf \
+           and bits of eax, ebx, ecx and edx, each [[msr]] index and bits. Bits are written as 0b and 0, 1 or x (as it \
+           is), the lowest last. A snapshot of the VM can be restored on every host that has what is left.",
+    example: Example {
+        args: &["--cpu-template", "/etc/skiff/v3.toml"],
+        toml: "cpu-template = \"/etc/skiff/v3.toml\"",
+    },
+    apply: |asked, value| {
+        asked.cpu_template = Some(Template::File(absolute(value)?));
+        Ok(())
+    },
+};
+
 const SERIAL: Flag<Asked> = Flag {
     name: "serial",
     short: None,
@@ -350,6 +390,33 @@ const RM: Flag<Asked> = Flag {
     example: Example { args: &["--rm"], toml: "rm = true" },
     apply: |asked, _| {
         asked.rm = Some(true);
+        Ok(())
+    },
+};
+
+const FROM: Flag<Asked> = Flag {
+    name: "from",
+    short: None,
+    takes: Takes::Point("VM[@SNAPSHOT]"),
+    help: "Start from a snapshot of a VM, or from a VM as it is now",
+    long: "The VM goes on from that instant with the snapshot's processors, memory and devices, beside the one it was taken of. It \
+           is thrown away at its end with all that it has written, unless --keep, --name or -d is there.",
+    example: Example { args: &["--from", "web@s1"], toml: "" },
+    apply: |asked, value| {
+        asked.from = Some(utf8(value)?.parse()?);
+        Ok(())
+    },
+};
+
+const KEEP: Flag<Asked> = Flag {
+    name: "keep",
+    short: None,
+    takes: Takes::Nothing,
+    help: "Keep a VM that starts from a snapshot when it stops, even without --name or -d",
+    long: "",
+    example: Example { args: &["--from", "web@s1", "--keep"], toml: "" },
+    apply: |asked, _| {
+        asked.keep = true;
         Ok(())
     },
 };

@@ -42,6 +42,8 @@ fn every_flag_does_what_its_example_says_and_the_same_in_a_file() {
         if flag.name == "config" {
             assert_eq!(by_flag.config.take().as_deref(), Some(Path::new("/srv/vm.toml")));
             assert_eq!(flag.example.toml, "", "a file cannot name a file");
+        } else if ["from", "keep"].contains(&flag.name) {
+            assert_eq!(flag.example.toml, "", "a file says what a VM is, and so does a snapshot");
         } else {
             let by_file = Asked::from_toml(flag.example.toml).unwrap();
             assert_eq!(by_flag, by_file, "--{}", flag.name);
@@ -94,6 +96,8 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
         ("transport", "isa", "[possible values: pci, mmio]"),
         ("config", "", "--config: the path is empty: name a file"),
         ("name", "a b", "'a b' cannot be a VM's name"),
+        ("name", "a@b", "'a@b' cannot be a VM's name"),
+        ("from", "a@../b", "--from: '../b' cannot be a snapshot's name"),
         ("log-file", "", "--log-file: the path is empty: name a file"),
     ];
     for (name, value, message) in wrong {
@@ -141,6 +145,7 @@ fn the_defaults_are_a_small_machine_on_the_serial_port() {
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        cpu_template: None,
         balloon: true,
     };
     assert_eq!(spec(&[]), wanted);
@@ -304,7 +309,7 @@ fn a_wrong_file_is_told_its_line_and_the_closest_key() {
 fn what_a_dry_run_prints_is_the_same_spec_again() {
     let all: Vec<&str> = FLAGS
         .iter()
-        .filter(|flag| !["config", "dry-run", "verbose", "log-file"].contains(&flag.name))
+        .filter(|flag| !["config", "from", "keep", "dry-run", "verbose", "log-file"].contains(&flag.name))
         .flat_map(|flag| flag.example.args.iter().copied())
         .collect();
     for args in [&["--kernel", "/k"][..], &["--kernel", "/k", "--cmdline", "a \"b\" \\ 'c' é"], &all] {
@@ -312,5 +317,15 @@ fn what_a_dry_run_prints_is_the_same_spec_again() {
         let text = toml::to_string(&spec).unwrap();
         let again = Asked::from_toml(&text).unwrap_or_else(|error| panic!("{error:?} in\n{text}"));
         assert_eq!(again.resolve().unwrap(), spec, "{text}");
+    }
+}
+
+#[test]
+fn what_a_snapshot_says_cannot_be_asked_for_beside_it() {
+    let against = |args: &[&str]| asked(args).unwrap().against_from();
+    assert!(against(&["--from", "web@s1", "--name", "a", "-d", "--publish", "8080:80"]).is_empty());
+    let left = ["from", "keep", "name", "detach", "rm", "publish", "dry-run", "verbose", "log-file"];
+    for flag in FLAGS.iter().filter(|flag| !left.contains(&flag.name)) {
+        assert_eq!(against(flag.example.args), [format!("--{}", flag.name)], "--{}", flag.name);
     }
 }

@@ -58,7 +58,10 @@ const FLAGS: &[Flag<Asked>] = &[
         apply: |asked, value| {
             let text = utf8(value)?;
             anyhow::ensure!(text.len() <= LONGEST_COMMENT, "it is longer than {LONGEST_COMMENT} bytes");
-            anyhow::ensure!(!text.chars().any(char::is_control), "it has control characters: write one line of text");
+            anyhow::ensure!(
+                !text.chars().any(char::is_control),
+                "it has control characters: write one line of text"
+            );
             asked.comment = text.to_owned();
             Ok(())
         },
@@ -115,7 +118,10 @@ fn create(matches: &ArgMatches) -> Result<u8> {
     let taken = take(&store, &RUNNING_VM.one(matches), NAME.maybe(matches), &asked.comment)?;
     store.sweep_behind();
     if asked.json {
-        return print(format!("{}\n", serde_json::to_string_pretty(&taken).context("this cannot be written as JSON")?));
+        return print(format!(
+            "{}\n",
+            serde_json::to_string_pretty(&taken).context("this cannot be written as JSON")?
+        ));
     }
     if asked.quiet {
         return print(format!("{}\n", taken.name));
@@ -126,7 +132,13 @@ fn create(matches: &ArgMatches) -> Result<u8> {
 impl Taken {
     fn line(&self) -> String {
         let written = self.memory.saturating_add(self.disks);
-        format!("{}: paused {}, {} in {}", self.name, micros(self.pause_us), bytes(written), micros(self.total_us))
+        format!(
+            "{}: paused {}, {} in {}",
+            self.name,
+            micros(self.pause_us),
+            bytes(written),
+            micros(self.total_us)
+        )
     }
 }
 
@@ -138,7 +150,9 @@ pub fn take(store: &Store, vm: &str, name: Option<String>, comment: &str) -> Res
     let look = many::running(store, vm)?;
     let family = family(store, vm)?;
     if let Some(name) = name.as_ref().filter(|name| family.own.iter().any(|own| own.name == **name)) {
-        bail!("{vm} has a snapshot '{name}' already: choose another name, or remove that one with skiff snapshot rm {vm} {name}");
+        bail!(
+            "{vm} has a snapshot '{name}' already: choose another name, or remove that one with skiff snapshot rm {vm} {name}"
+        );
     }
     let name = name.unwrap_or_else(|| family.next_name());
     let id = Id::draw().context("cannot draw an id")?;

@@ -8,7 +8,7 @@ use crate::store::Store;
 use crate::store::layers::Family;
 
 mod archive;
-mod create;
+pub mod create;
 mod list;
 mod remove;
 mod tree;
@@ -20,15 +20,7 @@ pub const GROUP: Group = Group {
     long: "Freeze whole VMs at an instant: memory, devices and disks. A snapshot is taken in milliseconds of a VM that runs \
            on, holds what has changed since the one before only, and never changes. skiff rollback puts the VM back to \
            it, skiff clone and skiff run --from start others from it.",
-    verbs: &[
-        create::VERB,
-        list::LS,
-        tree::VERB,
-        list::SHOW,
-        remove::VERB,
-        archive::EXPORT,
-        archive::IMPORT,
-    ],
+    verbs: &[create::VERB, list::LS, tree::VERB, list::SHOW, remove::VERB, archive::EXPORT, archive::IMPORT],
 };
 
 /// One snapshot.

@@ -70,7 +70,8 @@ impl<'a> Tree<'a> {
         let own = self.family.own.iter().any(|own| own.id == manifest.id);
         let vm = if own { "" } else { self.names.get(&manifest.vm).map_or("(removed)", String::as_str) };
         let at = if own { "" } else { "@" };
-        let comment = if manifest.comment.is_empty() { String::new() } else { format!("  {}", manifest.comment) };
+        let comment =
+            if manifest.comment.is_empty() { String::new() } else { format!("  {}", manifest.comment) };
         let age = time::since(manifest.created_ms);
         format!("{vm}{at}{}  {age} ago{comment}{}", manifest.name, self.here(Some(manifest.id)))
     }
@@ -144,10 +145,7 @@ mod tests {
         family.hidden = vec![Manifest { removed: true, ..manifest(100, 2, Some(1)) }];
         family.origins = vec![Manifest { comment: "golden".to_owned(), ..manifest(7, 1, None) }];
         let drawn = Tree::new(&family, [(id(7), "gold".to_owned())].into()).draw();
-        assert_eq!(
-            drawn,
-            "web\n└─ gold@s1  0s ago  golden\n   └─ s3  0s ago  ← the VM is here\n"
-        );
+        assert_eq!(drawn, "web\n└─ gold@s1  0s ago  golden\n   └─ s3  0s ago  ← the VM is here\n");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! How requests reach a disk: io_uring where the host has it, plain system calls elsewhere.
 //!
 //! An engine belongs to one worker thread, is made on that thread and never leaves it. The thread also waits in it
-//! for its two events, so that a doorbell, the end and a completion are all one system call to wait for. Another
-//! disk format is another [`Engine`], or a layer above one.
+//! for its two events, so that a doorbell, the end and a completion are all one system call to wait for. A request to a disk
+//! of layers is cut into pieces, each of which is one extent of one file.
 //!
 //! ```text
 //! start(token, io) ──► in flight ──turn()──► Done { token, result }
 //!                          └──drain() at the end: waits, then cancels, then gives up
 //! ```
 
+mod files;
+mod layered;
 mod plain;
 #[cfg(test)]
 mod tests;

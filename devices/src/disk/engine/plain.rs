@@ -1,10 +1,11 @@
 //! The engine that needs nothing of the host but `preadv2` and `pwritev2`: each request is done when it is started.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::files::Files;
 use super::transfer::{Step, Transfer};
 use super::{Disk, Done, Engine, Events, Io, Sleep, Wake};
 
@@ -14,20 +15,20 @@ const BATCH: usize = 32;
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Plain<T> {
-    disk: Arc<Disk>,
+    files: Files,
     events: Events,
     ended: Vec<Done<T>>,
 }
 
 impl<T> Plain<T> {
     pub(super) fn new(disk: Arc<Disk>, events: Events) -> Self {
-        Self { disk, events, ended: Vec::new() }
+        Self { files: Files::new(disk), events, ended: Vec::new() }
     }
 }
 
 impl<T> Engine<T> for Plain<T> {
     fn start(&mut self, token: T, io: Io) {
-        let result = run(&self.disk, Transfer::new(io));
+        let result = run(&self.files, Transfer::new(io));
         self.ended.push(Done { token, result });
     }
 
@@ -50,32 +51,37 @@ impl<T> Engine<T> for Plain<T> {
     }
 }
 
-fn run(disk: &Disk, mut transfer: Transfer) -> io::Result<()> {
+fn run(files: &Files, mut transfer: Transfer) -> io::Result<()> {
     let mut last = None;
     loop {
-        let result = match transfer.next(disk, last.take()) {
+        let result = match transfer.next(files, last.take()) {
             Step::Finished(result) => return result,
-            Step::Read { offset } => read(disk, &transfer, offset),
-            Step::Write { offset, durable } => write(disk, &transfer, offset, durable),
-            Step::Sync => disk.file().sync_data().map(|()| 0),
-            Step::Fallocate { extent, .. } => disk.erase(extent).map(|()| 0),
+            Step::Read { file, offset } => read(files.fd(file), &transfer, offset),
+            Step::Write { file, offset, durable } => write(files.fd(file), &transfer, offset, durable),
+            Step::Sync { file } => sync(files.fd(file)),
+            Step::Fallocate { extent, .. } => files.raw().map_or(Ok(()), |raw| raw.erase(extent)).map(|()| 0),
         };
         last = Some(result);
     }
 }
 
-fn read(disk: &Disk, transfer: &Transfer, offset: u64) -> io::Result<usize> {
+fn read(fd: RawFd, transfer: &Transfer, offset: u64) -> io::Result<usize> {
     let (iovecs, count, offset) = arguments(transfer, offset)?;
     // SAFETY: `transfer` keeps what its iovecs point at mapped and outlives the call, and nothing in this
     // process holds a reference to that memory.
-    cvt(unsafe { libc::preadv(disk.file().as_raw_fd(), iovecs, count, offset) })
+    cvt(unsafe { libc::preadv(fd, iovecs, count, offset) })
 }
 
-fn write(disk: &Disk, transfer: &Transfer, offset: u64, durable: bool) -> io::Result<usize> {
+fn write(fd: RawFd, transfer: &Transfer, offset: u64, durable: bool) -> io::Result<usize> {
     let (iovecs, count, offset) = arguments(transfer, offset)?;
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
     // SAFETY: as for `read`; the kernel only reads from the iovecs.
-    cvt(unsafe { libc::pwritev2(disk.file().as_raw_fd(), iovecs, count, offset, flags) })
+    cvt(unsafe { libc::pwritev2(fd, iovecs, count, offset, flags) })
+}
+
+fn sync(fd: RawFd) -> io::Result<usize> {
+    // SAFETY: the call takes a number and touches no memory.
+    cvt(unsafe { libc::fdatasync(fd) } as isize)
 }
 
 fn arguments(transfer: &Transfer, offset: u64) -> io::Result<(*const libc::iovec, libc::c_int, libc::off_t)> {

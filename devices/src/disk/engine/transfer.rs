@@ -12,12 +12,14 @@ use std::io;
 use rustix::fs::FallocateFlags;
 
 use super::super::erase::unsupported;
-use super::super::{Alignment, Disk, Extent};
-use super::{Buffers, Io};
+use super::super::{Alignment, Extent};
+use super::Io;
+use super::files::Files;
+use super::layered::Piece;
 
 /// The most that is copied at a time where direct I/O cannot use the guest's own buffers, in bytes. With a full
 /// queue of such requests this bounds the host memory that they take.
-const BOUNCE: u64 = 64 * 1024;
+pub(super) const BOUNCE: u64 = 64 * 1024;
 
 /// How often a call that says `EAGAIN` is repeated before that is taken for an answer.
 const MAX_RETRIES: u32 = 64;
@@ -25,13 +27,13 @@ const MAX_RETRIES: u32 = 64;
 /// What to ask of the host.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// `preadv` at this offset into [`Transfer::iovecs`].
-    Read { offset: u64 },
-    /// `pwritev` at this offset from [`Transfer::iovecs`].
-    Write { offset: u64, durable: bool },
+    /// `preadv` at this offset of the file of that number into [`Transfer::iovecs`].
+    Read { file: usize, offset: u64 },
+    /// `pwritev` at this offset of the file of that number from [`Transfer::iovecs`].
+    Write { file: usize, offset: u64, durable: bool },
     /// `fdatasync`.
-    Sync,
-    /// `fallocate`; a host that cannot do it is asked otherwise by the next step.
+    Sync { file: usize },
+    /// `fallocate` of a raw disk; a host that cannot do it is asked otherwise by the next step.
     Fallocate { flags: FallocateFlags, extent: Extent },
     /// Nothing more.
     Finished(io::Result<()>),
@@ -40,9 +42,13 @@ pub(super) enum Step {
 /// A request and how far it has got.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    io: Io,
+    pub(super) io: Io,
     /// Bytes moved, or extents erased; for a flush, 1 when done.
-    done: u64,
+    pub(super) done: u64,
+    /// Of a disk of layers: what is being moved.
+    pub(super) piece: Piece,
+    /// Something was written that is not durable by itself.
+    pub(super) copied: bool,
     retries: u32,
     iovecs: Vec<libc::iovec>,
     /// The copy that stands for the guest's buffers, with its aligned start.
@@ -51,7 +57,8 @@ pub(super) struct Transfer {
 
 impl Transfer {
     pub(super) fn new(io: Io) -> Self {
-        Self { io, done: 0, retries: 0, iovecs: Vec::new(), bounce: None }
+        let piece = Piece::default();
+        Self { io, done: 0, piece, copied: false, retries: 0, iovecs: Vec::new(), bounce: None }
     }
 
     /// Where the current read or write goes. Good until the next call of [`Transfer::next`] and while `self` lives,
@@ -61,13 +68,17 @@ impl Transfer {
     }
 
     /// The next step, given what came of the last one: bytes moved, or an error.
-    pub(super) fn next(&mut self, disk: &Disk, last: Option<io::Result<usize>>) -> Step {
+    pub(super) fn next(&mut self, files: &Files, last: Option<io::Result<usize>>) -> Step {
         let advanced = match last {
             None => Ok(()),
             Some(Ok(moved)) => self.advance(moved),
-            Some(Err(error)) => self.failed(disk, error),
+            Some(Err(error)) => self.failed(files, error),
         };
-        match advanced.and_then(|()| self.step(disk)) {
+        let step = advanced.and_then(|()| match &files.stack {
+            None => self.step(files),
+            Some(stack) => self.layered_step(files, stack),
+        });
+        match step {
             Ok(step) => step,
             Err(error) => Step::Finished(Err(error)),
         }
@@ -86,13 +97,17 @@ impl Transfer {
                     buffers.fill(self.done, data)?;
                 }
                 self.done += moved as u64;
+                self.piece.advance(moved as u64);
             }
-            Io::Write { .. } => self.done += moved as u64,
+            Io::Write { .. } => {
+                self.done += moved as u64;
+                self.piece.advance(moved as u64);
+            }
         }
         Ok(())
     }
 
-    fn failed(&mut self, disk: &Disk, error: io::Error) -> io::Result<()> {
+    fn failed(&mut self, files: &Files, error: io::Error) -> io::Result<()> {
         if error.kind() == io::ErrorKind::Interrupted {
             return Ok(());
         }
@@ -103,8 +118,8 @@ impl Transfer {
         match &self.io {
             Io::Erase(extents) if unsupported(&error) => {
                 let extent = usize::try_from(self.done).ok().and_then(|index| extents.get(index));
-                if let Some(extent) = extent {
-                    disk.erase(*extent)?;
+                if let Some((extent, raw)) = extent.zip(files.raw()) {
+                    raw.erase(*extent)?;
                 }
                 self.advance(0)
             }
@@ -112,80 +127,84 @@ impl Transfer {
         }
     }
 
-    fn step(&mut self, disk: &Disk) -> io::Result<Step> {
+    /// The next step of a request to a raw disk.
+    fn step(&mut self, files: &Files) -> io::Result<Step> {
+        let file = 0;
         match &self.io {
             Io::Read { offset, buffers } => {
-                let offset = *offset;
+                let offset = *offset + self.done;
                 let left = buffers.total().saturating_sub(self.done);
                 if left == 0 {
                     return Ok(Step::Finished(Ok(())));
                 }
-                Self::aim(buffers, offset, self.done, disk.direct(), &mut self.iovecs, &mut self.bounce)?;
-                Ok(Step::Read { offset: offset + self.done })
+                self.aim(files, offset, left)?;
+                Ok(Step::Read { file, offset })
             }
             Io::Write { offset, buffers, durable } => {
-                let (offset, durable) = (*offset, *durable);
+                let (offset, durable) = (*offset + self.done, *durable);
                 let left = buffers.total().saturating_sub(self.done);
                 if left == 0 {
                     return Ok(Step::Finished(Ok(())));
                 }
-                Self::aim(buffers, offset, self.done, disk.direct(), &mut self.iovecs, &mut self.bounce)?;
-                if let Some(data) =
-                    self.bounce.as_mut().and_then(|bounce| bounce.get(left.min(BOUNCE) as usize))
-                {
-                    buffers.fetch(self.done, data)?;
-                }
-                Ok(Step::Write { offset: offset + self.done, durable })
+                self.aim(files, offset, left)?;
+                self.fetch_bounce(left)?;
+                Ok(Step::Write { file, offset, durable })
             }
-            Io::Flush if self.done == 0 => Ok(Step::Sync),
+            Io::Flush if self.done == 0 => Ok(Step::Sync { file }),
             Io::Flush => Ok(Step::Finished(Ok(()))),
-            Io::Erase(_) => self.erase_step(disk),
+            Io::Erase(_) => self.erase_step(files),
         }
     }
 
     /// The next extent. Those that no single call does (a block device's discards) are done here, at once.
-    fn erase_step(&mut self, disk: &Disk) -> io::Result<Step> {
-        let Io::Erase(extents) = &self.io else { return Ok(Step::Finished(Ok(()))) };
+    fn erase_step(&mut self, files: &Files) -> io::Result<Step> {
+        let (Io::Erase(extents), Some(raw)) = (&self.io, files.raw()) else {
+            return Ok(Step::Finished(Ok(())));
+        };
         let first = usize::try_from(self.done).unwrap_or(usize::MAX);
         for extent in extents.iter().skip(first) {
-            if let Some(flags) = extent.fallocate(disk.backing()) {
+            if let Some(flags) = extent.fallocate(raw.backing) {
                 return Ok(Step::Fallocate { flags, extent: *extent });
             }
-            disk.erase(*extent)?;
+            raw.erase(*extent)?;
             self.done += 1;
         }
         Ok(Step::Finished(Ok(())))
     }
 
-    /// Point `iovecs` at what is left to move: the guest's buffers, or where direct I/O cannot use those a bounce
-    /// buffer with the next piece.
-    fn aim(
-        buffers: &Buffers,
-        offset: u64,
-        done: u64,
-        direct: Option<Alignment>,
-        iovecs: &mut Vec<libc::iovec>,
-        bounce: &mut Option<Bounce>,
-    ) -> io::Result<()> {
-        if bounce.is_none() {
-            buffers.point(done, iovecs)?;
+    /// Point `iovecs` at the next `left` bytes to move, which lie at `offset` of a file: the guest's buffers, or where direct I/O cannot use
+    /// those a bounce buffer for a part of them.
+    pub(super) fn aim(&mut self, files: &Files, offset: u64, left: u64) -> io::Result<()> {
+        let (Io::Read { buffers, .. } | Io::Write { buffers, .. }) = &self.io else { return Ok(()) };
+        let direct = files.direct();
+        if self.bounce.is_none() {
+            self.iovecs.clear();
+            buffers.point_on(self.done, left, &mut self.iovecs)?;
             let Some(align) = direct else { return Ok(()) };
-            if aligned(iovecs, align) {
+            if aligned(&self.iovecs, align) {
                 return Ok(());
             }
         }
         let align = direct.map_or(1, |align| align.memory);
-        let left = buffers.total().saturating_sub(done);
         if direct.is_some_and(|align| !(offset | left).is_multiple_of(u64::from(align.offset))) {
             // Smaller than what the host can transfer; the guest was told the block size.
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let piece = left.min(BOUNCE) as usize;
-        let data = bounce.get_or_insert_with(|| Bounce::new(align as usize)).get(piece);
+        let data = self.bounce.get_or_insert_with(|| Bounce::new(align as usize)).get(piece);
         let data = data.ok_or(io::ErrorKind::OutOfMemory)?;
-        iovecs.clear();
-        iovecs.push(libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() });
+        self.iovecs.clear();
+        self.iovecs.push(libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() });
         Ok(())
+    }
+
+    /// Fill the bounce buffer, if there is one, with the next of `left` bytes to write.
+    pub(super) fn fetch_bounce(&mut self, left: u64) -> io::Result<()> {
+        let Io::Write { buffers, .. } = &self.io else { return Ok(()) };
+        match self.bounce.as_mut().and_then(|bounce| bounce.get(left.min(BOUNCE) as usize)) {
+            Some(data) => buffers.fetch(self.done, data),
+            None => Ok(()),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use io_uring::types::{self, CancelBuilder, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::files::Files;
 use super::transfer::{Step, Transfer};
 use super::{Disk, Done, Engine, Events, Io, Sleep, Wake};
 
@@ -53,9 +54,9 @@ struct Watch {
 pub(super) struct Uring<T> {
     // Declared before the slots: it is closed first.
     ring: IoUring,
-    disk: Arc<Disk>,
-    /// The file's place in the ring's table of files, or its descriptor.
-    file: (RawFd, Flags),
+    files: Files,
+    /// The files are in the ring's table of files, by their numbers.
+    registered: bool,
     slots: Vec<Option<Slot<T>>>,
     free: Vec<usize>,
     kick: Watch,
@@ -104,16 +105,13 @@ impl<T> Uring<T> {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let timed = ring.params().is_feature_ext_arg();
-        let fd = disk.file().as_raw_fd();
-        let file = match ring.submitter().register_files(&[fd]) {
-            Ok(()) => (0, Flags::FIXED_FILE),
-            Err(_) => (fd, Flags::empty()),
-        };
+        let files = Files::new(disk);
+        let registered = ring.submitter().register_files(files.fds()).is_ok();
         let watch = |event: &EventFd| Ok::<_, io::Error>(Watch { event: event.try_clone()?, armed: false });
         Ok(Self {
             ring,
-            disk,
-            file,
+            files,
+            registered,
             slots: (0..capacity).map(|_| None).collect(),
             free: (0..capacity).rev().collect(),
             kick: watch(&events.kick)?,
@@ -135,8 +133,12 @@ impl<T> Uring<T> {
     /// Take the next step of a slot's transfer: queue an entry for it, or end it.
     fn proceed(&mut self, index: usize, last: Option<io::Result<usize>>, done: &mut Vec<Done<T>>) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { return };
-        let step = slot.transfer.next(&self.disk, last);
-        let result = match entry(&step, &slot.transfer, self.file) {
+        let step = slot.transfer.next(&self.files, last);
+        let files = &self.files;
+        // At most a few hundred files.
+        let fd = |file: usize| if self.registered { file as RawFd } else { files.fd(file) };
+        let flags = if self.registered { Flags::FIXED_FILE } else { Flags::empty() };
+        let result = match entry(&step, &slot.transfer, fd).map(|entry| entry.flags(flags)) {
             Some(entry) => match self.push(entry.user_data(index as u64)) {
                 Ok(()) => return,
                 Err(error) => Err(error),
@@ -271,34 +273,36 @@ struct Reaped {
 }
 
 /// The ring's entry for a step, without `user_data`; `None` for the last step.
-fn entry(step: &Step, transfer: &Transfer, (fd, flags): (RawFd, Flags)) -> Option<Entry> {
-    let fd = types::Fd(fd);
+fn entry(step: &Step, transfer: &Transfer, fd: impl Fn(usize) -> RawFd) -> Option<Entry> {
+    let fd = |file: &usize| types::Fd(fd(*file));
     let iovecs = transfer.iovecs();
     // At most IOV_MAX.
     let count = iovecs.len() as u32;
     let entry = match (step, iovecs) {
         (Step::Finished(_), _) => return None,
-        (Step::Sync, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
-        (Step::Fallocate { flags, extent }, _) => opcode::Fallocate::new(fd, extent.len)
+        (Step::Sync { file }, _) => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
+        (Step::Fallocate { flags, extent }, _) => opcode::Fallocate::new(fd(&0), extent.len)
             .offset(extent.offset)
             // The few flags there are fit.
             .mode(flags.bits() as i32)
             .build(),
         // One buffer needs no vector. Longer ones than 32 bits are cut, and continued as any short transfer is.
-        (Step::Read { offset }, [one]) => {
-            opcode::Read::new(fd, one.iov_base.cast(), clamp(one.iov_len)).offset(*offset).build()
+        (Step::Read { file, offset }, [one]) => {
+            opcode::Read::new(fd(file), one.iov_base.cast(), clamp(one.iov_len)).offset(*offset).build()
         }
-        (Step::Read { offset }, _) => opcode::Readv::new(fd, iovecs.as_ptr(), count).offset(*offset).build(),
-        (Step::Write { offset, durable }, [one]) => {
-            let write = opcode::Write::new(fd, one.iov_base.cast_const().cast(), clamp(one.iov_len));
+        (Step::Read { file, offset }, _) => {
+            opcode::Readv::new(fd(file), iovecs.as_ptr(), count).offset(*offset).build()
+        }
+        (Step::Write { file, offset, durable }, [one]) => {
+            let write = opcode::Write::new(fd(file), one.iov_base.cast_const().cast(), clamp(one.iov_len));
             write.offset(*offset).rw_flags(rw_flags(*durable)).build()
         }
-        (Step::Write { offset, durable }, _) => {
-            let write = opcode::Writev::new(fd, iovecs.as_ptr(), count);
+        (Step::Write { file, offset, durable }, _) => {
+            let write = opcode::Writev::new(fd(file), iovecs.as_ptr(), count);
             write.offset(*offset).rw_flags(rw_flags(*durable)).build()
         }
     };
-    Some(entry.flags(flags))
+    Some(entry)
 }
 
 /// Wait until there are completions, for about so long.
@@ -353,16 +357,16 @@ impl<T> Engine<T> for Uring<T> {
         if self.settle(done) {
             return;
         }
-        let path = self.disk.path().display();
+        let path = self.files.disk.path().display();
         log::error!("{path}: the host has not finished all requests in {DRAIN_SECONDS} s: cancelling them");
         let _ = self.push(opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(CANCEL));
         if self.settle(done) {
             return;
         }
-        log::error!("{}: giving up {} requests", self.disk.path().display(), self.in_flight());
+        log::error!("{}: giving up {} requests", self.files.disk.path().display(), self.in_flight());
         // The host may still write to what they point at, which must never be used for anything else, and to the
         // disk, which must stay locked.
-        std::mem::forget(Arc::clone(&self.disk));
+        std::mem::forget(Arc::clone(&self.files.disk));
         for slot in self.slots.drain(..).flatten() {
             std::mem::forget(slot.transfer);
         }

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Storage, StoredFile};
+use content::SECTOR;
 use world::{Dice, NodeId, World};
 
 /// What is to go wrong, and at which operation.
@@ -271,8 +272,12 @@ impl StoredFile for OpenFile {
         let admitted = state.admit(Asks::Room);
         match &admitted {
             Err(_) if state.is_off() => {}
-            // What fails may have been done in part.
-            Err(_) => state.world.write(self.id, data.get(..data.len() / 2).unwrap_or_default(), offset)?,
+            // What fails may have been done in part, by whole sectors.
+            Err(_) => {
+                let end = offset + data.len() as u64 / 2;
+                let part = (end - end % SECTOR).saturating_sub(offset) as usize;
+                state.world.write(self.id, data.get(..part).unwrap_or_default(), offset)?;
+            }
             Ok(()) => state.world.write(self.id, data, offset)?,
         }
         admitted

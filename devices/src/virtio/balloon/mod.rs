@@ -3,7 +3,7 @@
 //! ```text
 //!   vmm ── BalloonControl ──► target, "tell me of your memory" ──► config interrupt, stats queue ──► driver
 //!   driver ── inflate: pages it took from its system ──┐
-//!   driver ── reporting: pages that are free anyway ───┴─► given back to the host, zero when used again
+//!   driver ── reporting: pages that are free anyway ───┴─► given back to the host
 //!   driver ── deflate: pages it gives to its system again: nothing to do, the host backs what is touched
 //! ```
 //!
@@ -31,7 +31,7 @@ use crate::state::RestoreError;
 use crate::worker::Worker;
 
 pub use control::BalloonControl;
-use pages::Pages;
+use pages::{Left, Pages};
 
 /// Features (5.5.3).
 mod feature {
@@ -229,11 +229,11 @@ impl State {
         let give = Give { id, ram, counters };
         events::serve(queue, ram, interrupt, |chain| {
             match role {
-                Role::Inflate if *reclaim => drop(give.back(&Pages::listed(chain, ram))),
+                Role::Inflate if *reclaim => drop(give.back(&Pages::listed(chain, ram), Left::Anything)),
                 Role::Inflate => {}
                 Role::Deflate => counters.to_guest.add(Pages::listed(chain, ram).len()),
                 Role::Reporting if reports => {
-                    control.add_reported(give.back(&Pages::inside(&chain.writable)));
+                    control.add_reported(give.back(&Pages::inside(&chain.writable), Left::Zeros));
                 }
                 Role::Reporting => {}
                 Role::Stats => return tell(chain, ram, control, counters),
@@ -264,11 +264,11 @@ struct Give<'a> {
 
 impl Give<'_> {
     /// Give `pages` back; returns how many bytes that were.
-    fn back(&self, pages: &Pages) -> u64 {
+    fn back(&self, pages: &Pages, left: Left) -> u64 {
         let mut given = 0_u64;
         for range in pages.ranges() {
-            match pages::discard(self.ram, range) {
-                Ok(()) => given = given.saturating_add(range.end - range.start),
+            match pages::discard(self.ram, range, left) {
+                Ok(bytes) => given = given.saturating_add(bytes),
                 Err(error) => {
                     self.counters.errors.add(1);
                     ratelog::warn(format_args!("{}: the host does not take memory back: {error}", self.id));

@@ -19,7 +19,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
     let state = bench.work.join("state");
     let skiff = || {
         let mut skiff = Command::new(&bench.skiff);
-        skiff.env("XDG_STATE_HOME", &state);
+        skiff.env("XDG_STATE_HOME", &state).env("XDG_DATA_HOME", &state);
         skiff
     };
     let mut times = Vec::new();

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::Id;
+use super::super::memory::MemoryFileError;
 use super::super::record::RecordError;
 use super::super::sealed::SealedError;
 
@@ -22,7 +23,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A manifest cannot be used.
-    #[error("the snapshot's {} cannot be used", path.display())]
+    #[error("the snapshot's {} cannot be used (skiff system prune --force removes what is damaged)", path.display())]
     Manifest {
         /// Which file.
         path: PathBuf,
@@ -55,11 +56,28 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// Another state directory's VMs use the store.
+    #[error(
+        "the snapshots and layers beside {} are those of the VMs in {}, and not in {}: set XDG_DATA_HOME to another \
+         directory; if the VMs have moved, delete that file",
+        path.display(), theirs.display(), ours.display()
+    )]
+    Owner {
+        /// The file that says so.
+        path: PathBuf,
+        /// Where their records are.
+        theirs: PathBuf,
+        /// Where those of this user are.
+        ours: PathBuf,
+    },
     /// A chain of snapshots leads back to itself.
     #[error(
         "the memory of the snapshot {0} builds on itself: its manifest is wrong; remove it with skiff snapshot rm"
     )]
     Loop(Id),
+    /// The memory of a snapshot.
+    #[error(transparent)]
+    Memory(#[from] MemoryFileError),
     /// A record is damaged, so nothing is known to be free.
     #[error(transparent)]
     Record(#[from] RecordError),

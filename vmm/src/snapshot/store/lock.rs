@@ -1,11 +1,18 @@
 //! Who may change the store, and when.
 
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use devices::storage::StoredFile;
 use rustix::fs::{FlockOperation, flock};
 
+use super::super::sealed;
 use super::{Store, StoreError};
+
+/// Names the state directory whose VMs the store is for.
+const OWNER: &str = "owner";
 
 /// While this lives, nothing of the store is deleted or replaced. For moments: whoever removes something waits for it.
 #[derive(Debug)]
@@ -40,21 +47,40 @@ impl Store {
             let locked = rustix::io::retry_on_intr(|| flock(fd, how));
             locked.map_err(|error| StoreError::io("lock", &path)(error.into()))?;
         }
+        self.check_owner()?;
         Ok(Pin(Some(file)))
+    }
+
+    /// Whether the VMs of another state directory use this store: either's sweeps would free what the other's need.
+    fn check_owner(&self) -> Result<(), StoreError> {
+        let Some(ours) = self.places.owner() else { return Ok(()) };
+        let path = self.places.root().join(OWNER);
+        match sealed::read_small(self.storage(), &path) {
+            Ok(theirs) if theirs == ours.as_os_str().as_bytes() => Ok(()),
+            Ok(theirs) => Err(StoreError::Owner {
+                theirs: OsStr::from_bytes(&theirs).into(),
+                ours: ours.to_owned(),
+                path,
+            }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let written = sealed::replace(self.storage(), &path, ours.as_os_str().as_bytes());
+                written.map_err(StoreError::io("write", &path))
+            }
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
     }
 
     /// The file to lock, made if it is not there.
     fn lock_file(&self, path: &Path) -> std::io::Result<Option<Box<dyn StoredFile>>> {
-        use std::io::ErrorKind::{AlreadyExists, NotFound};
         match self.storage.open(path, true) {
-            Err(error) if error.kind() == NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             opened => return opened.map(Some),
         }
         for dir in [self.places.layers(), self.places.snapshots()] {
             self.storage.create_dir(&dir)?;
         }
         match self.storage.create(path) {
-            Err(error) if error.kind() == AlreadyExists => self.storage.open(path, true).map(Some),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.storage.open(path, true).map(Some),
             made => made.map(Some),
         }
     }

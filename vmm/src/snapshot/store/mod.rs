@@ -7,6 +7,7 @@
 //!
 //! One data directory belongs to one state directory, whose VMs' records say what is in use.
 
+pub mod archive;
 mod contents;
 mod draft;
 mod error;

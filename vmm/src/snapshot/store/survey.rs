@@ -212,11 +212,17 @@ impl Survey {
         children.map(|manifest| manifest.id).collect()
     }
 
-    /// Whether the snapshot `id` is removed, and neither a running VM nor anything that is being made builds on it.
+    /// Whether the snapshot `id` is removed, or its VM, and neither a running VM nor anything that is being made builds on it.
     fn is_unused(&self, id: Id) -> bool {
-        let removed = self.snapshots.get(&id).is_some_and(|manifest| manifest.removed);
+        let removed =
+            self.snapshots.get(&id).is_some_and(|manifest| manifest.removed || self.is_orphan(manifest));
         let used = self.users.iter().any(|user| user.running && user.record.parent == Some(id));
         removed && !used && !self.drafted.contains(&id)
+    }
+
+    /// Whether the VM of a snapshot is gone, so that nobody can name it any more.
+    pub(super) fn is_orphan(&self, manifest: &Manifest) -> bool {
+        !self.users.iter().any(|user| user.record.vm == manifest.vm)
     }
 
     fn is_named(&self, layer: Id) -> bool {

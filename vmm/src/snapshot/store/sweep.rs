@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Id;
 use super::super::manifest::{DiskPoint, Manifest, MemoryFiles, Sum};
+use super::super::memory::MemoryLayer;
 use super::super::sealed::SealedError;
 use super::survey::{GONE, Job, NEW, Survey, Users};
 use super::{Store, StoreError, contents};
@@ -102,7 +103,7 @@ impl Store {
             let merge = {
                 let _alone = self.alone()?;
                 let survey = self.survey(users)?;
-                let changed = self.finish_merges(&survey)?;
+                let changed = self.finish_merges(&survey)? | self.hide_orphans(&survey)?;
                 let survey = if changed { self.survey(users)? } else { survey };
                 self.drop_all(survey, users, &mut swept)?
             };
@@ -226,7 +227,7 @@ impl Store {
             self,
             &self.memory_layer(&below),
             &self.memory_layer(&above),
-            &contents::MemoryLayer { data: dir.join(&memory.data), index: dir.join(&memory.index) },
+            &MemoryLayer { data: dir.join(&memory.data), index: dir.join(&memory.index) },
             progress,
         )?;
         let index_sum = self.sum(&dir.join(&memory.index))?;
@@ -312,6 +313,18 @@ impl Store {
             }
         }
         Ok(!merging.is_empty())
+    }
+
+    /// Mark the snapshots of VMs that are gone. Says whether there were any.
+    fn hide_orphans(&self, survey: &Survey) -> Result<bool, StoreError> {
+        let orphans = survey.snapshots.values().filter(|manifest| survey.is_orphan(manifest));
+        let orphans: Vec<Id> =
+            orphans.filter(|manifest| !manifest.removed).map(|manifest| manifest.id).collect();
+        for id in &orphans {
+            let manifest = self.get(*id)?;
+            self.put(&Manifest { removed: true, ..manifest })?;
+        }
+        Ok(!orphans.is_empty())
     }
 
     /// How much of the host's file system a file, or a directory of files, takes, in bytes.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Id;
 use super::super::manifest::{DiskPoint, Manifest, Sum};
+use super::super::memory::MemoryLayer;
 use super::super::sealed;
 use super::survey::{CHECKED, names};
 use super::{Progress, Store, StoreError, contents};
@@ -54,7 +55,7 @@ enum Kind {
     /// Read each time.
     Small,
     /// The pages of the guest's memory.
-    Pages(contents::MemoryLayer),
+    Pages(MemoryLayer),
     Layer,
 }
 
@@ -193,7 +194,8 @@ impl Store {
             return Ok(());
         }
         let sum = match &file.kind {
-            Kind::Pages(layer) => contents::memory_sum(self.storage(), layer, progress),
+            Kind::Pages(layer) => contents::memory_sum(self.storage(), layer, progress)
+                .map_err(|error| damaged(&Chained(&error).to_string())),
             Kind::Small | Kind::Layer => self.sum(&file.path),
         };
         let sum = sum?;
