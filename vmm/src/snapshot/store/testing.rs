@@ -4,16 +4,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use devices::disk::layer::{self, Base, Format};
 use devices::storage::Storage as _;
 use devices::storage::faulty::FaultyStorage;
 
-use super::super::manifest::{self, MemoryFiles, Sum};
+use super::super::manifest::{self, DiskPoint, MemoryFiles, Sum};
 use super::super::memory::{self, Content, Index, MemoryLayer, PAGE, Run};
 use super::super::{Id, Manifest, Places, Record};
 use super::{Store, StoreError, User};
 
 /// Pages of the guests' memory.
 pub const PAGES: u32 = 8;
+
+/// Of a disk's layer (qcow2).
+const CLUSTER: u64 = 64 << 10;
+/// Clusters of the guests' disks.
+const CLUSTERS: u64 = 3;
+
+/// What clusters of a disk hold: one byte each stands for a whole cluster.
+pub type Clusters = [u8; CLUSTERS as usize];
 
 /// What pages hold: one byte each stands for a whole page.
 pub type Pages = [u8; PAGES as usize];
@@ -63,7 +72,8 @@ impl World {
         self.users.lock().unwrap().insert(number, (record, running));
     }
 
-    /// Make the snapshot `number` of the VM `vm`, whose memory has `pages` over those of `base`.
+    /// Make the snapshot `number` of the VM `vm`, whose memory has `pages` over those of `base`, and whose disk's frozen layer
+    /// is called as it is, plus 10.
     pub fn snapshot(
         &self,
         number: u64,
@@ -72,8 +82,51 @@ impl World {
         pages: &[(u32, u8)],
     ) -> Result<(), StoreError> {
         let draft = self.store.begin(id(number), base.map(id))?;
-        let manifest = self.fill(draft.dir(), number, vm, base, pages)?;
+        let mut manifest = self.fill(draft.dir(), number, vm, base, pages)?;
+        let layer = id(number + 10);
+        let sum = Some(self.store.sum(&self.store.places().layer(layer))?);
+        let (disk, size) = ("disk0".to_owned(), CLUSTERS * CLUSTER);
+        manifest.disks.push(DiskPoint { disk, layer: Some(layer), size, sum, merging: None });
         draft.commit(&manifest)
+    }
+
+    /// Make the layer `number` on `below`, with these clusters.
+    pub fn layer(&self, number: u64, below: Option<u64>, clusters: &[(u64, u8)]) -> Result<(), StoreError> {
+        drop(self.store.pin()?);
+        let path = |name: &str| PathBuf::from("/").join(name);
+        let (raw, alone, empty) = (path("raw"), path("alone"), path("empty"));
+        let to = self.store.places().layer(id(number));
+        let failed = || StoreError::io("write", &to);
+        for path in [&raw, &alone, &empty, &to] {
+            self.storage.remove_file(path).map_err(failed())?;
+        }
+        let file = self.storage.create(&raw).map_err(failed())?;
+        file.set_len(CLUSTERS * CLUSTER).map_err(failed())?;
+        for (cluster, byte) in clusters {
+            file.write_all_at(&vec![*byte; CLUSTER as usize], cluster * CLUSTER).map_err(failed())?;
+        }
+        let base =
+            below.map(|below| Base { name: format!("{}.qcow2", id(below)).into(), format: Format::Qcow2 });
+        layer::flatten(&self.storage, &raw, &alone, &mut |_, _| {})?;
+        layer::create(&self.storage, &empty, base.as_ref(), CLUSTERS * CLUSTER)?;
+        layer::merge(&self.storage, &alone, &empty, &to, &mut |_, _| {})?;
+        self.storage.sync_dir(&self.store.places().layers()).map_err(failed())
+    }
+
+    /// Make the layer `number` on `below`, with nothing in it.
+    pub fn empty_layer(&self, number: u64, below: u64) -> Result<(), StoreError> {
+        let to = self.store.places().layer(id(number));
+        self.storage.remove_file(&to).map_err(StoreError::io("delete", &to))?;
+        let base = Base { name: format!("{}.qcow2", id(below)).into(), format: Format::Qcow2 };
+        Ok(layer::create(&self.storage, &to, Some(&base), CLUSTERS * CLUSTER)?)
+    }
+
+    /// What the disk whose top layer is `number` holds.
+    pub fn disk(&self, number: u64) -> Clusters {
+        let (out, path) = (PathBuf::from("/flat-disk"), self.store.places().layer(id(number)));
+        self.storage.remove_file(&out).unwrap();
+        layer::flatten(&self.storage, &path, &out, &mut |_, _| {}).unwrap();
+        read_qcow2(&self.storage.content(&out).unwrap())
     }
 
     fn fill(
@@ -156,4 +209,21 @@ impl World {
     pub fn is_tidy(&self) -> bool {
         self.store.garbage(&|| self.users()).unwrap().is_empty()
     }
+}
+
+/// The clusters of a small qcow2 file without a backing file.
+fn read_qcow2(file: &[u8]) -> Clusters {
+    let number = |at: usize| u64::from_be_bytes(file[at..at + 8].try_into().unwrap());
+    let place = |entry: u64| usize::try_from(entry & 0x00ff_ffff_ffff_fe00).unwrap();
+    let table = place(number(place(number(40))));
+    let mut clusters = Clusters::default();
+    for (at, cluster) in clusters.iter_mut().enumerate().filter(|_| table != 0) {
+        let entry = number(table + 8 * at);
+        if entry & 1 == 0 && place(entry) != 0 {
+            let content = &file[place(entry)..][..CLUSTER as usize];
+            *cluster = content[0];
+            assert!(content.iter().all(|byte| byte == cluster), "a cluster is torn");
+        }
+    }
+    clusters
 }

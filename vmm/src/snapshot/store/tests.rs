@@ -5,13 +5,18 @@ use std::ops::ControlFlow;
 
 use devices::storage::faulty::Fault;
 
-use super::testing::{Pages, World, id};
+use super::testing::{Clusters, Pages, World, id};
 use super::*;
 
-/// Snapshots 1 ← 2 ← 3 and 1 ← 4 of one VM.
+/// Snapshots 1 ← 2 ← 3 and 1 ← 4 of one VM, whose disk has the layers 11 ← 12 ← 13 ← 20 and 11 ← 14.
 fn family() -> World {
     let world = World::new();
-    world.user(100, Some(3), None, false);
+    world.layer(11, None, &[(0, 1), (1, 1)]).unwrap();
+    world.layer(12, Some(11), &[(1, 2)]).unwrap();
+    world.layer(13, Some(12), &[(2, 3)]).unwrap();
+    world.layer(20, Some(13), &[(0, 9)]).unwrap();
+    world.layer(14, Some(11), &[(2, 4)]).unwrap();
+    world.user(100, Some(3), Some(20), false);
     world.snapshot(1, 100, None, &[(0, 1), (1, 1), (2, 1)]).unwrap();
     world.snapshot(2, 100, Some(1), &[(1, 2), (3, 2), (4, 2)]).unwrap();
     world.snapshot(3, 100, Some(2), &[(2, 0), (4, 3)]).unwrap();
@@ -19,21 +24,28 @@ fn family() -> World {
     world
 }
 
-const MEMORY: [(u64, Pages); 4] = [
-    (1, [1, 1, 1, 0, 0, 0, 0, 0]),
-    (2, [1, 2, 1, 2, 2, 0, 0, 0]),
-    (3, [1, 2, 0, 2, 3, 0, 0, 0]),
-    (4, [1, 1, 1, 0, 0, 0, 0, 4]),
+/// What memory and disk are at each.
+const POINTS: [(u64, Pages, Clusters); 4] = [
+    (1, [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0]),
+    (2, [1, 2, 1, 2, 2, 0, 0, 0], [1, 2, 0]),
+    (3, [1, 2, 0, 2, 3, 0, 0, 0], [1, 2, 3]),
+    (4, [1, 1, 1, 0, 0, 0, 0, 4], [1, 1, 4]),
 ];
+/// What the VM's own disk holds.
+const TOP: (u64, Clusters) = (20, [9, 2, 3]);
 
-/// Every snapshot that is seen, and is one of those above, has the memory that it was made with.
+/// Every snapshot that is seen, and is one of those above, has the memory and the disk that it was made with; and so has the VM.
 fn check(world: &World, must: &[u64], what: &str) {
     let seen = world.seen();
     for number in must {
         assert!(seen.contains(number), "{what}: snapshot {number} is lost; there are {seen:?}");
     }
-    for (number, pages) in MEMORY.iter().filter(|(number, _)| seen.contains(number)) {
+    for (number, pages, clusters) in POINTS.iter().filter(|(number, ..)| seen.contains(number)) {
         assert_eq!(world.memory(*number).unwrap(), *pages, "{what}: snapshot {number}");
+        assert_eq!(world.disk(number + 10), *clusters, "{what}: snapshot {number}");
+    }
+    if world.users.lock().unwrap().values().any(|(record, _)| record.disks == [Some(id(TOP.0))]) {
+        assert_eq!(world.disk(TOP.0), TOP.1, "{what}: the VM's disk");
     }
 }
 
@@ -82,9 +94,9 @@ fn one_fault(
     let what = format!("fault {kind} {fault:?} at step {step}");
     world.storage.plan(None);
     let worlds: Vec<World> = if world.storage.is_off() {
-        (0..4).map(|seed| world.after(world.storage.after_power_cut(seed))).collect()
+        (0..2).map(|seed| world.after(world.storage.after_power_cut(seed + step))).collect()
     } else {
-        vec![world.after(world.storage.after_kill()), world.after(world.storage.after_power_cut(step))]
+        vec![world.after(world.storage.after_kill())]
     };
     for after in worlds {
         check(&after, must, &what);
@@ -103,7 +115,10 @@ fn one_fault(
 fn a_snapshot_that_fails_leaves_nothing_and_takes_nothing_with_it() {
     let act = |world: &World| match world.store.get(id(9)) {
         Ok(_) => Ok(()),
-        Err(_) => world.snapshot(9, 100, Some(3), &[(5, 9)]),
+        Err(_) => {
+            world.empty_layer(19, 13)?;
+            world.snapshot(9, 100, Some(3), &[(5, 9)])
+        }
     };
     with_every_fault(family, act, &[1, 2, 3, 4]);
 }
@@ -111,10 +126,12 @@ fn a_snapshot_that_fails_leaves_nothing_and_takes_nothing_with_it() {
 #[test]
 fn a_snapshot_that_was_made_survives_a_power_cut() {
     let world = family();
+    world.layer(19, Some(13), &[(1, 9)]).unwrap();
     world.snapshot(9, 100, Some(3), &[(5, 9)]).unwrap();
     for seed in 0..16 {
         let after = world.after(world.storage.after_power_cut(seed));
         assert_eq!(after.memory(9).unwrap(), [1, 2, 0, 2, 3, 9, 0, 0]);
+        assert_eq!(after.disk(19), [1, 9, 3]);
     }
 }
 
@@ -154,32 +171,42 @@ fn a_removed_snapshot_with_two_children_stays_until_one_is_left() {
 #[test]
 fn a_running_vm_keeps_the_snapshot_that_it_is_on() {
     let world = family();
-    world.user(100, Some(3), None, true);
+    world.user(100, Some(3), Some(20), true);
     world.store.mark_removed(id(3)).unwrap();
     world.sweep().unwrap();
     assert!(world.store.get(id(3)).is_ok());
-    world.user(100, Some(2), None, true);
+    world.layer(21, Some(12), &[]).unwrap();
+    world.user(100, Some(2), Some(21), true);
     world.sweep().unwrap();
     assert!(matches!(world.store.get(id(3)), Err(StoreError::Unknown(_))));
     check(&world, &[1, 2, 4], "moved on");
+    let left = world.storage.list(&world.store.places().layers()).unwrap();
+    assert_eq!(left.len(), 4, "the layers 13 and 20 are gone: {left:?}");
 }
 
 #[test]
 fn snapshots_of_a_vm_that_is_gone_go_but_for_what_others_need() {
     let world = family();
-    world.user(200, Some(2), None, true);
+    world.layer(15, Some(12), &[(0, 5)]).unwrap();
+    world.layer(22, Some(15), &[]).unwrap();
+    world.user(200, Some(2), Some(15), true);
     world.snapshot(5, 200, Some(2), &[(6, 5)]).unwrap();
     world.users.lock().unwrap().remove(&100);
-    world.user(200, Some(5), None, true);
+    world.user(200, Some(5), Some(22), true);
     world.sweep().unwrap();
-    // 1 and 2 are merged into 5.
+    // 1 and 2 are merged into 5, and 11 and 12 into 15.
     assert_eq!(world.store.ids().unwrap(), [id(5)]);
     assert_eq!(world.memory(5).unwrap(), [1, 2, 1, 2, 2, 0, 5, 0]);
+    assert_eq!(world.disk(22), [5, 2, 0]);
+    assert_eq!(world.storage.list(&world.store.places().layers()).unwrap().len(), 2);
 }
 
 #[test]
 fn nothing_is_freed_while_a_manifest_cannot_be_read() {
     let world = family();
+    // 13 is named by a manifest alone.
+    world.layer(21, Some(12), &[]).unwrap();
+    world.user(100, Some(2), Some(21), false);
     world.store.mark_removed(id(4)).unwrap();
     let path = world.store.file(id(3), Manifest::FILE);
     let file = world.store.storage().open(&path, true).unwrap();
@@ -190,6 +217,7 @@ fn nothing_is_freed_while_a_manifest_cannot_be_read() {
     assert_eq!(world.store.remove_damaged().unwrap().len(), 1);
     world.sweep().unwrap();
     assert_eq!(world.store.ids().unwrap(), [1, 2].map(id));
+    check(&world, &[1, 2], "swept");
 }
 
 #[test]
@@ -213,6 +241,21 @@ fn damage_is_found_before_anything_is_changed_and_the_file_is_named() {
             let error = verified.unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("s3"), "{error}");
         }
+    }
+}
+
+#[test]
+fn a_layer_that_was_changed_is_found_wherever_it_is_in_the_chain() {
+    for layer in [11, 12, 13] {
+        let world = family();
+        let path = world.store.places().layer(id(layer));
+        let file = world.store.storage().open(&path, true).unwrap();
+        file.write_all_at(b"?", file.len().unwrap() - 100).unwrap();
+        let error = world.store.verify(id(3), &mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains(&format!("{}.qcow2 is damaged", id(layer))), "{error}");
+        world.storage.remove_file(&path).unwrap();
+        let error = world.store.verify(id(3), &mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains(&format!("{}.qcow2 is damaged", id(layer))), "{error}");
     }
 }
 
