@@ -77,11 +77,6 @@ impl World {
         };
         Machine { vm: vmm::machine::start(spec, setup).unwrap(), output }
     }
-
-    /// How many layers there are.
-    fn layers(&self) -> usize {
-        std::fs::read_dir(self.dir.path().join("data/layers")).unwrap().count()
-    }
 }
 
 impl Machine {
@@ -178,29 +173,4 @@ fn clocks_are_right_after_a_while(transport: Transport) {
         machine.goes_on(3);
         machine.end();
     }
-}
-
-/// What this process holds.
-fn held() -> (usize, usize) {
-    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
-    (count("fd"), count("task"))
-}
-
-fn cycles_leave_nothing_behind(transport: Transport) {
-    let world = World::new(transport);
-    let machine = world.start("first", 1, None);
-    machine.goes_on(1);
-    let id = machine.snapshot("then");
-    let cycle = |times| {
-        for _ in 0..times {
-            machine.roll_back(id);
-        }
-        machine.goes_on(1);
-    };
-    cycle(3);
-    let before = world.layers();
-    cycle(100);
-    assert_eq!(world.layers(), before, "layers that nobody needs");
-    println!("{:?}", held());
-    machine.end();
 }
