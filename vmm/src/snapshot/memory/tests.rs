@@ -358,6 +358,48 @@ fn a_saving_process_holds_none_of_the_vms_files() {
     saving.finish(&mut quiet).unwrap();
 }
 
+/// The child is stopped, so that it cannot be done before.
+#[test]
+fn the_end_of_the_thread_that_forked_is_the_end_of_the_saving() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(256 * MIB);
+    fill(&guest, 0, 256 * MIB, 7);
+    let saver = guest.saver(&[], &lab.files().data);
+    let forked = std::thread::spawn(move || {
+        let saving = saver.fork().unwrap();
+        while saving.progress() == (0, 0) {
+            std::thread::yield_now();
+        }
+        // SAFETY: the process is this test's own.
+        assert_eq!(unsafe { libc::kill(saving.pid(), libc::SIGSTOP) }, 0);
+        saving
+    });
+    let error = forked.join().unwrap().finish(&mut quiet).unwrap_err();
+    assert!(matches!(error, MemoryFileError::Killed(libc::SIGKILL)), "{error}");
+}
+
+#[test]
+fn layers_of_which_nothing_is_seen_are_not_held_open() {
+    let (mut lab, size) = (Lab::new(), 4 * MIB);
+    let guest = Guest::new(size);
+    let mut chain = Vec::new();
+    for value in 1..=5 {
+        guest.ram.write_slice(&[value; 100], GuestAddress(MIB)).unwrap();
+        let files = lab.files();
+        guest.save(&chain, &files);
+        chain.push(files);
+    }
+    assert_eq!(Image::open(&chain).unwrap().files().count(), 2);
+    let restored = Guest::restored(size, &chain);
+    assert!(restored.content() == guest.content());
+    // What was saved since differs, open or not.
+    let old = Guest::restored(size, &chain[..2]);
+    let files = lab.files();
+    old.save(&chain, &files);
+    chain.push(files);
+    assert!(Guest::restored(size, &chain).content() == old.content());
+}
+
 #[test]
 fn files_that_are_not_right_are_refused() {
     let mut lab = Lab::new();
