@@ -230,4 +230,4 @@ fn is_closed(member: &Arc<Member>) -> bool {
 
 #[cfg(test)]
 #[path = "stack_tests.rs"]
-mod tests;
+pub(super) mod tests;

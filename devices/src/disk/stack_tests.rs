@@ -261,7 +261,7 @@ impl World {
 
 impl Stack {
     /// As an engine does it.
-    fn write_any(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub(in crate::disk) fn write_any(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let (mut at, mut rest) = (offset, data);
         while !rest.is_empty() {
             let (target, len) = self.target(at, rest.len() as u64)?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 /// Where test programs are built: on a real file system, and ignored by git.
 fn target_dir() -> PathBuf {
@@ -25,6 +25,30 @@ pub(crate) fn pattern(seed: usize, len: usize) -> Vec<u8> {
 
 pub(crate) fn options(file: &NamedTempFile) -> DiskOptions {
     DiskOptions { path: file.path().to_owned(), readonly: false, direct: false }
+}
+
+/// An empty layer above `file`, in a directory of its own.
+pub(crate) fn layered(file: &NamedTempFile) -> (TempDir, DiskOptions) {
+    let dir = tempfile::Builder::new().prefix("layers").tempdir_in(target_dir()).unwrap();
+    let path = dir.path().join("top");
+    let size = file.as_file().metadata().unwrap().len();
+    let base = layer::Base { name: file.path().to_owned(), format: Format::Raw };
+    layer::create(&HostStorage, &path, Some(&base), size).unwrap();
+    (dir, DiskOptions { path, readonly: false, direct: false })
+}
+
+impl Disk {
+    /// All that is on it.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        match self.stack() {
+            None => std::fs::read(&self.path).unwrap(),
+            Some(stack) => {
+                let mut content = vec![0; stack.size() as usize];
+                stack.read(0, &mut content).unwrap();
+                content
+            }
+        }
+    }
 }
 
 fn readonly(file: &NamedTempFile) -> DiskOptions {

@@ -6,8 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use devices::disk::engine::EngineKind;
+use devices::disk::layer::{self, Base, Format};
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::{Limit, Limiter, Limits};
+use devices::storage::HostStorage;
 use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
@@ -62,6 +64,7 @@ pub fn all_devices() -> Vec<Factory> {
         block("block", || block_device(EngineKind::Auto)),
         block("plain block", || block_device(EngineKind::Plain)),
         block("limited block", limited_block),
+        block("layered block", layered_block),
         vsock(),
     ]
 }
@@ -196,6 +199,20 @@ fn disk() -> Arc<Disk> {
 
 fn block_device(engine: EngineKind) -> Made {
     made_of(BlockOptions { engine, ..BlockOptions::default() })
+}
+
+/// Two queues of a disk of layers.
+fn layered_block() -> Made {
+    let options = BlockOptions { queues: 2, queue_size: 64, ..BlockOptions::default() };
+    let base = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(base.path(), [7; DISK]).expect("a disk");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("top.qcow2");
+    let below = Base { name: base.path().to_owned(), format: Format::Raw };
+    layer::create(&HostStorage, &path, Some(&below), DISK as u64).expect("a layer");
+    let disk = Disk::open(&DiskOptions { path, readonly: false, direct: false }).expect("a disk");
+    // The files stay open without their names.
+    Made { device: Box::new(Block::new("disk0".to_owned(), Arc::new(disk), options)), poke: Box::new(|| {}) }
 }
 
 /// Two queues that must wait for each other and the clock before most requests.

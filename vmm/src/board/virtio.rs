@@ -155,3 +155,40 @@ fn add_mmio(
     placed.push(MmioDevice { range, gsi });
     Ok(transport)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devices::virtio::state::{DeviceState, RngState};
+    use devices::virtio::transport::BusState;
+
+    fn saved(id: &str) -> TransportState {
+        TransportState {
+            id: id.to_owned(),
+            status: 0,
+            active: false,
+            features: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            queue_select: 0,
+            queues: Vec::new(),
+            isr: 0,
+            generation: 0,
+            bus: BusState::Mmio,
+            device: DeviceState::Rng(RngState {}),
+        }
+    }
+
+    #[test]
+    fn a_device_is_found_where_its_guest_found_it_and_nowhere_else() {
+        let all = [saved("disk0"), saved("net0"), saved("rng0")];
+        let text = |place, id| match find(&all, place, id) {
+            Ok(state) => state.id.clone(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(text(1, "net0"), "net0");
+        assert!(text(1, "rng0").starts_with("the guest has net0, and the spec does not"));
+        assert!(text(1, "disk1").starts_with("the spec has disk1, and the guest does not"));
+        assert!(text(3, "vsock0").starts_with("the spec has vsock0, and the guest does not"));
+    }
+}

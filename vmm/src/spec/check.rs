@@ -57,6 +57,12 @@ pub enum SpecError {
         /// Its queues.
         queues: u16,
     },
+    /// A disk that is never written wants a place for what is written.
+    #[error("the disk {path} is readonly and cannot have layers: leave out readonly or layers")]
+    DiskLayers {
+        /// The disk.
+        path: PathBuf,
+    },
     /// One file is two disks and would be written.
     #[error(
         "the disk {path} is given twice: a second writer would destroy it, make both readonly or drop one"
@@ -196,7 +202,10 @@ impl VmSpec {
                 return Err(SpecError::DiskQueues { path: path(), queues });
             }
             disk.limit.check(|| format!("the disk {}", disk.path.display()))?;
-            let clash = |other: &&&DiskSpec| other.path == disk.path && !(other.readonly && disk.readonly);
+            if disk.readonly && disk.layers == Some(true) {
+                return Err(SpecError::DiskLayers { path: path() });
+            }
+            let clash = |other: &&&DiskSpec| other.path == disk.path && (other.in_place() || disk.in_place());
             if before.iter().find(clash).is_some() {
                 return Err(SpecError::DiskTwice { path: path() });
             }
@@ -384,6 +393,12 @@ mod tests {
         assert!(with(DiskSpec { queues: Some(0), ..DiskSpec::new("b") }).contains("0 queues"));
         assert!(with(DiskSpec { readonly: true, ..DiskSpec::new("a") }).contains("given twice"));
         assert!(with(DiskSpec::new("")).contains("empty"));
+        let layers = |path| DiskSpec { layers: Some(true), ..DiskSpec::new(path) };
+        assert!(with(layers("a")).contains("given twice"), "the other one is written in place");
+        assert!(with(DiskSpec { readonly: true, ..layers("b") }).contains("cannot have layers"));
+        let mut spec = good();
+        spec.disks = vec![layers("a"), layers("a"), DiskSpec { readonly: true, ..DiskSpec::new("a") }];
+        spec.validate().unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub const MAX_DISK_QUEUES: u16 = 16;
 pub const DISK_KEYS: &[&str] = &[
     "path",
     "readonly",
+    "layers",
     "direct",
     "serial",
     "queues",
@@ -28,10 +29,13 @@ pub const DISK_KEYS: &[&str] = &[
 /// One disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// A raw file or a block device.
+    /// A raw or qcow2 file, or a block device.
     pub path: PathBuf,
     /// The guest cannot write it, and other VMs may read it too.
     pub readonly: bool,
+    /// What the guest writes goes to layers of the VM's own above the file, which is never written: the VM can then be snapshotted. By
+    /// default on for a VM that stays and off for a throw-away, which writes the file in place. Never on with `readonly`.
+    pub layers: Option<bool>,
     /// Bypass the host's page cache (O_DIRECT).
     pub direct: bool,
     /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII without spaces. By default one is
@@ -52,12 +56,25 @@ impl DiskSpec {
         Self {
             path: path.into(),
             readonly: false,
+            layers: None,
             direct: false,
             serial: None,
             queues: None,
             io: DiskIo::Auto,
             limit: LimitSpec::default(),
         }
+    }
+
+    /// Whether the guest may write to the file itself, as far as the spec says.
+    #[must_use]
+    pub fn in_place(&self) -> bool {
+        !self.readonly && self.layers != Some(true)
+    }
+
+    /// Whether what the guest writes goes to a layer.
+    #[must_use]
+    pub fn is_layered(&self) -> bool {
+        !self.readonly && self.layers == Some(true)
     }
 }
 
@@ -90,6 +107,7 @@ text_and_table!(DiskSpec);
 pub struct Draft {
     path: Option<PathBuf>,
     readonly: bool,
+    layers: Option<bool>,
     direct: bool,
     serial: Option<String>,
     queues: Option<u16>,
@@ -112,6 +130,7 @@ impl Part for DiskSpec {
         match given.key {
             "path" => draft.path = Some(given.text("path=FILE")?.into()),
             "readonly" => draft.readonly = given.switch()?,
+            "layers" => draft.layers = Some(given.switch()?),
             "direct" => draft.direct = given.switch()?,
             "serial" => draft.serial = Some(given.text("1 to 20 bytes of text")?),
             "queues" => draft.queues = Some(given.number("a number from 1 to 16")?),
@@ -125,6 +144,7 @@ impl Part for DiskSpec {
         Ok(Self {
             path: draft.path.ok_or_else(|| Self::NAMES.lacking(subject))?,
             readonly: draft.readonly,
+            layers: draft.layers,
             direct: draft.direct,
             serial: draft.serial,
             queues: draft.queues,
@@ -139,6 +159,7 @@ impl Part for DiskSpec {
             ("readonly", Value::Switch(self.readonly)),
             ("direct", Value::Switch(self.direct)),
         ];
+        pairs.extend(self.layers.map(|layers| ("layers", Value::Switch(layers))));
         pairs.extend(self.serial.as_ref().map(|serial| ("serial", Value::text(serial))));
         pairs.extend(self.queues.map(|queues| ("queues", Value::Number(queues.into()))));
         pairs.push(("io", Value::text(self.io.name())));

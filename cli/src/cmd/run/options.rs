@@ -15,29 +15,8 @@ const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    NAME,
-    DETACH,
-    RM,
-    FROM,
-    KEEP,
-    KERNEL,
-    INITRD,
-    CMDLINE,
-    CPUS,
-    MEMORY,
-    DISK,
-    NET,
-    PUBLISH,
-    VSOCK,
-    SERIAL,
-    CONSOLE,
-    BALLOON,
-    TRANSPORT,
-    CPU_TEMPLATE,
-    CONFIG,
-    DRY_RUN,
-    VERBOSE,
-    LOG_FILE,
+    NAME, DETACH, RM, FROM, KEEP, KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL,
+    CONSOLE, BALLOON, TRANSPORT, CPU_TEMPLATE, CONFIG, DRY_RUN, VERBOSE, LOG_FILE,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
@@ -122,10 +101,13 @@ const DISK: Flag<Asked> = Flag {
     name: "disk",
     short: None,
     takes: Takes::Texts("path=FILE[,KEY=VALUE]…"),
-    help: "A virtio disk: a raw file or a block device; repeat for more (vda, vdb, …)",
+    help: "A virtio disk: a raw or qcow2 file or a block device; repeat for more (vda, vdb, …)",
     long: "Keys:
   path=FILE           the file or block device; a comma in its name is doubled
   readonly=on         the guest cannot write it, and other VMs may read it too
+  layers=on|off       on: never write the file; what the guest writes goes to qcow2 layers above it,
+                      which snapshots need. off: write the file in place. By default on for a VM
+                      that stays, off for a throw-away
   direct=on           bypass the host's page cache (O_DIRECT)
   serial=TEXT         the serial number the guest sees, at most 20 bytes
   queues=N            request queues, 1 to 16; by default one per vCPU, up to 4

@@ -1,12 +1,12 @@
 //! One suite that every engine passes.
 
-use super::super::tests::{file, options, pattern};
+use super::super::tests::{file, layered, options, pattern};
 use super::super::{DiskOptions, Erase, Extent, SECTOR};
 use super::*;
 
 use std::time::{Duration, Instant};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
@@ -19,6 +19,7 @@ const SIZE: usize = 1 << 20;
 /// A disk with an engine, and guest memory to use with it.
 struct Bench {
     file: NamedTempFile,
+    _layers: Option<TempDir>,
     disk: Arc<Disk>,
     ram: SharedRam,
     kick: EventFd,
@@ -27,7 +28,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(kind: EngineKind, file: NamedTempFile, options: &DiskOptions) -> Option<Self> {
+    fn new(
+        kind: EngineKind,
+        file: NamedTempFile,
+        layers: Option<TempDir>,
+        options: &DiskOptions,
+    ) -> Option<Self> {
         let disk = match Disk::open(options) {
             Err(super::super::DiskError::NoDirect { .. }) => return None,
             disk => Arc::new(disk.unwrap()),
@@ -38,7 +44,7 @@ impl Bench {
         let [kick, kill] = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
         let events = Events { kick: kick.try_clone().unwrap(), kill: kill.try_clone().unwrap() };
         let engine = new(kind, Arc::clone(&disk), events, 32).unwrap();
-        Some(Self { file, disk, ram, kick, kill, engine })
+        Some(Self { file, _layers: layers, disk, ram, kick, kill, engine })
     }
 
     fn buffers(&self, segments: &[(u64, u32)]) -> Buffers {
@@ -76,21 +82,27 @@ impl Bench {
     }
 
     fn content(&self) -> Vec<u8> {
-        std::fs::read(self.file.path()).unwrap()
+        self.disk.content()
     }
 }
 
-/// Run `test` on every engine that this host has, with and without direct I/O.
+/// Run `test` on every engine that this host has, with and without direct I/O, on a raw disk and on layers.
 fn everywhere(test: impl Fn(Bench)) {
     for kind in [EngineKind::Plain, EngineKind::Uring] {
         if kind == EngineKind::Uring && probe_uring().is_err() {
             continue;
         }
-        for direct in [false, true] {
+        for (direct, has_layers) in [(false, false), (true, false), (false, true), (true, true)] {
             let file = file(SIZE);
-            let options = DiskOptions { direct, ..options(&file) };
-            if let Some(bench) = Bench::new(kind, file, &options) {
-                eprintln!("{kind:?}, direct: {direct}");
+            let (layers, options) = match has_layers {
+                false => (None, options(&file)),
+                true => {
+                    let (dir, options) = layered(&file);
+                    (Some(dir), options)
+                }
+            };
+            if let Some(bench) = Bench::new(kind, file, layers, &DiskOptions { direct, ..options }) {
+                eprintln!("{kind:?}, direct: {direct}, layers: {has_layers}");
                 test(bench);
             }
         }
@@ -289,7 +301,7 @@ fn events_end_the_wait_on_an_old_kernel_too() {
     }
     let file = file(SIZE);
     let options = options(&file);
-    let mut bench = Bench::new(EngineKind::Plain, file, &options).unwrap();
+    let mut bench = Bench::new(EngineKind::Plain, file, None, &options).unwrap();
     let [kick, kill] = [&bench.kick, &bench.kill].map(|event| event.try_clone().unwrap());
     let events = Events { kick, kill };
     bench.engine = Box::new(Uring::new(Arc::clone(&bench.disk), &events, 32).unwrap().like_an_old_kernel());

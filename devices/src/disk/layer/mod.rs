@@ -80,6 +80,18 @@ pub fn inspect(storage: &dyn Storage, path: &Path) -> Result<Info, DiskError> {
     })
 }
 
+/// What the file at `path` lies on, as it is written there; `None` if it is raw or lies on nothing. Reads the header alone.
+///
+/// # Errors
+/// If it cannot be read, or is damaged.
+pub fn backing(storage: &dyn Storage, path: &Path) -> Result<Option<PathBuf>, DiskError> {
+    if chain::sniff(storage, path)? == Format::Raw {
+        return Ok(None);
+    }
+    let file = storage.open(path, false).map_err(|source| chain::open_failed(path, true, source))?;
+    Ok(Image::new(file, path).map_err(chain::malformed(path))?.header.backing)
+}
+
 /// Bytes of the disk that lie in the file itself.
 fn allocated(image: &Image) -> Result<u64, qcow2::Malformed> {
     let mut entries = [0; 512];

@@ -18,6 +18,8 @@ mod header;
 mod image;
 mod packed;
 mod refcount;
+#[cfg(test)]
+mod tests;
 mod top;
 
 #[cfg(test)]

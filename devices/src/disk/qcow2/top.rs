@@ -161,6 +161,9 @@ impl Top {
     /// The L2 table that has a cluster's entry.
     fn table(&self, meta: &mut Meta, cluster: u64) -> io::Result<Option<u64>> {
         let index = cluster / self.image.header.l2_entries();
+        if index >= meta.l1_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let entry = meta.pages.get(&*self.image.file, meta.l1_offset + index * 8, Class::Mapping)?;
         Ok(self.image.table(entry, u64::MAX)?)
     }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO};
 use virtio_queue::{Queue as Ring, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use arch::memory::{GuestRam, SharedRam};
 
 use crate::disk::DiskOptions;
-use crate::disk::tests::{file, options, pattern};
+use crate::disk::tests::{file, layered, options, pattern};
 use crate::virtio::device::{Interrupt, STATUS_NEEDS_RESET, Signal};
 
 const SIZE: usize = 1 << 20;
@@ -126,6 +126,10 @@ impl Driver {
 
 struct Machine {
     file: NamedTempFile,
+    /// Where the layers above the file are, if there are any.
+    layers: Option<TempDir>,
+    options: DiskOptions,
+    disk: Arc<Disk>,
     ram: SharedRam,
     block: Block,
     drivers: Vec<Driver>,
@@ -139,11 +143,29 @@ const STATUS: u64 = 0x18_0000;
 
 impl Machine {
     fn new(disk: DiskOptions, file: NamedTempFile, options: BlockOptions) -> Self {
-        let disk = Arc::new(Disk::open(&disk).unwrap());
+        Self::with(disk, file, None, options)
+    }
+
+    fn with(
+        disk_options: DiskOptions,
+        file: NamedTempFile,
+        layers: Option<TempDir>,
+        options: BlockOptions,
+    ) -> Self {
+        let disk = Arc::new(Disk::open(&disk_options).unwrap());
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap());
-        let block = Block::new("disk0".to_owned(), disk, options);
-        let mut machine =
-            Self { file, ram, block, drivers: Vec::new(), signal: Arc::default(), status: Arc::default() };
+        let block = Block::new("disk0".to_owned(), Arc::clone(&disk), options);
+        let mut machine = Self {
+            file,
+            layers,
+            options: disk_options,
+            disk,
+            ram,
+            block,
+            drivers: Vec::new(),
+            signal: Arc::default(),
+            status: Arc::default(),
+        };
         machine.activate(u64::MAX);
         machine
     }
@@ -217,8 +239,11 @@ fn until(what: &str, so: impl Fn() -> bool) {
 
 fn everywhere_with(block: impl Fn() -> BlockOptions, test: impl Fn(Machine)) {
     for engine in [EngineKind::Auto, EngineKind::Plain] {
-        let file = file(SIZE);
-        test(Machine::new(options(&file), file, BlockOptions { engine, ..block() }));
+        let raw = file(SIZE);
+        test(Machine::new(options(&raw), raw, BlockOptions { engine, ..block() }));
+        let base = file(SIZE);
+        let (dir, options) = layered(&base);
+        test(Machine::with(options, base, Some(dir), BlockOptions { engine, ..block() }));
     }
 }
 
@@ -234,7 +259,7 @@ fn a_driver_reads_writes_and_flushes() {
         machine.put(&pattern(9, 8192));
         assert_eq!(machine.run(1, 3, Some((DATA, 8192, 0))), (0, 1));
         assert_eq!(machine.run(4, 0, None), (0, 1));
-        let content = std::fs::read(machine.file.path()).unwrap();
+        let content = machine.disk.content();
         assert!(content[1536..1536 + 8192] == pattern(9, 8192));
         assert!(content[1536 + 8192..] == pattern(0, SIZE)[1536 + 8192..]);
         assert!(machine.signal.queue.load(Ordering::SeqCst) > 0, "it interrupts");
@@ -251,7 +276,7 @@ fn a_driver_discards_and_zeroes() {
         assert_eq!(machine.run(13, 0, Some((DATA, 32, 0))), (0, 1));
         machine.put(&range(1024, 64, 0));
         assert_eq!(machine.run(11, 0, Some((DATA, 16, 0))), (0, 1));
-        let content = std::fs::read(machine.file.path()).unwrap();
+        let content = machine.disk.content();
         let mut expected = pattern(0, SIZE);
         expected[4096..8192].fill(0);
         expected[16384..24576].fill(0);
@@ -297,7 +322,7 @@ fn a_read_only_disk_stays_as_it_is() {
     assert_eq!(machine.run(1, 0, Some((DATA, 512, 0))).0, 1);
     assert_eq!(machine.run(4, 0, None).0, 0);
     assert_eq!(machine.run(0, 0, Some((DATA, 512, WRITE))).0, 0);
-    assert!(std::fs::read(machine.file.path()).unwrap() == pattern(0, SIZE));
+    assert!(machine.disk.content() == pattern(0, SIZE));
 }
 
 #[test]
@@ -333,9 +358,9 @@ fn the_disk_is_free_once_its_devices_are_gone() {
     everywhere(|mut machine| {
         for _ in 0..20 {
             assert_eq!(machine.run(0, 0, Some((DATA, 512, WRITE))), (0, 513));
-            let Machine { file, block, .. } = machine;
-            drop(block);
-            machine = Machine::new(options(&file), file, BlockOptions::default());
+            let Machine { file, layers, options, disk, block, .. } = machine;
+            drop((disk, block));
+            machine = Machine::with(options, file, layers, BlockOptions::default());
         }
     });
 }
@@ -385,7 +410,7 @@ fn without_flush_each_write_is_durable() {
     machine.activate(0);
     machine.put(&pattern(5, 512));
     assert_eq!(machine.run(1, 1, Some((DATA, 512, 0))), (0, 1));
-    assert!(std::fs::read(machine.file.path()).unwrap()[512..1024] == pattern(5, 512));
+    assert!(machine.disk.content()[512..1024] == pattern(5, 512));
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn line(job: &str, name: String, guests: &[f64], hosts: &[f64]) -> Line {
 }
 
 /// A file with all its blocks there and nothing alike in them.
-fn make_disk(bench: &Bench) -> Result<PathBuf> {
+pub(super) fn make_disk(bench: &Bench) -> Result<PathBuf> {
     let path = bench.work.join("disk.img");
     let step = Step::start(format!("making a disk of {FILE_MIB} MiB"));
     let mut file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -84,7 +84,8 @@ fn make_disk(bench: &Bench) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn guest(bench: &Bench, disk: &Path, job: &str, direct: bool) -> Result<f64> {
+/// What a guest gets done on the disk whose file is `disk`, in requests (or MiB) a second.
+pub(super) fn guest(bench: &Bench, disk: &Path, job: &str, direct: bool) -> Result<f64> {
     let mut drive = OsString::from("path=");
     drive.push(disk);
     drive.push(if direct { ",direct=on" } else { "" });

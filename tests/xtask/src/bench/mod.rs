@@ -19,6 +19,7 @@ use crate::{guests, paths, setup, tool};
 mod boot;
 mod disk;
 mod fleet;
+mod layers;
 mod memory;
 mod net;
 mod peers;
@@ -43,6 +44,8 @@ pub enum Row {
     Size,
     /// Block throughput beside the host's own
     Disk,
+    /// Random reads through layers beside a raw disk
+    Layers,
     /// Frames through a tap beside QEMU
     Net,
     /// Bytes through vsock
@@ -82,6 +85,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Memory => memory::measure(&bench),
             Row::Size => size(&bench),
             Row::Disk => disk::measure(&bench),
+            Row::Layers => layers::measure(&bench),
             Row::Net => net::measure(&bench),
             Row::Vsock => vsock::measure(&bench),
             Row::Fleet => fleet::measure(&bench),

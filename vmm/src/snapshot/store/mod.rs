@@ -196,3 +196,8 @@ impl Store {
         self.put(&manifest)
     }
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

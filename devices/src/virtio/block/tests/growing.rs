@@ -30,7 +30,7 @@ fn the_guest_is_told_and_can_use_what_is_new() {
         assert_eq!(machine.run(1, OLD_END, Some((DATA, 4096, 0))).0, 0);
         assert_eq!(machine.run(0, 2 * OLD_END - 8, Some((DATA, 4096, WRITE))).0, 0);
         assert_eq!(machine.run(0, 2 * OLD_END - 7, Some((DATA, 4096, WRITE))).0, 1);
-        let content = std::fs::read(machine.file.path()).unwrap();
+        let content = machine.disk.content();
         assert_eq!(content.len(), 2 * SIZE);
         assert!(content[SIZE..SIZE + 4096] == pattern(3, 4096));
         resizer.resize(2 * SIZE as u64).unwrap();
