@@ -14,11 +14,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use arch::memory::GuestRam;
 use devices::disk::Frozen;
 use devices::ratelog::Chained;
 
@@ -31,7 +32,7 @@ use crate::event::Message;
 use crate::home::Lineage;
 use crate::host::Host;
 use crate::snapshot::manifest::{FORMAT, Manifest, MemoryFiles, Sum};
-use crate::snapshot::memory::{Image, Saver, Saving};
+use crate::snapshot::memory::{Image, Saver, Saving, rejoin};
 use crate::snapshot::state::{STATE, VmState};
 use crate::snapshot::store::Draft;
 use crate::snapshot::{Id, Store};
@@ -98,6 +99,8 @@ pub(super) struct Job {
     saving: Saving,
     frozen: Vec<Frozen>,
     life: u64,
+    /// Only as long as the guest has it.
+    ram: Weak<GuestRam>,
     teller: Teller,
     begun: Instant,
 }
@@ -189,7 +192,8 @@ impl Prepared {
         };
         let (store, frozen) = (lineage.store.clone(), frozen.layers);
         let teller = Teller { reply, told: Instant::now(), ended: Arc::clone(ended) };
-        Ok(Job { asked, store, draft, manifest, state, saving, frozen, life: machine.life, teller, begun })
+        let (life, ram) = (machine.life, Arc::downgrade(&machine.ram));
+        Ok(Job { asked, store, draft, manifest, state, saving, frozen, life, ram, teller, begun })
     }
 }
 
@@ -229,9 +233,13 @@ impl Job {
     /// If there can be no thread: there is no snapshot then.
     pub(super) fn start(self, messages: Sender<Message>) -> Result<(), VmError> {
         let run = move || {
-            let Self { asked, store, draft, manifest, state, saving, frozen, life, mut teller, begun } = self;
+            let Self { asked, store, draft, manifest, state, saving, frozen, life, ram, mut teller, begun } =
+                self;
             let pause_us = manifest.pause_us;
             let result = finish(&store, draft, manifest, &state, saving, frozen, &mut teller);
+            if result.is_ok() {
+                settle(&ram, &mut teller);
+            }
             // The VM may have ended.
             let done = Done { asked, life, reply: teller.reply, pause_us, begun, result };
             let _ = messages.send(Message::Saved(Box::new(done)));
@@ -277,6 +285,14 @@ fn finish(
     };
     let base = Base { id: Some(manifest.id), memory };
     Ok(Made { base, memory_bytes: saved.stored, disk_bytes })
+}
+
+/// Put the guest's memory back in order, so that its next snapshot stops it no longer than this one did.
+fn settle(ram: &Weak<GuestRam>, teller: &mut Teller) {
+    if let Some(ram) = ram.upgrade() {
+        // Held by nobody else, it is a machine's that is gone.
+        rejoin(&ram, || Arc::strong_count(&ram) > 1 && teller.tell(1, 1).is_continue());
+    }
 }
 
 /// Make the disks' layers durable, beside the memory.

@@ -28,7 +28,8 @@
 //!   200 MiB/s make 20 MiB in 100 ms, about 10 ms to copy. Devices' writes would have to be logged by ourselves, and a log that is always on
 //!   keeps KVM from mapping huge pages.
 //! - *A fork* costs as much as there are page table entries, and no more for what was never touched. Then the kernel copies what the
-//!   guest writes to: 3 µs a page, so 200 MiB/s cost a vCPU 15 % of its time for as long as the child writes, 5 ms for an idle guest.
+//!   guest writes to: 3 µs a page, so 200 MiB/s cost a vCPU 15 % of its time for as long as the child writes, 5 ms for an idle guest. KVM
+//!   drops its own tables of the guest's memory at the fork, and fills them again as it is touched.
 //!
 //! So guest memory is best in huge pages, which it is from the start, as far as the host allows. Writes during a
 //! snapshot break them up; [`rejoin`] puts them together behind it (1 s for all of 1 GiB, with pauses). Memory that was mapped from
