@@ -1,20 +1,31 @@
 //! What a VM keeps for later: which snapshot it is on, and where the layers of its disks are.
 //!
+//! ```text
+//!   the user's file ◄── layer ◄── … ◄── frozen layer ◄── top: the only one that is written
+//!                                       (a snapshot's)   (in the record)
+//! ```
 //! The record is the VM's own and is always durable before what it says is used: whoever finds it after a crash finds a VM that
-//! can be started. Belongs to the `vmm` thread.
+//! can be started. New tops are made before the record names them, and old ones are deleted after it has forgotten them; what a crash
+//! leaves in between is garbage that a sweep finds. Belongs to the `vmm` thread.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use devices::disk::layer::{self, Base, Format};
+use devices::disk::{Disk, DiskError, DiskOptions};
+
+use crate::snapshot::manifest::{DiskPoint, Manifest};
 use crate::snapshot::record::RecordError;
 use crate::snapshot::store::StoreError;
 use crate::snapshot::{Id, Places, Record, Store};
+use crate::spec::DiskSpec;
 
 /// Where what a VM keeps for later is.
 #[derive(Clone, Debug)]
 pub struct Home {
     /// Layers and snapshots, of this VM and of others.
     pub places: Places,
-    /// The VM's own record of what it stands on (`layers.json`); made at the first start if it is not there.
+    /// The VM's own record of what it stands on (`layers.json`); made when there is something to say if it is not there.
     pub record: PathBuf,
 }
 
@@ -27,12 +38,32 @@ pub enum HomeError {
     /// The VM's record.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A layer, or what is below it.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The host has no random numbers.
-    #[error("the host has no random numbers to name a VM with")]
-    Names(#[source] std::io::Error),
+    #[error("the host has no random numbers to give names")]
+    Names(#[source] io::Error),
+    /// A new layer may be gone after a power cut.
+    #[error("cannot sync {}", path.display())]
+    Sync {
+        /// The directory.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A snapshot needs a home to be in.
     #[error("a VM that starts from a snapshot needs a place to keep its own: this is a defect of skiff")]
     Homeless,
+    /// The snapshot knows nothing of a disk that has layers.
+    #[error("the snapshot {snapshot} has no layer of {disk}: its VM had other disks")]
+    NoLayer {
+        /// The snapshot's name.
+        snapshot: String,
+        /// Such as `disk0`.
+        disk: String,
+    },
 }
 
 /// An open [`Home`].
@@ -53,7 +84,7 @@ impl Lineage {
                 record.disks.resize(disks, None);
                 record
             }
-            None => Record::new(Id::draw().map_err(HomeError::Names)?, vec![None; disks]),
+            None => Record::new(draw()?, vec![None; disks]),
         };
         Ok(Self { store, path: home.record.clone(), record })
     }
@@ -70,5 +101,142 @@ impl Lineage {
     pub(crate) fn change(&mut self, record: Record) -> Result<Record, RecordError> {
         record.write(self.store.storage(), &self.path)?;
         Ok(std::mem::replace(&mut self.record, record))
+    }
+
+    /// The file that the VM writes for its disk number `at`.
+    pub(crate) fn file<'a>(&self, at: usize, spec: &'a DiskSpec) -> std::borrow::Cow<'a, Path> {
+        match self.record.disks.get(at).copied().flatten() {
+            Some(top) if spec.is_layered() => self.store.places().layer(top).into(),
+            _ => spec.path.as_path().into(),
+        }
+    }
+
+    /// Make a first layer for each disk that is to have some and has none. The caller has a [`Pin`](crate::snapshot::store::Pin), and
+    /// writes down what is returned.
+    pub(crate) fn first_tops(&self, disks: &[DiskSpec]) -> Result<Record, HomeError> {
+        let mut made = Making::new(self);
+        for (at, disk) in disks.iter().enumerate().filter(|(_, disk)| disk.is_layered()) {
+            if made.record.disks.get(at).copied().flatten().is_none() {
+                let (base, size) = user_base(&disk.path)?;
+                made.top(at, &base, size)?;
+            }
+        }
+        made.done()
+    }
+
+    /// Make an empty layer on the one that each disk had at a snapshot.
+    fn tops_on(&self, disks: &[DiskSpec], points: &[DiskPoint], snapshot: &str) -> Result<Record, HomeError> {
+        let mut made = Making::new(self);
+        for (at, disk) in disks.iter().enumerate() {
+            let point = points.get(at).and_then(|point| Some((point.layer?, point.size)));
+            match point {
+                Some((layer, size)) if disk.is_layered() => made.top(at, &sibling(layer), size)?,
+                None if disk.is_layered() => {
+                    let (snapshot, disk) = (snapshot.to_owned(), format!("disk{at}"));
+                    return Err(HomeError::NoLayer { snapshot, disk });
+                }
+                _ => made.none(at),
+            }
+        }
+        made.done()
+    }
+
+    /// Let the VM be on a snapshot, with new layers on its. Returns the record before. The caller has a
+    /// [`Pin`](crate::snapshot::store::Pin).
+    pub(crate) fn move_to(&mut self, disks: &[DiskSpec], snapshot: &Manifest) -> Result<Record, HomeError> {
+        let mut record = self.tops_on(disks, &snapshot.disks, &snapshot.name)?;
+        record.parent = Some(snapshot.id);
+        // If it fails nobody knows which of both is there: the new layers stay for a sweep to judge.
+        Ok(self.change(record)?)
+    }
+
+    /// Make an empty layer on each disk's top.
+    pub(crate) fn next_tops(&self, sizes: &[u64]) -> Result<Record, HomeError> {
+        let mut made = Making::new(self);
+        for (at, (top, size)) in self.record.disks.iter().zip(sizes).enumerate() {
+            if let Some(top) = top {
+                made.top(at, &sibling(*top), *size)?;
+            }
+        }
+        made.done()
+    }
+
+    /// Delete the tops of `old` that the record does not name any more, if the host lets us: a sweep finds the rest.
+    pub(crate) fn forget(&self, old: &Record) {
+        let mut gone = old.clone();
+        for top in &mut gone.disks {
+            *top = top.filter(|top| !self.record.disks.contains(&Some(*top)));
+        }
+        if let Err(error) = self.store.drop_tops(&gone) {
+            log::warn!("a layer that nobody needs stays until skiff system prune: {error}");
+        }
+    }
+}
+
+fn draw() -> Result<Id, HomeError> {
+    Id::draw().map_err(HomeError::Names)
+}
+
+/// A layer below another.
+fn sibling(layer: Id) -> Base {
+    Base { name: format!("{layer}.qcow2").into(), format: Format::Qcow2 }
+}
+
+/// The user's own file below a first layer, and the size of the disk in it.
+fn user_base(path: &Path) -> Result<(Base, u64), HomeError> {
+    let options = DiskOptions { path: path.to_owned(), readonly: true, direct: false };
+    let disk = Disk::open(&options)?;
+    let format = if disk.is_layered() { Format::Qcow2 } else { Format::Raw };
+    Ok((Base { name: path.to_owned(), format }, disk.size()))
+}
+
+/// New tops, which are deleted again if not all can be made.
+struct Making<'a> {
+    lineage: &'a Lineage,
+    record: Record,
+    new: Vec<Id>,
+}
+
+impl<'a> Making<'a> {
+    fn new(lineage: &'a Lineage) -> Self {
+        Self { lineage, record: lineage.record.clone(), new: Vec::new() }
+    }
+
+    fn top(&mut self, at: usize, base: &Base, size: u64) -> Result<(), HomeError> {
+        let id = draw()?;
+        let (store, path) = (&self.lineage.store, self.lineage.store.places().layer(id));
+        layer::create(store.storage(), &path, Some(base), size)?;
+        self.new.push(id);
+        if let Some(top) = self.record.disks.get_mut(at) {
+            *top = Some(id);
+        }
+        Ok(())
+    }
+
+    fn none(&mut self, at: usize) {
+        if let Some(top) = self.record.disks.get_mut(at) {
+            *top = None;
+        }
+    }
+
+    /// All are there, and will be.
+    fn done(mut self) -> Result<Record, HomeError> {
+        if !self.new.is_empty() {
+            let path = self.lineage.store.places().layers();
+            let synced = self.lineage.store.storage().sync_dir(&path);
+            synced.map_err(|source| HomeError::Sync { path, source })?;
+        }
+        self.new.clear();
+        Ok(self.record.clone())
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        let store = &self.lineage.store;
+        for id in &self.new {
+            // A sweep finds what cannot be deleted.
+            let _ = store.storage().remove_file(&store.places().layer(*id));
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use devices::disk::engine::probe_uring;
@@ -122,8 +122,14 @@ impl Host {
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
-    pub(crate) fn open(spec: VmSpec, name: &str, stdio: Hub, from_snapshot: bool) -> Result<Self, VmError> {
-        let (kernel, initrd) = match from_snapshot {
+    pub(crate) fn open(
+        spec: VmSpec,
+        name: &str,
+        stdio: Hub,
+        home: Option<&Home>,
+        from: Option<Id>,
+    ) -> Result<(Self, Option<Point>), VmError> {
+        let (kernel, initrd) = match from.is_some() {
             true => (None, None),
             false => {
                 let initrd = spec.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
@@ -132,7 +138,8 @@ impl Host {
         };
         memory::check(&spec.memory)?;
         survive_file_size_limits();
-        let disks = spec.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let (lineage, point) = settle(&spec, home, from)?;
+        let disks = open_disks(&spec, lineage.as_ref())?;
         let nets = net::open_all(&spec, name)?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
@@ -143,7 +150,7 @@ impl Host {
         let balloon = spec.balloon.then(BalloonControl::new).transpose();
         let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
         let vsock = spec.vsock.as_ref().map(open_vsock).transpose()?;
-        Ok(Self {
+        let host = Self {
             hypervisor,
             disks,
             nets,
@@ -154,32 +161,12 @@ impl Host {
             balloon,
             vcpu_counters: (0..spec.cpus).map(|_| Arc::default()).collect(),
             vsock,
-            lineage: None,
+            lineage,
             kernel,
             initrd,
             spec,
-        })
-    }
-
-    /// Find the VM's place among snapshots, and open the one that it is to start from.
-    ///
-    /// # Errors
-    /// If the record or the snapshot cannot be used.
-    pub(crate) fn settle(&mut self, home: Option<&Home>, from: Option<Id>) -> Result<Option<Point>, VmError> {
-        let Some(home) = home else {
-            return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok(None) };
         };
-        let mut lineage = Lineage::open(home, self.spec.disks.len())?;
-        let _pin = lineage.store.pin().map_err(HomeError::from)?;
-        let point = from.map(|id| Point::open(&lineage.store, id)).transpose()?;
-        if let Some(point) = &point {
-            point.fits(&self.spec)?;
-            let mut record = lineage.record().clone();
-            record.parent = Some(point.manifest.id);
-            lineage.change(record)?;
-        }
-        self.lineage = Some(lineage);
-        Ok(point)
+        Ok((host, point))
     }
 
     /// The VM is on the snapshot `id` from now on, durably.
@@ -194,9 +181,16 @@ impl Host {
         Ok(())
     }
 
+    /// Let the devices that are made from now on have these disks. No bucket is filled.
+    pub(crate) fn put_disks(&mut self, disks: Vec<HostDisk>) {
+        for (mine, new) in self.disks.iter_mut().zip(disks) {
+            mine.disk = new.disk;
+        }
+    }
+
     /// The first disk that can be written and has no layers, so that it cannot be frozen.
     pub(crate) fn written_in_place(&self) -> Option<String> {
-        let at = self.spec.disks.iter().position(|disk| !disk.readonly)?;
+        let at = self.spec.disks.iter().position(DiskSpec::in_place)?;
         Some(format!("disk{at}"))
     }
 
@@ -257,13 +251,50 @@ fn survive_file_size_limits() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-fn open_disk(disk: &DiskSpec) -> Result<HostDisk, VmError> {
+/// Find the VM's place among snapshots, open the one that it is to start from, and make the layers that its disks lack.
+fn settle(
+    spec: &VmSpec,
+    home: Option<&Home>,
+    from: Option<Id>,
+) -> Result<(Option<Lineage>, Option<Point>), VmError> {
+    let Some(home) = home else {
+        return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok((None, None)) };
+    };
+    let mut lineage = Lineage::open(home, spec.disks.len())?;
+    let Some(id) = from else {
+        if spec.disks.iter().any(DiskSpec::is_layered) {
+            let _pin = lineage.store.pin()?;
+            let record = lineage.first_tops(&spec.disks)?;
+            if record != *lineage.record() {
+                lineage.change(record)?;
+            }
+        }
+        return Ok((Some(lineage), None));
+    };
+    let _pin = lineage.store.pin()?;
+    let point = Point::open(&lineage.store, id)?;
+    point.fits(spec)?;
+    let before = lineage.move_to(&spec.disks, &point.manifest)?;
+    lineage.forget(&before);
+    Ok((Some(lineage), Some(point)))
+}
+
+/// The disks: each layered one by its top.
+pub(crate) fn open_disks(spec: &VmSpec, lineage: Option<&Lineage>) -> Result<Vec<HostDisk>, VmError> {
+    let file = |at, disk: &DiskSpec| match lineage {
+        Some(lineage) => lineage.file(at, disk).into_owned(),
+        None => disk.path.clone(),
+    };
+    spec.disks.iter().enumerate().map(|(at, disk)| open_disk(disk, file(at, disk))).collect()
+}
+
+fn open_disk(disk: &DiskSpec, path: PathBuf) -> Result<HostDisk, VmError> {
     if disk.io == DiskIo::Uring {
         // The device asks again when its driver starts it, but then only the log could tell.
         let failed = |source| HostError::NoUring { path: disk.path.display().to_string(), source };
         probe_uring().map_err(failed)?;
     }
-    let options = DiskOptions { path: disk.path.clone(), readonly: disk.readonly, direct: disk.direct };
+    let options = DiskOptions { path, readonly: disk.readonly, direct: disk.direct };
     Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
 }
 

@@ -9,6 +9,7 @@ mod pause;
 mod point;
 mod rollback;
 mod snapshot;
+mod tops;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -73,8 +74,8 @@ pub struct Setup {
 /// If something that the spec names cannot be used, or the host cannot run VMs.
 pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     spec.validate()?;
-    let mut host = Host::open(spec, &setup.name, Hub::new(setup.stdout, setup.log), setup.from.is_some())?;
-    let point = host.settle(setup.home.as_ref(), setup.from)?;
+    let stdio = Hub::new(setup.stdout, setup.log);
+    let (host, point) = Host::open(spec, &setup.name, stdio, setup.home.as_ref(), setup.from)?;
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
@@ -393,8 +394,8 @@ impl Keeper {
             return Err(VmError::Saving);
         }
         let running = self.state == RunState::Running;
-        let prepared = snapshot::prepare(&self.host, &self.machine, asked)?;
-        let job = prepared.capture(&self.host, &self.machine, running, reply, &self.ended)?;
+        let prepared = snapshot::prepare(&mut self.host, &self.machine, asked)?;
+        let job = prepared.capture(&mut self.host, &self.machine, running, reply, &self.ended)?;
         job.start(self.messages.clone())?;
         self.saving = true;
         Ok(())
@@ -425,17 +426,22 @@ impl Keeper {
 
     /// The machine goes, and one that is as it was at the snapshot comes.
     fn roll_back(self, prepared: rollback::Prepared) -> Result<Self, VmError> {
-        let rollback::Prepared { point, before, begun, reply } = prepared;
+        let rollback::Prepared { point, disks, before, begun, reply } = prepared;
+        let mut host = self.host;
         let ready = begun.elapsed();
         let Machine { vcpus, board, vm, ram, mapped, life, .. } = self.machine;
         drop((vcpus, board));
         let gone = begun.elapsed();
-        self.host.console.next_boot();
-        let machine = build(&self.host, Some(&point), EventSender::new(self.messages.clone(), life + 1))?;
+        host.console.next_boot();
+        host.put_disks(disks);
+        let machine = build(&host, Some(&point), EventSender::new(self.messages.clone(), life + 1))?;
         machine.begin();
         let us = snapshot::micros(begun.elapsed());
         log::debug!("rolled back in {us} us: ready after {ready:?}, the old machine gone after {gone:?}");
-        drop((mapped, before));
+        drop(mapped);
+        if let Some(lineage) = &host.lineage {
+            lineage.forget(&before);
+        }
         let reaper = match self.reaper {
             Some(reaper) => reaper,
             None => Reaper::start().map_err(VmError::resources("start the reaper thread"))?,
@@ -447,6 +453,6 @@ impl Keeper {
         (self.listener)(Notice::RolledBack { name: point.manifest.name, id: point.manifest.id });
         let _ = reply.send(VmReply::RolledBack { us });
         let (state, reaper) = (RunState::Running, Some(reaper));
-        Ok(Self { machine, state, reaper, booted: None, ..self })
+        Ok(Self { host, machine, state, reaper, booted: None, ..self })
     }
 }

@@ -106,6 +106,11 @@ impl Home {
         self.dir.path().join("skiff")
     }
 
+    /// Where snapshots and layers are kept.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data/skiff")
+    }
+
     /// skiff, with nothing said yet.
     pub fn skiff(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));

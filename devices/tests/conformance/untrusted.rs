@@ -16,7 +16,7 @@ const SPOILERS: [Spoiler; 17] = [
     ("status", |state| state.status &= !4),
     ("features", |state| state.features |= 1 << 63),
     ("features", |state| state.features &= !(1 << 32)),
-    ("queues", |state| drop(state.queues.pop())),
+    ("queues", |state| state.queues.truncate(state.queues.len() - 1)),
     ("queues", |state| state.queues.push(state.queues[0].clone())),
     ("queues[0].max", |state| state.queues[0].max *= 2),
     ("queues[0]", |state| state.queues[0].size = 3),

@@ -10,19 +10,20 @@ use super::Machine;
 use super::point::Point;
 use crate::control::VmReply;
 use crate::error::VmError;
-use crate::host::Host;
+use crate::host::{Host, HostDisk, open_disks};
 use crate::snapshot::{Id, Record};
 
 /// A rollback that has nothing left to fail but the host. The vCPUs are parked.
 pub(super) struct Prepared {
     pub(super) point: Point,
+    pub(super) disks: Vec<HostDisk>,
     /// The record before.
     pub(super) before: Record,
     pub(super) begun: Instant,
     pub(super) reply: Sender<VmReply>,
 }
 
-/// Open the snapshot and write down that the VM is on it.
+/// Open the snapshot and its disks, and write down that the VM is on it.
 pub(super) fn prepare(
     host: &mut Host,
     machine: &Machine,
@@ -39,13 +40,19 @@ pub(super) fn prepare(
     let point = Point::open(&lineage.store, snapshot)?;
     point.fits(&host.spec)?;
     point.state.check(&host.spec, supported.as_slice())?;
-    let mut record = lineage.record().clone();
-    record.parent = Some(snapshot);
-    let before = lineage.change(record)?;
-    if let Err(stuck) = machine.vcpus.pause() {
-        // As it was: the machine runs on.
-        lineage.change(before)?;
-        return Err(stuck.into());
+    let before = lineage.move_to(&host.spec.disks, &point.manifest)?;
+    let opened = open_disks(&host.spec, Some(lineage));
+    let ready = opened.and_then(|disks| {
+        machine.vcpus.pause()?;
+        Ok(disks)
+    });
+    match ready {
+        Ok(disks) => Ok(Prepared { point, disks, before, begun, reply }),
+        Err(error) => {
+            // As it was: the machine runs on.
+            let new = lineage.change(before)?;
+            lineage.forget(&new);
+            Err(error)
+        }
     }
-    Ok(Prepared { point, before, begun, reply })
 }

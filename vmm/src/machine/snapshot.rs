@@ -14,14 +14,17 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use arch::memory::GuestRam;
+use devices::disk::Frozen;
 use devices::ratelog::Chained;
 
 use super::point::files;
+use super::tops::{self, Tops};
 use super::{Machine, chips, pause};
 use crate::control::VmReply;
 use crate::error::VmError;
@@ -29,7 +32,7 @@ use crate::event::Message;
 use crate::home::Lineage;
 use crate::host::Host;
 use crate::snapshot::manifest::{FORMAT, Manifest, MemoryFiles, Sum};
-use crate::snapshot::memory::{Image, Saver, Saving};
+use crate::snapshot::memory::{Image, Saver, Saving, rejoin};
 use crate::snapshot::state::{STATE, VmState};
 use crate::snapshot::store::Draft;
 use crate::snapshot::{Id, Store};
@@ -82,6 +85,7 @@ pub(super) struct Prepared {
     saver: Saver,
     /// The VM's spec, as a text.
     spec: String,
+    tops: Tops,
     begun: Instant,
 }
 
@@ -93,7 +97,10 @@ pub(super) struct Job {
     manifest: Manifest,
     state: VmState,
     saving: Saving,
+    frozen: Vec<Frozen>,
     life: u64,
+    /// Only as long as the guest has it.
+    ram: Weak<GuestRam>,
     teller: Teller,
     begun: Instant,
 }
@@ -123,7 +130,7 @@ impl Teller {
 }
 
 /// Make ready. Nothing is left of what fails.
-pub(super) fn prepare(host: &Host, machine: &Machine, asked: Asked) -> Result<Prepared, VmError> {
+pub(super) fn prepare(host: &mut Host, machine: &Machine, asked: Asked) -> Result<Prepared, VmError> {
     let begun = Instant::now();
     let lineage = refuse(host, &asked)?;
     let spec = host.spec.to_toml().map_err(VmError::SpecText)?;
@@ -134,7 +141,8 @@ pub(super) fn prepare(host: &Host, machine: &Machine, asked: Asked) -> Result<Pr
     let (mapped, base) = (&machine.mapped, &machine.base);
     let saver = Saver::prepare(&machine.ram, host.spec.memory.hugepages, mapped, &base.memory, &path)?;
     let memory = MemoryFiles { data, index, base: base.id };
-    Ok(Prepared { asked, draft, memory, saver, spec, begun })
+    let tops = Tops::prepare(host)?;
+    Ok(Prepared { asked, draft, memory, saver, spec, tops, begun })
 }
 
 /// Why there can be no snapshot of this VM, or no such one.
@@ -153,29 +161,19 @@ impl Prepared {
     /// Save what the guest cannot be allowed to change meanwhile. It stands still for this long, unless it does already, and then stays so.
     pub(super) fn capture(
         self,
-        host: &Host,
+        host: &mut Host,
         machine: &Machine,
         running: bool,
         reply: Sender<VmReply>,
         ended: &Arc<AtomicBool>,
     ) -> Result<Job, VmError> {
-        let Self { asked, draft, memory, saver, spec, begun } = self;
-        let lineage = host.lineage.as_ref().ok_or(VmError::NoHome)?;
+        let Self { asked, draft, memory, saver, spec, mut tops, begun } = self;
         let stopped = Instant::now();
-        let paused = running.then(|| pause::pause(&machine.vcpus, &machine.board)).transpose()?;
-        let parked = stopped.elapsed();
-        let state = machine.save(host)?;
-        let saved = stopped.elapsed();
-        let saving = saver.fork()?;
-        let forked = stopped.elapsed();
-        drop(paused);
+        let captured = capture(host, machine, running, saver, &mut tops);
         let pause = stopped.elapsed();
-        log::debug!(
-            "the guest stood still for {pause:?}: parked after {parked:?}, saved {:?}, forked {:?}, resumed {:?}",
-            saved.saturating_sub(parked),
-            forked.saturating_sub(saved),
-            pause.saturating_sub(forked),
-        );
+        let frozen = tops.settle(host, captured.is_ok())?;
+        let (state, saving) = captured?;
+        let lineage = host.lineage.as_ref().ok_or(VmError::NoHome)?;
         let manifest = Manifest {
             format: FORMAT,
             arch: std::env::consts::ARCH.to_owned(),
@@ -188,14 +186,39 @@ impl Prepared {
             removed: false,
             spec,
             memory,
-            disks: Vec::new(),
+            disks: frozen.points,
             pause_us: if running { micros(pause) } else { 0 },
             files: BTreeMap::new(),
         };
-        let store = lineage.store.clone();
+        let (store, frozen) = (lineage.store.clone(), frozen.layers);
         let teller = Teller { reply, told: Instant::now(), ended: Arc::clone(ended) };
-        Ok(Job { asked, store, draft, manifest, state, saving, life: machine.life, teller, begun })
+        let (life, ram) = (machine.life, Arc::downgrade(&machine.ram));
+        Ok(Job { asked, store, draft, manifest, state, saving, frozen, life, ram, teller, begun })
     }
+}
+
+/// What is done while the guest stands still.
+fn capture(
+    host: &Host,
+    machine: &Machine,
+    running: bool,
+    saver: Saver,
+    tops: &mut Tops,
+) -> Result<(VmState, Saving), VmError> {
+    let begun = Instant::now();
+    let paused = running.then(|| pause::pause(&machine.vcpus, &machine.board)).transpose()?;
+    let parked = begun.elapsed();
+    let state = machine.save(host)?;
+    let saved = begun.elapsed();
+    tops.freeze(host)?;
+    let saving = saver.fork()?;
+    let forked = begun.elapsed();
+    drop(paused);
+    log::debug!(
+        "the guest stood still for {:?}: parked after {parked:?}, saved after {saved:?}, forked after {forked:?}",
+        begun.elapsed()
+    );
+    Ok((state, saving))
 }
 
 /// A time in microseconds.
@@ -210,9 +233,13 @@ impl Job {
     /// If there can be no thread: there is no snapshot then.
     pub(super) fn start(self, messages: Sender<Message>) -> Result<(), VmError> {
         let run = move || {
-            let Self { asked, store, draft, manifest, state, saving, life, mut teller, begun } = self;
+            let Self { asked, store, draft, manifest, state, saving, frozen, life, ram, mut teller, begun } =
+                self;
             let pause_us = manifest.pause_us;
-            let result = finish(&store, draft, manifest, &state, saving, &mut teller);
+            let result = finish(&store, draft, manifest, &state, saving, frozen, &mut teller);
+            if result.is_ok() {
+                settle(&ram, &mut teller);
+            }
             // The VM may have ended.
             let done = Done { asked, life, reply: teller.reply, pause_us, begun, result };
             let _ = messages.send(Message::Saved(Box::new(done)));
@@ -229,10 +256,22 @@ fn finish(
     mut manifest: Manifest,
     state: &VmState,
     saving: Saving,
+    frozen: Vec<Frozen>,
     teller: &mut Teller,
 ) -> Result<Made, VmError> {
     let storage = store.storage();
-    let saved = saving.finish(&mut |done, total| teller.tell(done, total))?;
+    let sums = finish_disks(store, frozen)?;
+    let mut last = (0, 0);
+    let saved = saving.finish(&mut |done, total| {
+        last = (done, total);
+        teller.tell(done, total)
+    })?;
+    let sums = wait(&sums, last, teller)?;
+    let disk_bytes = sums.iter().map(|sum| sum.len).sum();
+    let layered = manifest.disks.iter_mut().filter(|point| point.layer.is_some());
+    for (point, sum) in layered.zip(sums) {
+        point.sum = Some(sum);
+    }
     let MemoryFiles { data, index, .. } = &manifest.memory;
     let index_sum = saved.index.write(storage, &draft.dir().join(index))?;
     let state_sum = state.write(storage, &draft.dir().join(STATE))?;
@@ -245,7 +284,41 @@ fn finish(
         Arc::new(Image::open(&files(store, &store.chain(manifest.id)?))?)
     };
     let base = Base { id: Some(manifest.id), memory };
-    Ok(Made { base, memory_bytes: saved.stored, disk_bytes: 0 })
+    Ok(Made { base, memory_bytes: saved.stored, disk_bytes })
+}
+
+/// Put the guest's memory back in order, so that its next snapshot stops it no longer than this one did.
+fn settle(ram: &Weak<GuestRam>, teller: &mut Teller) {
+    if let Some(ram) = ram.upgrade() {
+        // Held by nobody else, it is a machine's that is gone.
+        rejoin(&ram, || Arc::strong_count(&ram) > 1 && teller.tell(1, 1).is_continue());
+    }
+}
+
+/// Make the disks' layers durable, beside the memory.
+fn finish_disks(store: &Store, frozen: Vec<Frozen>) -> Result<Receiver<Result<Vec<Sum>, VmError>>, VmError> {
+    let (done, sums) = mpsc::channel();
+    let store = store.clone();
+    // Nobody waits for it any more if the memory failed.
+    let finish = move || drop(done.send(tops::finish(&store, &frozen)));
+    let thread = devices::worker::named_thread("snapshot:disks").spawn(finish);
+    thread.map_err(VmError::resources("start the snapshot:disks thread"))?;
+    Ok(sums)
+}
+
+/// Wait for the disks, and let whoever asked know that something goes on.
+fn wait(
+    sums: &Receiver<Result<Vec<Sum>, VmError>>,
+    (done, total): (u64, u64),
+    teller: &mut Teller,
+) -> Result<Vec<Sum>, VmError> {
+    loop {
+        match sums.recv_timeout(TELL) {
+            Ok(sums) => return sums,
+            Err(RecvTimeoutError::Timeout) => drop(teller.tell(done, total)),
+            Err(RecvTimeoutError::Disconnected) => return Err(VmError::Vanished),
+        }
+    }
 }
 
 impl Machine {

@@ -70,6 +70,12 @@ impl DiskSpec {
     pub fn in_place(&self) -> bool {
         !self.readonly && self.layers != Some(true)
     }
+
+    /// Whether what the guest writes goes to a layer.
+    #[must_use]
+    pub fn is_layered(&self) -> bool {
+        !self.readonly && self.layers == Some(true)
+    }
 }
 
 /// How a disk's requests reach the host's kernel.

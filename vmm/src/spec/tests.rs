@@ -46,10 +46,12 @@ fn memory_has_a_size_and_a_kind() {
 
 #[test]
 fn a_disk_is_read_with_all_its_options() {
-    let disk: DiskSpec = "path=/d=1,,2.img,readonly=on,direct,serial=S1,queues=2,io=plain".parse().unwrap();
+    let disk: DiskSpec =
+        "path=/d=1,,2.img,readonly=on,direct,layers=off,serial=S1,queues=2,io=plain".parse().unwrap();
     let wanted = DiskSpec {
         readonly: true,
         direct: true,
+        layers: Some(false),
         serial: Some("S1".to_owned()),
         queues: Some(2),
         io: DiskIo::Plain,
@@ -58,7 +60,7 @@ fn a_disk_is_read_with_all_its_options() {
     assert_eq!(disk, wanted);
     assert_eq!("path=a".parse::<DiskSpec>().unwrap(), DiskSpec::new("a"));
     assert_eq!("readonly=off,path=a".parse::<DiskSpec>().unwrap(), DiskSpec::new("a"));
-    let shown = "path=/d=1,,2.img,readonly=on,direct=on,serial=S1,queues=2,io=plain";
+    let shown = "path=/d=1,,2.img,readonly=on,direct=on,layers=off,serial=S1,queues=2,io=plain";
     assert_eq!(disk.to_string(), shown);
     for (layers, text) in [(true, "on"), (false, "off")] {
         let disk: DiskSpec = format!("path=a,layers={text}").parse().unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmm::control::{Outcome, RunState, VmAction, VmReply};
 use vmm::machine::{Home, Setup};
 use vmm::snapshot::{Id, Places};
-use vmm::spec::{Stream, VmSpec};
+use vmm::spec::{DiskSpec, Stream, VmSpec};
 
 use crate::guests::Code;
 use crate::{Running, SERIAL, run_with};
@@ -21,7 +21,19 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        let world = Self { dir: tempfile::tempdir().unwrap() };
+        std::fs::write(world.disk(), [7; 1 << 16]).unwrap();
+        world
+    }
+
+    /// The base of all VMs' disks.
+    fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk.img")
+    }
+
+    /// The files of all layers.
+    fn layers(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("data/layers")).unwrap().count()
     }
 
     /// What the VM called `name` prints.
@@ -32,7 +44,10 @@ impl World {
     /// The VM called `name`, from the start or from a snapshot.
     fn start(&self, name: &str, from: Option<Id>) -> Option<Running> {
         let code = Code::default().count(COUNT, SERIAL).again();
-        let spec = |spec: &mut VmSpec| spec.serial = Stream::File(self.output(name));
+        let spec = |spec: &mut VmSpec| {
+            spec.serial = Stream::File(self.output(name));
+            spec.disks = vec![DiskSpec { layers: Some(true), ..DiskSpec::new(self.disk()) }];
+        };
         let home = Home {
             places: Places::new(self.dir.path().join("data")),
             record: self.dir.path().join(format!("{name}.json")),
@@ -110,7 +125,10 @@ fn a_guest_goes_on_from_a_snapshot_in_its_own_vm_and_in_others() {
         assert_eq!(all[last.len()], then.last().unwrap().wrapping_add(1));
         counts(&all[last.len()..]);
     }
+    // The frozen one, and the top on it: those of the rollbacks are gone.
+    assert_eq!(world.layers(), 2);
     let Some(other) = world.start("second", Some(id)) else { return };
+    assert_eq!(world.layers(), 3);
     let output = world.output("second");
     prints_beyond(&other, &output, 0);
     let all = printed(&output);

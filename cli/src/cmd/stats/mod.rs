@@ -136,7 +136,11 @@ fn people(figures: &Figures) -> String {
     let mut text = format!("{name}: up {}, boots: {}\n", time::span(stats.uptime_ms), stats.boots);
     text.push_str(&format!("memory: {} of {} on the host", bytes(memory.resident), bytes(memory.total)));
     // The last is all that the guest ever gave back: it may have touched it again since.
-    for (what, amount) in [("in the balloon", memory.balloon), ("given back so far", memory.reported_free)] {
+    for (what, amount) in [
+        ("shared with its snapshot", memory.shared),
+        ("in the balloon", memory.balloon),
+        ("given back so far", memory.reported_free),
+    ] {
         if amount > 0 {
             text.push_str(&format!(", {} {what}", bytes(amount)));
         }

@@ -114,6 +114,12 @@ const FAMILIES: &[Family] = &[
         samples: |stats| one(stats.memory.resident),
     },
     Family {
+        name: "skiff_memory_shared_bytes",
+        kind: "gauge",
+        help: "How much of it is pages of a snapshot that the guest has only read, in the host's memory once for all VMs.",
+        samples: |stats| one(stats.memory.shared),
+    },
+    Family {
         name: "skiff_memory_balloon_bytes",
         kind: "gauge",
         help: "How much of it the balloon holds for the host.",

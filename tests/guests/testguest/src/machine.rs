@@ -1,5 +1,7 @@
 //! What the loader and the board promise: command line, memory map, tables, clock, processor.
 
+use alloc::string::String;
+
 use rt::{acpi, cpu, memory, println, pvh};
 
 use crate::{Outcome, check};
@@ -69,6 +71,14 @@ fn cmos(register: u8) -> u8 {
 
 /// The clock tells a time, which the host compares with its own.
 pub fn rtc() -> Outcome {
+    let [year, month, day, hour, minute, second] = time()?;
+    println!("rtc 20{year}-{month}-{day} {hour}:{minute}:{second}");
+    check!(cmos(0x0b) & 2 != 0, "the clock is not in 24-hour format");
+    Ok(())
+}
+
+/// The clock's year of the century, month, day, hour, minute and second.
+fn time() -> Result<[u8; 6], String> {
     let format = cmos(0x0b);
     let read = |register| {
         let value = cmos(register);
@@ -78,13 +88,16 @@ pub fn rtc() -> Outcome {
         let now = [9, 8, 7, 4, 2, 0].map(read);
         let again = [9, 8, 7, 4, 2, 0].map(read);
         if now == again {
-            let [year, month, day, hour, minute, second] = now;
-            println!("rtc 20{year}-{month}-{day} {hour}:{minute}:{second}");
-            check!(format & 2 != 0, "the clock is not in 24-hour format");
-            return Ok(());
+            return Ok(now);
         }
     }
     Err("the clock does not stand still for a moment".into())
+}
+
+/// How many seconds of the day have passed by the clock.
+pub fn seconds_of_day() -> Result<u64, String> {
+    let [_, _, _, hour, minute, second] = time()?.map(u64::from);
+    Ok((hour * 60 + minute) * 60 + second)
 }
 
 /// The hypervisor shows itself, and the topology knows this processor.

@@ -26,6 +26,7 @@ mod net;
 mod pci;
 mod serial;
 mod smp;
+mod snapshots;
 mod vsock;
 mod vsock_speed;
 
@@ -78,6 +79,7 @@ const TESTS: &[Test] = &[
     ("vsock-bulk", vsock::bulk),
     ("vsock-half", vsock::half),
     ("vsock-speed", vsock_speed::speed),
+    ("snapshots", snapshots::work),
     ("reboot", ends::reboot),
     ("reboots", ends::reboots),
     ("panic", ends::panic),

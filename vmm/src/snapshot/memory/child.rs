@@ -61,7 +61,7 @@ impl Step {
 /// Save, tell how that went, and end.
 pub(super) fn run(job: &Job) -> ! {
     let done = catch_unwind(AssertUnwindSafe(|| {
-        let message = save(job).unwrap_or_else(|failure| Message::Failed(failure));
+        let message = save(job).unwrap_or_else(Message::Failed);
         let mut result = File::from(job.result.try_clone()?);
         result.write_all(&message.encode())
     }));

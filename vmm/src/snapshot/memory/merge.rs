@@ -227,3 +227,107 @@ impl Sources {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use devices::storage::faulty::{Fault, FaultyStorage};
+
+    use super::super::index::Run;
+    use super::*;
+
+    const PAGES: u32 = 600;
+
+    fn files(name: &str) -> MemoryLayer {
+        let dir = Path::new("/snapshots");
+        MemoryLayer { data: dir.join(format!("memory-{name}")), index: dir.join(format!("index-{name}")) }
+    }
+
+    /// Make a layer whose pages hold `value`, or are zero.
+    fn layer(storage: &FaultyStorage, name: &str, runs: &[(u32, u32, u8)]) -> MemoryLayer {
+        let files = files(name);
+        let data = storage.create(&files.data).unwrap();
+        data.set_len(u64::from(PAGES) * PAGE).unwrap();
+        let (mut all, mut crc) = (Runs::default(), crc32fast::Hasher::new());
+        for (first, count, value) in runs {
+            let bytes = vec![*value; *count as usize * PAGE as usize];
+            let content = if *value == 0 { Content::Zero } else { Content::Data };
+            all.add(*first, *count, content);
+            if content == Content::Data {
+                crc.update(&bytes);
+                data.write_all_at(&bytes, u64::from(*first) * PAGE).unwrap();
+            }
+        }
+        data.sync().unwrap();
+        let index = Index::new(u64::from(PAGES) * PAGE, all.into_vec(), crc.finalize()).unwrap();
+        index.write(storage, &files.index).unwrap();
+        files
+    }
+
+    fn world() -> (FaultyStorage, MemoryLayer, MemoryLayer) {
+        let storage = FaultyStorage::new();
+        storage.create_dir(Path::new("/snapshots")).unwrap();
+        let base = layer(&storage, "base", &[(0, 300, 1), (500, 2, 2)]);
+        let upper = layer(&storage, "upper", &[(10, 1, 3), (20, 5, 0), (299, 2, 4), (501, 1, 0)]);
+        storage.sync_dir(Path::new("/snapshots")).unwrap();
+        storage.sync_dir(Path::new("/")).unwrap();
+        (storage, base, upper)
+    }
+
+    fn check(storage: &FaultyStorage, out: &MemoryLayer) {
+        verify(storage, out, &mut |_, _| {}).unwrap();
+        let index = Index::read(storage, &out.index).unwrap();
+        let data = |first, count| Run { first, count, content: Content::Data };
+        let zero = |first, count| Run { first, count, content: Content::Zero };
+        assert_eq!(index.runs(), [data(0, 20), zero(20, 5), data(25, 276), data(500, 1), zero(501, 1)]);
+        let content = storage.content(&out.data).unwrap();
+        let page = |page: usize| content[page * PAGE as usize];
+        assert_eq!([9, 10, 11, 20, 25, 299, 300, 500, 501].map(page), [1, 3, 1, 0, 1, 4, 4, 2, 0]);
+    }
+
+    #[test]
+    fn a_merge_that_fails_at_any_step_leaves_both_layers_and_can_be_done_again() {
+        let (storage, base, upper) = world();
+        let before = storage.operations();
+        let mut told = (0, 0);
+        merge(&storage, &base, &upper, &files("out"), &mut |done, total| told = (done, total)).unwrap();
+        assert_eq!(told, (305 * PAGE, 305 * PAGE));
+        check(&storage, &files("out"));
+        let steps = storage.operations() - before;
+        assert!(steps > 5, "{steps}");
+        for step in before..before + steps {
+            for fault in [Fault::Eio { at: step }, Fault::Full { at: step }, Fault::PowerOff { at: step }] {
+                let (mut storage, base, upper) = world();
+                storage.plan(Some(fault));
+                let done = merge(&storage, &base, &upper, &files("out"), &mut |_, _| {});
+                if storage.is_off() {
+                    assert!(done.is_err(), "{fault:?}");
+                    storage = storage.after_power_cut(step);
+                }
+                storage.plan(None);
+                for layer in [&base, &upper] {
+                    verify(&storage, layer, &mut |_, _| {}).unwrap();
+                }
+                if done.is_err() {
+                    merge(&storage, &base, &upper, &files("again"), &mut |_, _| {}).unwrap();
+                    check(&storage, &files("again"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn flattened_there_are_no_zeros_to_speak_of_and_what_is_bad_stays_known_as_bad() {
+        let (storage, base, upper) = world();
+        let chain = [base.clone(), upper];
+        let index = flatten(&storage, &chain, &files("flat"), &mut |_, _| {}).unwrap();
+        let runs: Vec<_> = index.runs().iter().map(|run| (run.first, run.count)).collect();
+        assert_eq!(runs, [(0, 20), (25, 276), (500, 1)]);
+        // A page that the upper layer covers.
+        storage.open(&base.data, true).unwrap().write_all_at(&[9], 10 * PAGE).unwrap();
+        let error = flatten(&storage, &chain, &files("bad"), &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, MemoryFileError::Corrupted { path } if path == base.data));
+        assert!(storage.content(&files("bad").data).is_err());
+    }
+}

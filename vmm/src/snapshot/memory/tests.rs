@@ -358,6 +358,48 @@ fn a_saving_process_holds_none_of_the_vms_files() {
     saving.finish(&mut quiet).unwrap();
 }
 
+/// The child is stopped, so that it cannot be done before.
+#[test]
+fn the_end_of_the_thread_that_forked_is_the_end_of_the_saving() {
+    let mut lab = Lab::new();
+    let guest = Guest::new(256 * MIB);
+    fill(&guest, 0, 256 * MIB, 7);
+    let saver = guest.saver(&[], &lab.files().data);
+    let forked = std::thread::spawn(move || {
+        let saving = saver.fork().unwrap();
+        while saving.progress() == (0, 0) {
+            std::thread::yield_now();
+        }
+        // SAFETY: the process is this test's own.
+        assert_eq!(unsafe { libc::kill(saving.pid(), libc::SIGSTOP) }, 0);
+        saving
+    });
+    let error = forked.join().unwrap().finish(&mut quiet).unwrap_err();
+    assert!(matches!(error, MemoryFileError::Killed(libc::SIGKILL)), "{error}");
+}
+
+#[test]
+fn layers_of_which_nothing_is_seen_are_not_held_open() {
+    let (mut lab, size) = (Lab::new(), 4 * MIB);
+    let guest = Guest::new(size);
+    let mut chain = Vec::new();
+    for value in 1..=5 {
+        guest.ram.write_slice(&[value; 100], GuestAddress(MIB)).unwrap();
+        let files = lab.files();
+        guest.save(&chain, &files);
+        chain.push(files);
+    }
+    assert_eq!(Image::open(&chain).unwrap().files().count(), 2);
+    let restored = Guest::restored(size, &chain);
+    assert!(restored.content() == guest.content());
+    // What was saved since differs, open or not.
+    let old = Guest::restored(size, &chain[..2]);
+    let files = lab.files();
+    old.save(&chain, &files);
+    chain.push(files);
+    assert!(Guest::restored(size, &chain).content() == old.content());
+}
+
 #[test]
 fn files_that_are_not_right_are_refused() {
     let mut lab = Lab::new();
@@ -417,4 +459,42 @@ fn a_chain_of_more_runs_than_are_mapped_comes_back_too() {
     let mappings = maps.lines().filter_map(memory::mapping);
     let mappings = mappings.filter(|range| ours.contains(&(range.start as usize))).count();
     assert!((1000..=2001).contains(&mappings), "{mappings}");
+}
+
+/// Where the host has some; it cannot be made to.
+#[test]
+fn huge_pages_are_saved_and_a_lack_of_them_for_copies_is_told() {
+    let (mut lab, size) = (Lab::new(), 32 * MIB);
+    let spec = MemorySpec { hugepages: true, ..spec(size) };
+    let ram = match memory::reserve(&spec) {
+        Ok(ram) => ram,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let guest = Guest { spec, ram, mapped: Arc::new(Image::zero(spec.size)) };
+    fill(&guest, 4 * MIB, 20 * MIB, 7);
+    let files = lab.files();
+    assert_eq!(guest.save(&[], &files).stored, 16 * MIB);
+    let image = Image::open(std::slice::from_ref(&files)).unwrap();
+    let mut taken = Vec::new();
+    match image.map(&spec) {
+        Ok(ram) => {
+            let restored = Guest { spec, ram, mapped: Arc::new(image) };
+            assert!(restored.content() == guest.content());
+        }
+        Err(error) => eprintln!("skipped: {error}"),
+    }
+    // All others are taken: the guest's writes go on, and the process that saves loses its pages.
+    let few = MemorySpec { size: Memory(2 * MIB), ..spec };
+    while let Ok(ram) = memory::reserve(&few) {
+        taken.push(ram);
+    }
+    let saver = guest.saver(&[], &lab.files().data);
+    let saving = saver.fork().unwrap();
+    fill(&guest, 0, size, 9);
+    match saving.finish(&mut quiet) {
+        Err(MemoryFileError::HugePages) => {}
+        // It was quick.
+        result => assert_eq!(result.unwrap().stored, 16 * MIB),
+    }
+    assert!(guest.content().iter().all(|byte| *byte == 9));
 }

@@ -2,32 +2,8 @@
 
 use std::path::Path;
 
+use devices::disk::layer::{self, Format};
 use devices::storage::Storage;
-
-mod layer {
-    use super::*;
-    #[derive(PartialEq)]
-    pub enum Format {
-        Qcow2,
-    }
-    pub struct Info {
-        pub format: Format,
-        pub backing: Option<std::path::PathBuf>,
-        pub size: u64,
-    }
-    pub fn inspect(_: &dyn Storage, path: &Path) -> Result<Info, StoreError> {
-        Err(StoreError::io("read", path)(std::io::ErrorKind::Unsupported.into()))
-    }
-    pub fn merge(_: &dyn Storage, p: &Path, _: &Path, _: &Path, _: Progress<'_>) -> Result<(), StoreError> {
-        inspect_(p)
-    }
-    pub fn flatten(_: &dyn Storage, p: &Path, _: &Path, _: Progress<'_>) -> Result<(), StoreError> {
-        inspect_(p)
-    }
-    fn inspect_(path: &Path) -> Result<(), StoreError> {
-        Err(StoreError::io("read", path)(std::io::ErrorKind::Unsupported.into()))
-    }
-}
 
 use super::super::Id;
 use super::super::manifest::{Manifest, Sum};
@@ -109,7 +85,7 @@ pub(super) fn flatten_layers(
 /// Whether the file at `path` is a disk's layer of `size` bytes that names no other file. An error says what is wrong with it.
 pub(super) fn check_alone(storage: &dyn Storage, path: &Path, size: u64) -> Result<(), String> {
     let info = layer::inspect(storage, path).map_err(|error| error.to_string())?;
-    if info.format != layer::Format::Qcow2 || info.backing.is_some() {
+    if info.format != Format::Qcow2 || info.backing.is_some() {
         return Err("a disk in it needs another file".to_owned());
     }
     if info.size != size {

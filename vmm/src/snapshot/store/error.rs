@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use devices::disk::DiskError;
+
 use super::super::Id;
 use super::super::memory::MemoryFileError;
 use super::super::record::RecordError;
@@ -75,6 +77,9 @@ pub enum StoreError {
         "the memory of the snapshot {0} builds on itself: its manifest is wrong; remove it with skiff snapshot rm"
     )]
     Loop(Id),
+    /// A layer.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The memory of a snapshot.
     #[error(transparent)]
     Memory(#[from] MemoryFileError),

@@ -79,6 +79,12 @@ impl Store {
         for dir in [self.places.layers(), self.places.snapshots()] {
             self.storage.create_dir(&dir)?;
         }
+        let root = self.places.root();
+        self.storage.sync_dir(root)?;
+        for above in root.ancestors().skip(1) {
+            // Those that were there before may be closed to this user, and need it not.
+            let _ = self.storage.sync_dir(above);
+        }
         match self.storage.create(path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => self.storage.open(path, true).map(Some),
             made => made.map(Some),

@@ -126,7 +126,12 @@ impl Store {
         for name in self.storage.list(&dir).map_err(StoreError::io("list", &dir))? {
             let path = dir.join(&name);
             match name.to_str().and_then(layer_id) {
-                Some(id) => _ = survey.layers.insert(id, contents::layer_below(self.storage(), &path)?),
+                Some(id) => match contents::layer_below(self.storage(), &path) {
+                    Ok(below) => _ = survey.layers.insert(id, below),
+                    // The top of a VM that has just ended.
+                    Err(_) if !self.storage.exists(&path).map_err(StoreError::io("find", &path))? => {}
+                    Err(error) => return Err(error),
+                },
                 None if name.as_encoded_bytes().starts_with(b".") => survey.litter.push(path),
                 // Not skiff's.
                 None => {}
