@@ -15,8 +15,29 @@ const STREAM: &str = "stdio|file=PATH|null";
 
 /// All flags, in the order of the help.
 pub const FLAGS: &[Flag<Asked>] = &[
-    NAME, DETACH, RM, FROM, KEEP, KERNEL, INITRD, CMDLINE, CPUS, MEMORY, DISK, NET, PUBLISH, VSOCK, SERIAL,
-    CONSOLE, BALLOON, TRANSPORT, CPU_TEMPLATE, CONFIG, DRY_RUN, VERBOSE, LOG_FILE,
+    NAME,
+    DETACH,
+    RM,
+    FROM,
+    KEEP,
+    KERNEL,
+    INITRD,
+    CMDLINE,
+    CPUS,
+    MEMORY,
+    DISK,
+    NET,
+    PUBLISH,
+    VSOCK,
+    SERIAL,
+    CONSOLE,
+    BALLOON,
+    TRANSPORT,
+    CPU_TEMPLATE,
+    CONFIG,
+    DRY_RUN,
+    VERBOSE,
+    LOG_FILE,
 ];
 
 const KERNEL: Flag<Asked> = Flag {
