@@ -46,6 +46,9 @@ pub fn adapt(mut spec: VmSpec, name: &str, ports: Vec<PortForward>) -> VmSpec {
         // One is made from the name.
         net.mac = None;
     }
+    for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
+        disk.layers = Some(true);
+    }
     if let Some(vsock) = &mut spec.vsock {
         vsock.path = own(&vsock.path, name);
     }

@@ -309,3 +309,64 @@ fn what_is_removed_is_freed_and_what_is_needed_stays() {
     assert_eq!(left(&home, "snapshots"), Vec::<PathBuf>::new());
     home.ok(&["start", "web"]);
 }
+
+#[test]
+fn a_disk_is_never_written_and_its_layers_come_and_go_with_what_needs_them() {
+    let Some(home) = Home::new() else { return };
+    let disk = home.data().with_file_name("base.img");
+    fs::create_dir_all(disk.parent().unwrap()).unwrap();
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let path = format!("path={}", disk.display());
+    home.detached(&["--name", "web", "--disk", &path]);
+    home.wait_until("the guest's first word", |home| home.ok(&["logs", "web"]).contains(READY));
+    assert_eq!(left(&home, "layers").len(), 1);
+    home.ok(&["snapshot", "create", "web"]);
+    home.ok(&["snapshot", "create", "web"]);
+    assert_eq!(left(&home, "layers").len(), 3);
+    let shown = json(&home.ok(&["inspect", "--json", "web"]));
+    let top = shown[0]["layers"][0].as_str().unwrap();
+    assert!(left(&home, "layers").contains(&PathBuf::from(top)), "{top}");
+    home.ok(&["clone", "web@s1", "-n", "2"]);
+    assert_eq!(left(&home, "layers").len(), 5);
+    home.ok(&["rm", "-f", "web-2"]);
+    assert_eq!(left(&home, "layers").len(), 4);
+    for _ in 0..5 {
+        home.ok(&["rollback", "web", "s2"]);
+    }
+    assert_eq!(left(&home, "layers").len(), 4);
+    let file = disk.with_file_name("web.skiff");
+    home.ok(&["snapshot", "export", "web", "s2", file.to_str().unwrap()]);
+    home.ok(&["snapshot", "rm", "--wait", "web", "s1"]);
+    // What web-1 and s2 have in common of it is still there.
+    assert_eq!(left(&home, "layers").len(), 4);
+    home.ok(&["rm", "-f", "web-1"]);
+    home.ok(&["system", "prune"]);
+    assert_eq!((left(&home, "layers").len(), left(&home, "snapshots").len()), (2, 1));
+    home.ok(&["rollback", "web", "s2"]);
+    home.ok(&["rm", "-f", "--snapshots", "web"]);
+    home.ok(&["system", "prune"]);
+    assert_eq!((left(&home, "layers"), left(&home, "snapshots")), (vec![], vec![]));
+
+    fs::rename(&disk, disk.with_extension("gone")).unwrap();
+    home.ok(&["snapshot", "import", file.to_str().unwrap()]);
+    home.ok(&["rollback", "web", "s2"]);
+    echoes(&home, "web", "there");
+    home.ok(&["kill", "web"]);
+    home.ok(&["start", "web"]);
+    home.ok(&["rm", "-f", "--snapshots", "web"]);
+    home.ok(&["system", "prune"]);
+    assert_eq!((left(&home, "layers"), left(&home, "boot")), (vec![], vec![]));
+    assert_eq!(fs::read(disk.with_extension("gone")).unwrap(), vec![7; 1 << 20]);
+}
+
+#[test]
+fn a_disk_that_is_written_in_place_stands_in_the_way_of_a_snapshot() {
+    let Some(home) = Home::new() else { return };
+    let disk = home.data().with_file_name("base.img");
+    fs::create_dir_all(disk.parent().unwrap()).unwrap();
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    home.detached(&["--name", "web", "--disk", &format!("path={},layers=off", disk.display())]);
+    let refused = wrong(&home, &["snapshot", "create", "web"]);
+    assert!(refused.contains("layers=on"), "{refused}");
+    assert_eq!(left(&home, "snapshots"), Vec::<PathBuf>::new());
+}

@@ -118,7 +118,7 @@ pub fn growing_disk(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     File::create(&disk).and_then(|file| file.set_len(16 * MIB)).context("cannot make a disk")?;
     let sectors = 32 * MIB / 512;
     let cmdline = format!("console=ttyS0 quiet skiff.do=button,grown,idle skiff.sectors={sectors}");
-    let path = format!("path={}", disk.display());
+    let path = format!("path={},layers=off", disk.display());
     let guest = [
         "run",
         "-d",
@@ -159,7 +159,7 @@ pub fn full_disk(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     let small = SmallFileSystem::mount(&dir.join("small"))?;
     let disk = small.0.join("disk.img");
     File::create(&disk).and_then(|file| file.set_len(64 * MIB)).context("cannot make a disk")?;
-    let path = format!("path={}", disk.display());
+    let path = format!("path={},layers=off", disk.display());
     let guest = [
         "run",
         "-d",

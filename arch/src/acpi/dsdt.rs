@@ -280,8 +280,8 @@ mod tests {
         assert!(has(&table, b"\x08_DDN\x0dVM_Gen_Counter\0"));
         assert_eq!(layout::GENERATION % 8, 0, "as Microsoft's document wants it");
         assert_eq!(layout::GENERATION % 4096, 0);
-        assert!(layout::GENERATION + layout::GENERATION_LEN as u64 <= layout::RESET_VECTOR);
-        assert!(layout::ACPI_END <= layout::GENERATION);
+        const { assert!(layout::GENERATION + layout::GENERATION_LEN as u64 <= layout::RESET_VECTOR) };
+        const { assert!(layout::ACPI_END <= layout::GENERATION) };
     }
 
     #[test]

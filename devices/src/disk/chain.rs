@@ -34,8 +34,11 @@ pub(super) struct Access {
 pub(super) fn open(storage: &dyn Storage, path: &Path, access: Access) -> Result<Stack, DiskError> {
     let image = open_image(storage, path, access.write)?;
     let mut next = backing(&image);
-    let body =
-        if access.write { Body::Top(Top::new(image).map_err(malformed(path))?) } else { Body::Image(image) };
+    let body = if access.write {
+        Body::Top(Box::new(Top::new(image).map_err(malformed(path))?))
+    } else {
+        Body::Image(Box::new(image))
+    };
     let first = finish(body, access.direct)?;
     let mut below = Vec::new();
     let mut seen = vec![path.to_owned()];
@@ -94,7 +97,7 @@ fn open_below(
     if format == Format::Qcow2 {
         let image = open_image(storage, path, false)?;
         let next = backing(&image);
-        return Ok((finish(Body::Image(image), direct)?, next));
+        return Ok((finish(Body::Image(Box::new(image)), direct)?, next));
     }
     let file = open_file(storage, path, false)?;
     let size = file.len().map_err(read_failed(path))?;
@@ -119,7 +122,7 @@ fn finish(body: Body, direct: bool) -> Result<Arc<Member>, DiskError> {
 /// An image that is to go on top of a chain: open for writing, locked, and checked.
 pub(super) fn open_top(storage: &dyn Storage, path: &Path, direct: bool) -> Result<Arc<Member>, DiskError> {
     let image = open_image(storage, path, true)?;
-    finish(Body::Top(Top::new(image).map_err(malformed(path))?), direct)
+    finish(Body::Top(Box::new(Top::new(image).map_err(malformed(path))?)), direct)
 }
 
 /// Open and lock a qcow2 file, and check its header.

@@ -47,6 +47,14 @@ impl Disk {
         Ok(NextTop(member))
     }
 
+    /// Nobody needs what was written to its top any more (a rollback, or the end of a throw-away): the end of the disk writes nothing back
+    /// and waits for nothing. The top's file is left as a crash would leave it. Of a raw disk this does nothing.
+    pub fn abandon(&self) {
+        if let Some(top) = self.stack().as_ref().and_then(|stack| stack.top()) {
+            top.abandon();
+        }
+    }
+
     /// Freeze the top, and write to `next` from now on. The device must be stopped: nothing may be in flight. No I/O.
     ///
     /// # Errors

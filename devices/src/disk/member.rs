@@ -22,9 +22,9 @@ pub(super) enum Body {
         size: u64,
     },
     /// Only read.
-    Image(Image),
+    Image(Box<Image>),
     /// Written, or frozen and not yet closed.
-    Top(Top),
+    Top(Box<Top>),
 }
 
 /// An open, locked file of a chain. Shared by every [`Stack`](super::stack::Stack) that it is in.
@@ -65,14 +65,16 @@ impl Member {
     pub(super) fn path(&self) -> &Path {
         match &self.body {
             Body::Raw { path, .. } => path,
-            Body::Image(image) | Body::Top(Top { image, .. }) => &image.path,
+            Body::Image(image) => &image.path,
+            Body::Top(top) => &top.image.path,
         }
     }
 
     pub(super) fn file(&self) -> &dyn StoredFile {
         match &self.body {
             Body::Raw { file, .. } => &**file,
-            Body::Image(image) | Body::Top(Top { image, .. }) => &*image.file,
+            Body::Image(image) => &*image.file,
+            Body::Top(top) => &*top.image.file,
         }
     }
 
@@ -95,7 +97,8 @@ impl Member {
     pub(super) fn image(&self) -> Option<&Image> {
         match &self.body {
             Body::Raw { .. } => None,
-            Body::Image(image) | Body::Top(Top { image, .. }) => Some(image),
+            Body::Image(image) => Some(image),
+            Body::Top(top) => Some(&top.image),
         }
     }
 

@@ -72,7 +72,7 @@ impl Stack {
         self.below.members().len()
     }
 
-    fn top(&self) -> Option<&Top> {
+    pub(super) fn top(&self) -> Option<&Top> {
         self.top.as_ref()?.top()
     }
 

@@ -309,7 +309,7 @@ pub(in crate::disk) fn qemu_check(path: &Path) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_written_is_read_and_every_file_is_sound(ops in ops(), small in any::<bool>()) {
@@ -381,4 +381,94 @@ fn layers_are_found_through_ten_of_them() {
     world.check(false);
     assert_eq!(world.stack.members().count(), 12);
     world.close(true);
+}
+
+#[test]
+fn threads_that_write_to_the_same_clusters_lose_nothing() {
+    for bits in [9, 16] {
+        let mut world = World::new(bits);
+        let (stack, threads) = (&world.stack, 4);
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                scope.spawn(move || {
+                    for sector in (thread..SECTORS).step_by(threads as usize) {
+                        let data = content(5000 + sector as u32);
+                        stack.write_any(sector * SECTOR, &data).unwrap();
+                        let mut read = vec![0; SECTOR as usize];
+                        stack.read(sector * SECTOR, &mut read).unwrap();
+                        assert!(read == data);
+                        if sector % 50 == thread {
+                            stack.flush().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        for sector in 0..SECTORS {
+            world.model.put(sector, 1, 5000 + sector as u32, true);
+        }
+        world.check(false);
+        assert!(world.run(Op::Flush));
+        world.crash(true, 1);
+        world.close(true);
+    }
+}
+
+#[test]
+fn a_flush_on_one_thread_waits_for_the_tables_that_another_one_writes() {
+    let mut world = World::new(9);
+    for round in 0..20_u64 {
+        let stack = &world.stack;
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                scope.spawn(move || {
+                    let sector = round * 30 + thread * 9;
+                    stack.write_any(sector * SECTOR, &content(7)).unwrap();
+                    stack.flush().unwrap();
+                });
+            }
+        });
+        for thread in 0..3 {
+            world.model.put(round * 30 + thread * 9, 1, 7, true);
+        }
+        world.model.durable = world.model.seen.clone();
+    }
+    world.crash(true, 5);
+    world.close(false);
+}
+
+#[test]
+fn a_disk_that_grows_survives_a_power_cut_at_any_step() {
+    let grow = |world: &World| world.stack.resize(40 << 20).and_then(|()| Ok(world.stack.flush()?));
+    let world = || {
+        let mut world = World::new(9);
+        for op in [Op::Write(0, 300), Op::Flush, Op::Write(500, 100)] {
+            assert!(world.run(op));
+        }
+        world
+    };
+    let counted = world();
+    let start = counted.storage.operations();
+    grow(&counted).unwrap();
+    let end = counted.storage.operations();
+    assert!(end - start > 5);
+    for at in start..end {
+        for fault in [Fault::PowerOff { at }, Fault::Eio { at }, Fault::Full { at }] {
+            let mut world = world();
+            world.storage.plan(Some(fault));
+            let grown = grow(&world);
+            world.storage.plan(None);
+            if !world.storage.is_off() {
+                world.check(false);
+                grow(&world).unwrap();
+                world.model.durable = world.model.seen.clone();
+            }
+            let after = world.storage.after_power_cut(at);
+            let size = chain::open(&after, &layer(0), WRITE).unwrap().size();
+            assert!(size == 40 << 20 || grown.is_err() && size == SECTORS * SECTOR);
+            world.crash(true, at);
+            world.repair_frozen();
+            world.close(false);
+        }
+    }
 }

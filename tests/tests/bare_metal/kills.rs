@@ -53,7 +53,7 @@ impl Victim {
             VM,
             "testguest",
             "test=journal",
-            &["--memory", "64M", "--disk", &format!("path={}", disk.display())],
+            &["--memory", "64M", "--disk", &format!("path={},layers=on", disk.display())],
         );
         Self { user, random: Random(seed), snapshots: BTreeMap::new(), flushed: 0, made: 0 }
     }
@@ -62,22 +62,18 @@ impl Victim {
     fn settle(&mut self) {
         let running = self.user.run(&["ps", "-q"]).lines().any(|name| name == VM);
         if !running {
-            self.user.run(&["start", VM]);
-            let boot = |said: &str| {
-                let boot = said.rsplit_once("journal ").map(|(_, rest)| rest.to_owned());
-                boot.and_then(|rest| rest.lines().next()?.trim().parse::<u64>().ok())
-            };
             let boots = |said: &str| said.matches("journal ").count();
             let before = boots(&self.user.said(VM));
-            let said = self
-                .user
-                .wait(VM, "found its journal", |said| boots(said) > 0 && boots(said) >= before.max(1));
-            let count = boot(&said).unwrap_or_default();
+            self.user.run(&["start", VM]);
+            let said = self.user.wait(VM, "found its journal", |said| {
+                boots(said) > before && said.rsplit("journal ").next().is_some_and(|rest| rest.contains('\n'))
+            });
+            let count = number_after(&said, "journal ").unwrap_or_default();
             assert!(count >= self.flushed, "{} records were flushed, {count} are there", self.flushed);
+            self.flushed = count;
         }
         let said = self.user.wait(VM, "wrote", |said| said.contains("wrote "));
-        let last = said.rsplit("wrote ").next().and_then(|rest| rest.lines().next());
-        self.flushed = last.and_then(|number| number.trim().parse().ok()).unwrap_or(self.flushed);
+        self.flushed = number_after(&said, "wrote ").unwrap_or(self.flushed);
     }
 
     /// SIGKILL for the VM.
@@ -202,6 +198,11 @@ impl Victim {
             self.user.run(&["rm", "--force", "look"]);
         }
     }
+}
+
+/// The number that follows the last `word`.
+fn number_after(said: &str, word: &str) -> Option<u64> {
+    said.rsplit_once(word)?.1.lines().next()?.trim().parse().ok()
 }
 
 fn spawn(command: &mut Command) -> Child {

@@ -10,6 +10,7 @@ mod hostile;
 mod interrupts;
 mod kills;
 mod net;
+mod snapshots;
 mod vsock;
 
 /// One test for each transport, from a function that takes it.

@@ -24,6 +24,7 @@ use super::state::{BoardError, BoardState};
 use super::{Parts, SharedTransport, queues};
 use crate::console::Pace;
 use crate::error::VmError;
+use crate::host::Host;
 use crate::spec::{DiskIo, Stream, Transport};
 
 /// What the rest of the board needs of them.
@@ -58,6 +59,34 @@ pub(super) fn add(
         });
         Ok(())
     };
+    add_disks(host, &mut disks, &mut place)?;
+    for (index, network) in host.nets.iter().enumerate() {
+        let id = format!("net{index}");
+        let counters = host.counters.of(&id, DeviceKind::Net);
+        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters)
+            .map_err(VmError::resources("make a network device"))?;
+        place(Box::new(net.limited(network.limiters.clone())))?;
+    }
+    let output = host.console.output(&host.console_sink, Pace::Pieces)?;
+    let counters = host.counters.of("console0", DeviceKind::Console);
+    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()), counters)
+        .map_err(VmError::resources("make the console"))?;
+    if host.spec.console == Stream::Stdio {
+        host.console.connect(Some(Arc::new(input.clone())));
+    }
+    place(Box::new(console))?;
+    place(Box::new(Rng::new("rng0", host.counters.of("rng0", DeviceKind::Rng))))?;
+    add_optional(host, &mut place)?;
+    if let Some(more) = saved.and_then(|saved| saved.get(transports.len())) {
+        return Err(BoardError::NotInSpec(more.id.clone()).into());
+    }
+    Ok(Added { mmio, console: input, disks, transports })
+}
+
+/// Puts a device on the bus.
+type Place<'a> = &'a mut dyn FnMut(Box<dyn VirtioDevice>) -> Result<(), VmError>;
+
+fn add_disks(host: &Host, disks: &mut Disks, place: Place<'_>) -> Result<(), VmError> {
     for (index, (host_disk, spec)) in host.disks.iter().zip(&host.spec.disks).enumerate() {
         let id = format!("disk{index}");
         let options = BlockOptions {
@@ -76,22 +105,11 @@ pub(super) fn add(
         disks.add(id, block.resizer());
         place(Box::new(block))?;
     }
-    for (index, network) in host.nets.iter().enumerate() {
-        let id = format!("net{index}");
-        let counters = host.counters.of(&id, DeviceKind::Net);
-        let net = Net::new(id, Arc::clone(&network.backend), network.options, counters)
-            .map_err(VmError::resources("make a network device"))?;
-        place(Box::new(net.limited(network.limiters.clone())))?;
-    }
-    let output = host.console.output(&host.console_sink, Pace::Pieces)?;
-    let counters = host.counters.of("console0", DeviceKind::Console);
-    let (console, input) = Console::new("console0", Box::new(output), Some(ConsoleSize::default()), counters)
-        .map_err(VmError::resources("make the console"))?;
-    if host.spec.console == Stream::Stdio {
-        host.console.connect(Some(Arc::new(input.clone())));
-    }
-    place(Box::new(console))?;
-    place(Box::new(Rng::new("rng0", host.counters.of("rng0", DeviceKind::Rng))))?;
+    Ok(())
+}
+
+/// Those that not every VM has, beside disks and networks.
+fn add_optional(host: &Host, place: Place<'_>) -> Result<(), VmError> {
     if let Some(control) = &host.balloon {
         let counters = host.counters.of("balloon0", DeviceKind::Balloon);
         // A huge page that goes back to the pool may be gone when the guest touches it again, which would end the VM.
@@ -103,10 +121,7 @@ pub(super) fn add(
         let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
         place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
     }
-    if let Some(more) = saved.and_then(|saved| saved.get(transports.len())) {
-        return Err(BoardError::NotInSpec(more.id.clone()).into());
-    }
-    Ok(Added { mmio, console: input, disks, transports })
+    Ok(())
 }
 
 /// The state of the device called `id`. It is at the same place, for that is where the guest found it.

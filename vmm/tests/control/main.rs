@@ -5,7 +5,6 @@ mod balloon;
 mod console;
 mod guests;
 mod snapshots;
-mod zz_temp;
 
 use std::fs::File;
 use std::io::Write as _;

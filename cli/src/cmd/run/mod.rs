@@ -65,7 +65,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         None if asked.keep => {
             return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
         }
-        None => (asked.resolve()?, None),
+        None => (with_layers(asked.resolve()?, stays && !remove), None),
     };
     if dry_run {
         return print(&spec);
@@ -86,6 +86,14 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         return front::own(launch, &spec);
     }
     super::print(format!("{}\n", launch.fork()?.started()?))
+}
+
+/// `spec` with it said of each disk whether it has layers: those of a VM that `stays` do, so that it can have snapshots.
+fn with_layers(mut spec: VmSpec, stays: bool) -> VmSpec {
+    for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
+        disk.layers.get_or_insert(stays);
+    }
+    spec
 }
 
 /// The spec of a VM that starts from a snapshot, and what makes it a copy.

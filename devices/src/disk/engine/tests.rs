@@ -179,6 +179,27 @@ fn a_thousand_segments_are_one_request() {
 }
 
 #[test]
+fn a_guest_cannot_make_its_raw_disk_an_image() {
+    everywhere(|mut bench| {
+        let mut data = pattern(5, 8192);
+        data[..4].copy_from_slice(b"QFI\xfb");
+        bench.put(0x2000, &data);
+        let segments = [(0x2000, 512), (0x2200, 7680)];
+        let result = bench.run(Io::Write { offset: 0, buffers: bench.buffers(&segments), durable: false });
+        if bench.disk.is_layered() {
+            result.unwrap();
+            return;
+        }
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert!(bench.content() == pattern(0, SIZE), "nothing is written");
+        bench.run(Io::Write { offset: 4096, buffers: bench.buffers(&segments), durable: false }).unwrap();
+        bench.put(0x2000, b"text");
+        bench.run(Io::Write { offset: 0, buffers: bench.buffers(&segments), durable: false }).unwrap();
+        assert!(bench.content()[4..8192] == data[4..]);
+    });
+}
+
+#[test]
 fn nothing_to_do_is_done() {
     everywhere(|mut bench| {
         bench.run(Io::Read { offset: 0, buffers: bench.buffers(&[]) }).unwrap();

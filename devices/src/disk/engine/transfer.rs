@@ -12,6 +12,7 @@ use std::io;
 use rustix::fs::FallocateFlags;
 
 use super::super::erase::unsupported;
+use super::super::qcow2::MAGIC;
 use super::super::{Alignment, Extent};
 use super::Io;
 use super::files::Files;
@@ -146,14 +147,33 @@ impl Transfer {
                 if left == 0 {
                     return Ok(Step::Finished(Ok(())));
                 }
+                if offset == 0 {
+                    // Copied first, so that the guest cannot change what was looked at.
+                    let align = files.direct().map_or(1, |align| align.memory);
+                    self.bounce.get_or_insert_with(|| Bounce::new(align as usize));
+                }
                 self.aim(files, offset, left)?;
                 self.fetch_bounce(left)?;
+                if offset == 0 {
+                    self.refuse_disguise()?;
+                }
                 Ok(Step::Write { file, offset, durable })
             }
             Io::Flush if self.done == 0 => Ok(Step::Sync { file }),
             Io::Flush => Ok(Step::Finished(Ok(()))),
             Io::Erase(_) => self.erase_step(files),
         }
+    }
+
+    /// A raw disk must not become an image of another format: opened the next time by its content, it could name any file of the host as
+    /// its backing file, and the guest would read that.
+    fn refuse_disguise(&mut self) -> io::Result<()> {
+        let head = self.bounce.as_mut().and_then(|bounce| bounce.get(MAGIC.len()));
+        if head.is_some_and(|head| *head == MAGIC) {
+            let text = "it would make a raw disk look like a qcow2 image";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        Ok(())
     }
 
     /// The next extent. Those that no single call does (a block device's discards) are done here, at once.

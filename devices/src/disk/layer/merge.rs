@@ -40,7 +40,7 @@ pub fn merge(
         .backing
         .clone()
         .map(|name| Base { name, format: below.backing_format.unwrap_or(Format::Qcow2) });
-    let members = [lower_image, upper_image].map(|image| Arc::new(Member::new(Body::Image(image))));
+    let members = [lower_image, upper_image].map(|image| Arc::new(Member::new(Body::Image(Box::new(image)))));
     let layers = Layers::new(members.into());
     copy(storage, out, base.as_ref(), size, &layers, progress)
 }

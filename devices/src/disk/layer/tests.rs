@@ -264,6 +264,22 @@ fn a_merge_that_fails_at_any_step_leaves_the_old_world() {
 }
 
 #[test]
+fn an_abandoned_top_is_left_as_it_is() {
+    let base = file(SIZE);
+    let (_dir, first) = layered(&base);
+    let disk = Disk::open(&first).unwrap();
+    write(&disk, 0, &[5; 512]);
+    disk.stack().unwrap().flush().unwrap();
+    write(&disk, 70_000, &[6; 512]);
+    disk.abandon();
+    drop(disk);
+    let mut wanted = pattern(0, SIZE);
+    wanted[..512].fill(5);
+    assert!(Disk::open(&first).unwrap().content() == wanted);
+    qemu_check(&first.path);
+}
+
+#[test]
 fn leaks_are_repaired() {
     let base = file(SIZE);
     let (_dir, first) = layered(&base);

@@ -28,6 +28,7 @@ pub(super) use create::create;
 pub(super) use entry::Mapping;
 pub use error::Malformed;
 pub use header::Format;
+pub(super) use header::MAGIC;
 pub(super) use image::Image;
 pub(super) use top::{Below, Top};
 

@@ -43,7 +43,7 @@ impl Refcounts {
 
     /// How many clusters a block counts.
     pub(super) fn per_block(&self) -> u64 {
-        self.cluster() * 8 >> self.order
+        (self.cluster() * 8) >> self.order
     }
 
     /// How many blocks the table can hold.

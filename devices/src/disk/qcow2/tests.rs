@@ -296,7 +296,7 @@ fn tables_that_contradict_each_other_are_not_written() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever is in its tables, an image is refused, or read and written with errors at worst.
     #[test]

@@ -480,6 +480,11 @@ impl Top {
         Ok(())
     }
 
+    /// What is in it is not needed any more: its end writes nothing.
+    pub(in crate::disk) fn abandon(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
     /// Whether [`Top::close`] is done.
     pub(in crate::disk) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)

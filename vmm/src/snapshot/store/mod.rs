@@ -62,8 +62,8 @@ impl Store {
 
     /// Whether anything was ever put there.
     fn is_there(&self) -> Result<bool, StoreError> {
-        let path = self.places.root().join("lock");
-        self.storage.exists(&path).map_err(StoreError::io("find", &path))
+        let path = self.places.root();
+        self.storage.exists(path).map_err(StoreError::io("find", path))
     }
 
     /// The file system below.

@@ -131,13 +131,10 @@ impl Store {
         let _alone = self.alone()?;
         let mut removed = Vec::new();
         for id in self.ids()? {
-            match self.get(id) {
-                // One of a newer skiff is as good as ever, and so is one that cannot be read just now.
-                Err(error @ StoreError::Manifest { source: SealedError::Damaged(_), .. }) => {
-                    self.hide(id)?;
-                    removed.push(error);
-                }
-                _ => {}
+            // One of a newer skiff is as good as ever, and so is one that cannot be read just now.
+            if let Err(error @ StoreError::Manifest { source: SealedError::Damaged(_), .. }) = self.get(id) {
+                self.hide(id)?;
+                removed.push(error);
             }
         }
         Ok(removed)

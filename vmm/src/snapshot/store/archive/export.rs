@@ -129,7 +129,7 @@ impl Store {
     fn add_boot(&self, plan: &mut Plan, what: &'static str, path: &Path) -> Result<(), ArchiveError> {
         // Said before hours of work, and with its own words.
         let boot = |source| ArchiveError::Boot { what, path: path.display().to_string(), source };
-        File::open(path).map_err(boot)?;
+        self.storage().open(path, false).map_err(boot)?;
         self.add(plan, what, path.to_owned())
     }
 

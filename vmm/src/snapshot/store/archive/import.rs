@@ -18,6 +18,8 @@ use crate::spec::{NetBackend, Stream, VmSpec};
 
 /// The longest list of contents in bytes.
 const MOST_CONTENTS: u64 = 1 << 20;
+/// The most zeros behind the last entry: tar pads to 10 KiB, and some to more.
+const MOST_PADDING: u64 = 1 << 20;
 
 /// A snapshot that was read from a file and is not there for users yet. Dropped without [`Import::commit`], all of it is gone.
 #[derive(Debug)]
@@ -60,6 +62,9 @@ impl Store {
         let contents = reader.contents()?;
         let import = self.read_in(contents, &mut reader)?;
         reader.end()?;
+        drop(reader);
+        finish(archive.into_inner())
+            .map_err(|error| ArchiveError::Damaged { path, why: error.to_string() })?;
         Ok(import)
     }
 
@@ -114,6 +119,17 @@ impl Store {
         make_harmless(&mut import.spec);
         Ok(import)
     }
+}
+
+/// Read what follows the last entry, which is padding: a stream that was cut short, or whose checksum is wrong, says so only at its
+/// very end.
+fn finish(mut rest: impl Read) -> io::Result<()> {
+    let mut padding = Vec::new();
+    rest.by_ref().take(MOST_PADDING).read_to_end(&mut padding)?;
+    if rest.read(&mut [0])? > 0 || padding.iter().any(|byte| *byte != 0) {
+        return Err(io::Error::other("more follows than belongs to it"));
+    }
+    Ok(())
 }
 
 /// The manifest before its files are there.
@@ -231,8 +247,8 @@ impl<R: Read> Reader<'_, R> {
 }
 
 /// The next entry, which must be the plain file `name`.
-fn next<'a, 'b, R: Read>(
-    entries: &'a mut tar::Entries<'b, R>,
+fn next<'b, R: Read>(
+    entries: &mut tar::Entries<'b, R>,
     path: &str,
     name: &str,
 ) -> Result<tar::Entry<'b, R>, ArchiveError> {
@@ -271,8 +287,12 @@ impl Import {
         let failed = || ArchiveError::io(format!("write {}", to.display()));
         let file = self.store.storage().create(to).map_err(failed())?;
         let mut at = 0_u64;
+        file.set_len(wanted.sum.len).map_err(failed())?;
         reader.read(wanted, |part| {
-            file.write_all_at(part, at)?;
+            // What unpacks to endless zeros is not to fill the disk.
+            if part.iter().any(|byte| *byte != 0) {
+                file.write_all_at(part, at)?;
+            }
             at = at.saturating_add(part.len() as u64);
             Ok(())
         })?;

@@ -18,6 +18,8 @@
 
 mod export;
 mod import;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
