@@ -439,13 +439,13 @@ fn files_that_are_not_right_are_refused() {
 
 #[test]
 fn a_chain_of_more_runs_than_are_mapped_comes_back_too() {
-    let (mut lab, size) = (Lab::new(), 32 * MIB);
+    let (mut lab, size) = (Lab::new(), 128 * MIB);
     let guest = Guest::new(size);
     fill(&guest, 0, size, 1);
     let mut chain = vec![lab.files()];
     guest.save(&[], &chain[0]);
     for (skip, value) in [(0, 2), (1, 0)] {
-        for at in (skip * PAGE..size).step_by(3 * PAGE as usize) {
+        for at in (skip * PAGE..size).step_by(6 * PAGE as usize) {
             guest.ram.write_slice(&[value; PAGE as usize], GuestAddress(at)).unwrap();
         }
         let files = lab.files();
