@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::erase::{Erase, Extent};
 use super::layers::{Layers, Place};
@@ -25,6 +26,9 @@ pub(super) struct Stack {
     top: Option<Arc<Member>>,
     /// Frozen tops that are perhaps not durable yet.
     frozen: Vec<Arc<Member>>,
+    /// The files below are durable. When they are opened that is not known: who wrote one may have died before it was, and what the
+    /// guest has read must be there after its next flush.
+    settled: AtomicBool,
 }
 
 /// What a write meets.
@@ -39,7 +43,8 @@ pub(super) enum Target {
 impl Stack {
     /// The files of a chain, base first, and the top if it is to be written.
     pub(super) fn new(below: Vec<Arc<Member>>, top: Option<Arc<Member>>) -> Self {
-        Self { below: Layers::new(below), top, frozen: Vec::new() }
+        let settled = AtomicBool::new(below.is_empty());
+        Self { below: Layers::new(below), top, frozen: Vec::new(), settled }
     }
 
     /// The same with the top frozen and `next` above it, and the top that was. No I/O.
@@ -49,7 +54,8 @@ impl Stack {
         members.push(Arc::clone(&top));
         let mut frozen: Vec<_> = self.frozen.iter().filter(|old| !is_closed(old)).cloned().collect();
         frozen.push(Arc::clone(&top));
-        Some((Self { below: Layers::new(members), top: Some(next), frozen }, top))
+        let settled = AtomicBool::new(self.settled.load(Ordering::SeqCst));
+        Some((Self { below: Layers::new(members), top: Some(next), frozen, settled }, top))
     }
 
     /// Every file, in the order of their numbers.
@@ -195,7 +201,8 @@ impl Stack {
 
     /// Whether a flush has more to do than to sync the top's file.
     pub(super) fn is_dirty(&self) -> bool {
-        self.top().is_some_and(Top::is_dirty) || !self.frozen.iter().all(is_closed)
+        let settled = self.settled.load(Ordering::SeqCst) && self.frozen.iter().all(is_closed);
+        !settled || self.top().is_some_and(Top::is_dirty)
     }
 
     /// Make everything durable that was written before, frozen tops first.
@@ -203,6 +210,10 @@ impl Stack {
     /// # Errors
     /// If the host fails.
     pub(super) fn flush(&self) -> io::Result<()> {
+        if !self.settled.load(Ordering::SeqCst) {
+            self.below.members().iter().try_for_each(|member| member.file().sync())?;
+            self.settled.store(true, Ordering::SeqCst);
+        }
         for old in self.frozen.iter().filter(|old| !is_closed(old)) {
             old.top().map_or(Ok(()), Top::flush)?;
         }

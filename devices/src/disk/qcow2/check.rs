@@ -67,6 +67,8 @@ pub(super) struct Checked {
     pub refcounts: Refcounts,
     /// How many counts and flags were wrong.
     pub repaired: u64,
+    /// How many counts were too low, which no crash leaves of what is written here.
+    pub too_low: u64,
 }
 
 /// Walk the tables of `image`, which is open for writing, and repair what may be repaired.
@@ -84,7 +86,7 @@ pub(super) fn prepare(image: &Image) -> Result<Checked, Malformed> {
     if image.len >> header.cluster_bits >= MAX_CLUSTERS {
         return Err(Malformed::TooLarge { cluster: header.cluster() });
     }
-    let mut walk = Walk { image, counts: Counts::default(), repaired: 0 };
+    let mut walk = Walk { image, counts: Counts::default(), repaired: 0, too_low: 0 };
     let blocks = walk.metadata()?;
     walk.mappings()?;
     walk.compare(&blocks)?;
@@ -95,6 +97,7 @@ struct Walk<'a> {
     image: &'a Image,
     counts: Counts,
     repaired: u64,
+    too_low: u64,
 }
 
 impl Walk<'_> {
@@ -226,14 +229,15 @@ impl Walk<'_> {
         let (mut cluster, mut used) = (first, 0);
         for part in (0..header.cluster()).step_by(bytes.len()) {
             self.image.file.read_exact_at(&mut bytes, block + part)?;
-            let mut wrong = 0;
+            let (mut wrong, mut too_low) = (0, 0);
             for bit in (0..bytes.len() * 8).step_by(1 << order) {
                 let place = bytes.get_mut(bit / 8..).unwrap_or_default();
                 let within = (bit % 8) as u32;
-                let count = self.counts.of(cluster);
-                if pick(place, order, within) != count {
+                let (count, counted) = (self.counts.of(cluster), pick(place, order, within));
+                if counted != count {
                     put(place, order, within, count);
                     wrong += 1;
+                    too_low += u64::from(counted < count);
                 }
                 used += u64::from(count > 0);
                 cluster += 1;
@@ -241,6 +245,7 @@ impl Walk<'_> {
             if wrong > 0 {
                 self.image.file.write_all_at(&bytes, block + part)?;
                 self.repaired += wrong;
+                self.too_low += too_low;
             }
         }
         Ok(used)
@@ -266,14 +271,14 @@ impl Walk<'_> {
             image.file.set_len(len)?;
         }
         let refcounts = Refcounts::new(header, self.counts.end, len);
-        Ok(Checked { refcounts, repaired: self.repaired })
+        Ok(Checked { refcounts, repaired: self.repaired, too_low: self.too_low })
     }
 }
 
-/// How much of an image is wrong that [`prepare`] would put right.
+/// How much of an image was wrong that [`prepare`] has put right, and how many counts among it were too low.
 #[cfg(test)]
-pub(in crate::disk) fn problems(image: &Image) -> Result<u64, Malformed> {
+pub(in crate::disk) fn problems(image: &Image) -> Result<(u64, u64), Malformed> {
     let len = image.file.len()?;
     let checked = prepare(image)?;
-    Ok(checked.repaired + u64::from(checked.refcounts.file_len != len))
+    Ok((checked.repaired + u64::from(checked.refcounts.file_len != len), checked.too_low))
 }

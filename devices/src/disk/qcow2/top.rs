@@ -81,12 +81,11 @@ impl Top {
     /// If it must not be written, is damaged, or the host fails.
     pub(in crate::disk) fn new(image: Image) -> Result<Self, Malformed> {
         let checked = check::prepare(&image)?;
-        if checked.repaired > 0 {
-            log::info!(
-                "{}: put {} counts right that a crash had left",
-                image.path.display(),
-                checked.repaired
-            );
+        let path = image.path.display();
+        if checked.too_low > 0 {
+            log::warn!("{path}: {} counts were too low: what wrote it last has an error", checked.too_low);
+        } else if checked.repaired > 0 {
+            log::info!("{path}: put {} counts right that a crash had left", checked.repaired);
         }
         let meta = Meta {
             pages: Pages::new(image.header.cluster()),
