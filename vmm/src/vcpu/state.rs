@@ -222,7 +222,8 @@ fn restore_one(vcpu: &VcpuFd, state: &VcpuState, kept: &Kept) -> Result<(), Stat
     // Before the local APIC: they say in which mode it is.
     vcpu.set_sregs(&state.sregs.0).map_err(failed("set a vCPU's special registers"))?;
     write_xsave(vcpu, &state.xsave, kept.xsave)?;
-    if let Some(xcrs) = &state.xcrs {
+    // KVM on a processor without XSAVE reads none of them, and refuses to set them, even none.
+    if let Some(xcrs) = state.xcrs.as_ref().filter(|xcrs| xcrs.0.nr_xcrs != 0) {
         vcpu.set_xcrs(&xcrs.0).map_err(failed("set a vCPU's extended control registers"))?;
     }
     vcpu.set_debug_regs(&state.debugregs.0).map_err(failed("set a vCPU's debug registers"))?;
