@@ -81,6 +81,7 @@ pub(super) struct Made {
 pub(super) struct Prepared {
     asked: Asked,
     draft: Draft,
+    parent: Option<Id>,
     memory: MemoryFiles,
     saver: Saver,
     /// The VM's spec, as a text.
@@ -134,7 +135,8 @@ pub(super) fn prepare(host: &mut Host, machine: &Machine, asked: Asked) -> Resul
     let begun = Instant::now();
     let lineage = refuse(host, &asked)?;
     let spec = host.spec.to_toml().map_err(VmError::SpecText)?;
-    let parent = lineage.record().parent;
+    // One that was removed while the VM was stopped is nobody's parent.
+    let parent = lineage.record().parent.filter(|parent| lineage.store.get(*parent).is_ok());
     let draft = lineage.store.begin(asked.id, parent)?;
     let (data, index) = (format!("memory-{}", asked.id), format!("index-{}", asked.id));
     let path = draft.dir().join(&data);
@@ -142,7 +144,7 @@ pub(super) fn prepare(host: &mut Host, machine: &Machine, asked: Asked) -> Resul
     let saver = Saver::prepare(&machine.ram, host.spec.memory.hugepages, mapped, &base.memory, &path)?;
     let memory = MemoryFiles { data, index, base: base.id };
     let tops = Tops::prepare(host)?;
-    Ok(Prepared { asked, draft, memory, saver, spec, tops, begun })
+    Ok(Prepared { asked, draft, parent, memory, saver, spec, tops, begun })
 }
 
 /// Why there can be no snapshot of this VM, or no such one.
@@ -167,7 +169,7 @@ impl Prepared {
         reply: Sender<VmReply>,
         ended: &Arc<AtomicBool>,
     ) -> Result<Job, VmError> {
-        let Self { asked, draft, memory, saver, spec, mut tops, begun } = self;
+        let Self { asked, draft, parent, memory, saver, spec, mut tops, begun } = self;
         let stopped = Instant::now();
         let captured = capture(host, machine, running, saver, &mut tops);
         let pause = stopped.elapsed();
@@ -180,7 +182,7 @@ impl Prepared {
             id: asked.id,
             vm: lineage.record().vm,
             name: asked.name.clone(),
-            parent: lineage.record().parent,
+            parent,
             created_ms: crate::vcpu::wall_ns() / 1_000_000,
             comment: asked.comment.clone(),
             removed: false,

@@ -125,6 +125,9 @@ pub(super) fn save(
     let tsc = read_tsc(vcpu)?;
     // Before the local APIC: a timer that fires in between is in both, and comes twice rather than never.
     let msrs = read_msrs(vcpu, &kept.msrs)?;
+    if let Some(lacking) = kept.msrs.get(msrs.len()) {
+        return Err(KvmError::Lacks(format!("the MSR {lacking:#x}, which it had before")));
+    }
     let lapic = vcpu.get_lapic().map_err(failed("read a local APIC"))?;
     // Last: what is read before may add to it.
     let events = vcpu.get_vcpu_events().map_err(failed("read a vCPU's events"))?;

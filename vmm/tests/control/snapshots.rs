@@ -212,3 +212,35 @@ fn what_cannot_be_done_is_refused_with_the_reason() {
         other => panic!("{other:?}"),
     }
 }
+
+/// What is left away here every x86-64 processor has.
+#[test]
+fn a_cpu_template_goes_with_the_vm_and_its_snapshots() {
+    let world = World::new();
+    let template =
+        || toml::from_str("without = [\"sse2\"]\n[[msr]]\nindex = 0x277\nbits = \"0b0\"\n").unwrap();
+    let code = Code::default().count(COUNT, SERIAL).again();
+    let start = |from| {
+        let spec = |spec: &mut VmSpec| {
+            spec.serial = Stream::File(world.output("masked"));
+            spec.cpu_template = Some(template());
+        };
+        run_with(&code, spec, |setup: &mut Setup| {
+            let record = world.dir.path().join("masked.json");
+            setup.home = Some(Home { places: Places::new(world.dir.path().join("data")), record });
+            setup.from = from;
+        })
+    };
+    let Some(vm) = start(None) else { return };
+    prints_beyond(&vm, &world.output("masked"), 0);
+    let id = snapshot(&vm, "masked");
+    vm.done(VmAction::Kill);
+    assert_eq!(vm.end().0, Outcome::Killed);
+    let dir = world.dir.path().join(format!("data/snapshots/{id}"));
+    let manifest = std::fs::read_to_string(dir.join("manifest.json")).unwrap();
+    assert!(manifest.contains("[cpu-template]") && manifest.contains("sse2"), "{manifest}");
+    let before = printed(&world.output("masked")).len();
+    let again = start(Some(id)).unwrap();
+    prints_beyond(&again, &world.output("masked"), before);
+    again.done(VmAction::Kill);
+}
