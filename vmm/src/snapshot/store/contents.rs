@@ -22,7 +22,7 @@ impl Store {
 
 /// The layer of the store's that the one at `path` stands on; `None` if that is none.
 pub(super) fn layer_below(storage: &dyn Storage, path: &Path) -> Result<Option<Id>, StoreError> {
-    let backing = layer::inspect(storage, path)?.backing;
+    let backing = layer::backing(storage, path)?;
     // A sibling is named without a directory, a base with its own.
     let sibling = backing.filter(|backing| backing.parent() == Some(Path::new("")));
     Ok(sibling.and_then(|name| layer_id(name.to_str()?)))

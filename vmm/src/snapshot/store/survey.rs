@@ -159,38 +159,43 @@ impl Store {
 }
 
 impl Survey {
-    /// The next thing to do; with `merge`, also what takes time.
-    pub(super) fn next(&self, merge: bool) -> Option<Job> {
+    /// The next thing to do that takes no time.
+    pub(super) fn next_drop(&self) -> Option<Job> {
         if !self.wrong.is_empty() {
             // What they name is not known, so nothing is known to be free.
             return None;
         }
-        let removed = || self.snapshots.keys().copied().filter(|id| self.is_unused(*id));
-        if let Some(id) = removed().find(|id| self.above(*id).is_empty()) {
-            return Some(Job::Drop(id));
+        let unneeded = |id: &&Id| self.is_unused(**id) && self.above(**id).is_empty();
+        if let Some(id) = self.snapshots.keys().find(unneeded) {
+            return Some(Job::Drop(*id));
         }
         if let Some(id) =
             self.layers.keys().find(|id| !self.is_named(**id) && self.layers_above(**id).is_empty())
         {
             return Some(Job::DropLayer(*id));
         }
-        if !merge {
-            return None;
-        }
-        let one = |base: Id| match self.above(base).as_slice() {
-            [upper] => Some(Job::MergeMemory { base, upper: *upper }),
-            _ => None,
-        };
-        removed().find_map(one).or_else(|| self.layer_merge())
+        None
     }
 
-    fn layer_merge(&self) -> Option<Job> {
-        let one = |lower: &Id| match self.layers_above(*lower).as_slice() {
-            [upper] => self.allows_layers(*lower, *upper).then_some((*lower, *upper)),
+    /// The next thing to do that takes time, but for what `failed` before.
+    pub(super) fn next_merge(&self, failed: &[Job]) -> Option<Job> {
+        if !self.wrong.is_empty() {
+            return None;
+        }
+        let memory = |base: &Id| match self.above(*base).as_slice() {
+            [upper] => {
+                self.allows_memory(*base, *upper).then_some(Job::MergeMemory { base: *base, upper: *upper })
+            }
             _ => None,
         };
-        let (lower, upper) = self.layers.keys().find_map(one)?;
-        Some(Job::MergeLayers { lower, upper })
+        let layers = |lower: &Id| match self.layers_above(*lower).as_slice() {
+            [upper] => self
+                .allows_layers(*lower, *upper)
+                .then_some(Job::MergeLayers { lower: *lower, upper: *upper }),
+            _ => None,
+        };
+        let all = self.snapshots.keys().filter_map(memory).chain(self.layers.keys().filter_map(layers));
+        all.into_iter().find(|job| !failed.contains(job))
     }
 
     /// Whether the memory of `base` can be merged into that of `upper`.
@@ -246,7 +251,7 @@ impl Survey {
     /// What is left when all is done that takes no time: the caller sees what would go.
     pub(super) fn without_garbage(mut self) -> (Vec<Id>, Vec<Id>, Self) {
         let (mut snapshots, mut layers) = (Vec::new(), Vec::new());
-        while let Some(job) = self.next(false) {
+        while let Some(job) = self.next_drop() {
             match job {
                 Job::Drop(id) => {
                     self.snapshots.remove(&id);

@@ -84,38 +84,40 @@ impl Store {
         for id in &layers {
             garbage.layer_bytes = garbage.layer_bytes.saturating_add(self.taken(&self.places.layer(*id))?);
         }
-        Ok(Garbage { snapshots, layers, merges: rest.next(true).is_some(), ..garbage })
+        Ok(Garbage { snapshots, layers, merges: rest.next_merge(&[]).is_some(), ..garbage })
     }
 
     /// Free what nobody needs: drafts whose makers are gone, snapshots that are removed, layers; and merge what one alone
     /// needs. If another process does so already, wait for it first. `users` are asked again and again.
     ///
     /// # Errors
-    /// If the host fails, or something cannot be read, so that nobody knows what is in use. What was done until then stays
-    /// done, and the next sweep goes on.
+    /// If the host fails, or something cannot be read, so that nobody knows what is in use. What could be done is done all the
+    /// same, and the next sweep goes on.
     pub fn sweep(&self, users: Users<'_>, progress: Progress<'_>) -> Result<Swept, StoreError> {
         if !self.is_there()? {
             return Ok(Swept::default());
         }
         let _sweeping = self.sweeping()?;
         let mut swept = Swept::default();
+        // What cannot be merged, because it is damaged or there is no room, keeps nothing else waiting.
+        let (mut failed, mut first_error) = (Vec::new(), None);
         loop {
             let merge = {
                 let _alone = self.alone()?;
                 let survey = self.survey(users)?;
                 let changed = self.finish_merges(&survey)? | self.hide_orphans(&survey)?;
                 let survey = if changed { self.survey(users)? } else { survey };
-                self.drop_all(survey, users, &mut swept)?
+                self.drop_all(survey, users, &mut swept)?.next_merge(&failed)
             };
-            match merge {
-                None => return Ok(swept),
-                Some(Job::MergeMemory { base, upper }) => {
-                    self.merge_memory(base, upper, users, progress)?;
-                }
-                Some(Job::MergeLayers { lower, upper }) => {
-                    self.merge_layers(lower, upper, users, progress)?;
-                }
-                Some(Job::Drop(_) | Job::DropLayer(_)) => {}
+            let Some(job) = merge else { return first_error.map_or(Ok(swept), Err) };
+            let done = match job {
+                Job::MergeMemory { base, upper } => self.merge_memory(base, upper, users, progress),
+                Job::MergeLayers { lower, upper } => self.merge_layers(lower, upper, users, progress),
+                Job::Drop(_) | Job::DropLayer(_) => Ok(()),
+            };
+            if let Err(error) = done {
+                failed.push(job);
+                first_error.get_or_insert(error);
             }
         }
     }
@@ -149,19 +151,19 @@ impl Store {
         Ok(gone)
     }
 
-    /// Do all that takes no time. Says what is next that does.
+    /// Do all that takes no time. Returns what is there then.
     fn drop_all(
         &self,
         mut survey: Survey,
         users: Users<'_>,
         swept: &mut Swept,
-    ) -> Result<Option<Job>, StoreError> {
+    ) -> Result<Survey, StoreError> {
         for path in &survey.litter {
             swept.bytes = swept.bytes.saturating_add(self.taken(path)?);
             self.delete(path)?;
         }
         loop {
-            match survey.next(true) {
+            match survey.next_drop() {
                 Some(Job::Drop(id)) => {
                     swept.bytes = swept.bytes.saturating_add(self.taken(&self.places.snapshot(id))?);
                     self.drop_snapshot(id, &survey)?;
@@ -173,10 +175,10 @@ impl Store {
                     self.delete(&path)?;
                     swept.layers = swept.layers.saturating_add(1);
                 }
-                merge => {
-                    return match survey.wrong.into_iter().next() {
+                _ => {
+                    return match survey.wrong.pop() {
                         Some(error) => Err(error),
-                        None => Ok(merge),
+                        None => Ok(survey),
                     };
                 }
             }

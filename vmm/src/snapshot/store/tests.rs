@@ -267,6 +267,21 @@ fn nothing_is_freed_while_a_manifest_cannot_be_read() {
 }
 
 #[test]
+fn what_cannot_be_merged_keeps_nothing_else_waiting() {
+    let world = family();
+    let path = world.store.file(id(2), "memory-2");
+    world.store.storage().open(&path, true).unwrap().write_all_at(b"?", 4096 + 5).unwrap();
+    remove(&world, &[1, 2, 4]).unwrap();
+    let error = world.sweep().unwrap_err();
+    let mut chain = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    assert!(chain.any(|error| error.to_string().contains("memory-2")), "{error:?}");
+    // 4 is gone for all that, and its layer.
+    assert!(matches!(world.store.get(id(4)), Err(StoreError::Unknown(_))));
+    assert!(!world.storage.exists(&world.store.places().layer(id(14))).unwrap());
+    assert_eq!(world.disk(20), TOP.1);
+}
+
+#[test]
 fn damage_is_found_before_anything_is_changed_and_the_file_is_named() {
     for (number, name) in [(1, "memory-1"), (1, "index-1"), (3, "memory-3"), (3, "index-3")] {
         let world = family();
