@@ -178,11 +178,10 @@ impl Victim {
     fn hash(&self, name: &str) -> String {
         let shown = self.user.run(&["snapshot", "show", VM, name, "--json"]);
         let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-        let layer = shown["disks"][0]["layer"].as_str().expect("a layer");
-        let layer = self.user.data().join("layers").join(format!("{layer}.qcow2"));
+        let layer = shown["layers"][0].as_str().expect("a layer");
         let raw = self.user.home().join("look.raw");
-        tool(Command::new("qemu-img").arg("check").arg(&layer));
-        tool(Command::new("qemu-img").args(["convert", "-O", "raw"]).args([&layer, &raw]));
+        tool(Command::new("qemu-img").args(["check", layer]));
+        tool(Command::new("qemu-img").args(["convert", "-O", "raw", layer]).arg(&raw));
         let said = tool(Command::new("sha256sum").arg(&raw));
         said.split_whitespace().next().unwrap_or_default().to_owned()
     }
