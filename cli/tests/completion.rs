@@ -62,6 +62,16 @@ fn bash_completes_the_names_of_vms() {
 }
 
 #[test]
+fn bash_completes_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = |words: &[&str]| offered(dir.path(), words);
+    assert_eq!(here(&["snap"]), ["snapshot"]);
+    assert_eq!(here(&["snapshot", "cr"]), ["create"]);
+    assert_eq!(here(&["snapshot", "rm", "--wi"]), ["--with-children"]);
+    assert_eq!(here(&["system", "pr"]), ["prune"]);
+}
+
+#[test]
 fn every_shell_gets_a_script_that_asks_skiff() {
     for shell in ["bash", "fish", "zsh"] {
         let output = Command::new(env!("CARGO_BIN_EXE_skiff")).args(["completions", shell]).output().unwrap();
@@ -82,7 +92,7 @@ fn the_manual_is_written_for_packagers() {
     let pages = dir.path().join("man1");
     let status = Command::new(env!("CARGO_BIN_EXE_skiff")).args(["man", "--dir"]).arg(&pages).status();
     assert!(status.unwrap().success());
-    for name in ["skiff.1", "skiff-run.1", "skiff-man.1"] {
+    for name in ["skiff.1", "skiff-run.1", "skiff-man.1", "skiff-snapshot.1", "skiff-snapshot-create.1"] {
         assert!(std::fs::read_to_string(pages.join(name)).unwrap().contains(".TH "), "{name}");
     }
     let run = Command::new(env!("CARGO_BIN_EXE_skiff")).args(["man", "run"]).output().unwrap();

@@ -73,14 +73,17 @@ pub struct Setup {
 /// # Errors
 /// If something that the spec names cannot be used, or the host cannot run VMs.
 pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
+    let begun = Instant::now();
     spec.validate()?;
     let stdio = Hub::new(setup.stdout, setup.log);
     let (host, point) = Host::open(spec, &setup.name, stdio, setup.home.as_ref(), setup.from)?;
+    let opened = begun.elapsed();
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
     let listener: Arc<dyn Fn(Notice) + Send + Sync> = Arc::from(setup.listener);
     let keeper = Keeper::start(host, point.as_ref(), Arc::clone(&listener), messages.clone(), inbox)?;
+    log::debug!("the guest runs after {:?}: the host's side was open after {opened:?}", begun.elapsed());
     let run = move || {
         let console = Arc::clone(&keeper.host.console);
         let result = keeper.run();

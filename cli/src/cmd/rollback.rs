@@ -8,12 +8,12 @@ use vmm::control::{VmAction, VmReply};
 
 use super::many::{self, VM};
 use super::snapshot::{SNAPSHOT, micros};
-use super::{Verb, print};
+use super::{Verb, clone, print};
 use crate::launch::{Launch, Which};
 use crate::logging::Logging;
 use crate::store::Store;
 
-/// How long a VM may take: what it maps may have to be checked first.
+/// How long a VM may take that is busy with a snapshot.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub const VERB: Verb = Verb {
@@ -34,10 +34,10 @@ fn rollback(matches: &ArgMatches) -> Result<u8> {
     let name = VM.one(matches);
     let mut look = store.get(&name)?;
     let family = store.family(&look)?;
-    let (id, snapshot) = {
-        let manifest = family.find(&SNAPSHOT.one(matches))?;
-        (manifest.id, manifest.name.clone())
-    };
+    let manifest = family.find(&SNAPSHOT.one(matches))?;
+    let (id, snapshot) = (manifest.id, &manifest.name);
+    // Here, where it can take its time, so that the VM finds it checked.
+    clone::check(&store, manifest)?;
     if !look.is_live() {
         let which = Which::Again { name: name.clone(), from: Some(id) };
         let logging = Logging { verbose: 0, file: None, guest_on_stdout: false, detached: true };

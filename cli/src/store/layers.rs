@@ -7,10 +7,10 @@
 //! A VM's own part is in its directory: [`Record::FILE`]. One data directory belongs to one state directory: what no record in
 //! the latter names is free.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use vmm::snapshot::manifest::Manifest;
 use vmm::snapshot::store::{StoreError, User};
 use vmm::snapshot::{Id, Places, Record, Store as Snapshots};
@@ -19,14 +19,12 @@ use vmm::spec::closest;
 use super::Store;
 use super::entry::{Entry, Look, SPEC};
 
-/// skiff's part of the user's data directory (XDG base directory specification).
-pub fn data_dir() -> Result<PathBuf> {
+/// skiff's part of the user's data directory (XDG base directory specification). A user without one has it in the state
+/// directory.
+pub fn data_dir(state: &Path) -> PathBuf {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
-    let data = data.context(
-        "there is no place to keep snapshots, for neither XDG_DATA_HOME nor HOME is set: set one of them to a directory's absolute path",
-    )?;
-    Ok(data.join("skiff"))
+    data.map_or_else(|| state.join("data"), |data| data.join("skiff"))
 }
 
 /// A VM's place among snapshots.

@@ -84,7 +84,9 @@ pub fn state_dir() -> Result<PathBuf> {
 impl Store {
     /// The user's.
     pub fn open() -> Result<Self> {
-        Ok(Self { dir: state_dir()?, data: layers::data_dir()? })
+        let dir = state_dir()?;
+        let data = layers::data_dir(&dir);
+        Ok(Self { dir, data })
     }
 
     /// The one at `dir`.

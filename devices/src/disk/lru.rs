@@ -1,6 +1,26 @@
 //! A small cache: what was not used for long makes room (second chance).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// A hash for numbers that is a few instructions long. Whoever chooses the numbers can make a small table slow, and no more.
+#[derive(Debug, Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 #[derive(Debug)]
 struct Slot<V> {
@@ -12,7 +32,7 @@ struct Slot<V> {
 /// Values by number, about `capacity` of them.
 #[derive(Debug)]
 pub(super) struct Lru<V> {
-    places: HashMap<u64, usize>,
+    places: HashMap<u64, usize, BuildHasherDefault<Mix>>,
     slots: Vec<Slot<V>>,
     hand: usize,
     capacity: usize,
@@ -20,7 +40,7 @@ pub(super) struct Lru<V> {
 
 impl<V> Lru<V> {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { places: HashMap::new(), slots: Vec::new(), hand: 0, capacity }
+        Self { places: HashMap::default(), slots: Vec::new(), hand: 0, capacity }
     }
 
     pub(super) fn get(&mut self, key: u64) -> Option<&mut V> {
@@ -69,7 +89,7 @@ impl<V> Lru<V> {
     }
 
     pub(super) fn clear(&mut self) {
-        self.places = HashMap::new();
+        self.places = HashMap::default();
         self.slots = Vec::new();
     }
 }

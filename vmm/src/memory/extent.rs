@@ -26,6 +26,12 @@ impl Extent {
         Some((start as *mut u8, (count as usize).checked_mul(PAGE)?))
     }
 
+    /// Those of `pages` that are here.
+    pub(crate) fn part(&self, pages: &Range<u32>) -> Range<u32> {
+        let (start, end) = (pages.start.max(self.pages.start), pages.end.min(self.pages.end));
+        start..end.max(start)
+    }
+
     /// The pages that lie wholly in `addresses`.
     pub(crate) fn pages_at(&self, addresses: &Range<usize>) -> Range<u32> {
         let own = self.addresses();
@@ -70,6 +76,8 @@ mod tests {
         for outside in [9..11, 19..21, 20..21, 0..30] {
             assert_eq!(extent.place(&outside), None, "{outside:?}");
         }
+        assert_eq!([extent.part(&(0..12)), extent.part(&(12..30))], [10..12, 12..20]);
+        assert!(extent.part(&(30..40)).is_empty());
         assert_eq!(extent.addresses(), 0x1_0000..0x1_a000);
         assert_eq!(extent.pages_at(&(0x1_1000..0x1_3000)), 11..13);
         assert_eq!(extent.pages_at(&(0..0x8_0000)), 10..20);

@@ -140,3 +140,79 @@ impl VmState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A machine with one vCPU, a console, an entropy source, a balloon and a disk, as the first version wrote it.
+    const FIRST: &[u8] = include_bytes!("fixtures/state-1");
+    /// What stands before the sections.
+    const HEADER: usize = 32;
+
+    fn first() -> VmState {
+        VmState::of(&Envelope::decode(FIRST).unwrap()).unwrap()
+    }
+
+    fn spec(cpus: u8, memory: &str) -> VmSpec {
+        let text = format!(
+            "kernel = \"/k\"\ncmdline = \"\"\ncpus = {cpus}\nmemory = \"{memory}\"\ntransport = \"mmio\"\n\
+             serial = \"null\"\nconsole = \"null\"\n"
+        );
+        VmSpec::from_toml(&text).unwrap()
+    }
+
+    #[test]
+    fn a_state_of_the_first_version_is_read_and_written_as_the_same() {
+        let state = first();
+        assert_eq!((state.memory, state.vcpus.len()), (64 << 20, 1));
+        assert_ne!(state.vcpus[0].regs.0.rip, 0);
+        let again = Envelope::decode(&state.envelope().unwrap().encode().unwrap()).unwrap();
+        assert_eq!(VmState::of(&again).unwrap(), state);
+    }
+
+    #[test]
+    fn a_state_that_is_for_another_machine_is_refused() {
+        let (state, cpuid) = (first(), first().cpuid());
+        let text = |spec: &VmSpec, cpuid: &[_]| state.check(spec, cpuid).map_err(|error| error.to_string());
+        assert_eq!(text(&spec(1, "64M"), &cpuid), Ok(()));
+        let cpus = text(&spec(2, "64M"), &cpuid).unwrap_err();
+        assert_eq!(cpus, "the snapshot's state makes no sense: it has 1 vCPUs, and its VM 2");
+        let memory = text(&spec(1, "128M"), &cpuid).unwrap_err();
+        assert!(memory.starts_with("the snapshot has 64M of memory, and its spec 128M"), "{memory}");
+        let mut weaker = cpuid.clone();
+        weaker.iter_mut().filter(|leaf| leaf.function == 1).for_each(|leaf| leaf.edx &= !(1 << 26));
+        let lack = text(&spec(1, "64M"), &weaker).unwrap_err();
+        assert!(
+            lack.starts_with("the snapshot needs a processor with sse2, which this host lacks: "),
+            "{lack}"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        /// As if whoever changed it had made the checksum right.
+        #[test]
+        fn no_change_of_a_state_ends_the_program(
+            at in HEADER..FIRST.len(),
+            len in 0..40usize,
+            new in "[0-9a-f\"{}\\[\\],:\n-]{0,40}",
+        ) {
+            let mut text = FIRST[HEADER..].to_vec();
+            let start = at - HEADER;
+            text.splice(start..(start + len).min(text.len()), new.bytes());
+            let mut envelope = Envelope::new();
+            for line in text.split(|byte| *byte == b'\n') {
+                let Ok(value) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+                let word = |key: &str| value.get(key).and_then(|word| word.as_str()).unwrap_or_default();
+                let body = value.get("body").cloned().unwrap_or_default();
+                envelope.add(word("kind"), 1, word("id"), &body).unwrap();
+            }
+            if let Ok(state) = VmState::of(&envelope) {
+                let _ = state.check(&spec(1, "64M"), &first().cpuid());
+            }
+        }
+    }
+}

@@ -312,7 +312,7 @@ fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), KvmError> {
     // SAFETY: KVM reads eight bytes from the address, which is that of `offset`.
     match unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) } {
         0 => Ok(()),
-        _ => Err(KvmError::failed("set a vCPU's TSC")(errno::Error::last().into())),
+        _ => Err(KvmError::failed("set a vCPU's TSC")(errno::Error::last())),
     }
 }
 

@@ -155,3 +155,60 @@ fn a_snapshot_of_a_running_guest_is_one_instant_of_it() {
     }
     vm.done(VmAction::Kill);
 }
+
+#[test]
+fn a_vm_that_ends_while_its_memory_is_saved_leaves_what_can_be_started() {
+    let world = World::new();
+    let Some(vm) = world.start("first", None) else { return };
+    prints_beyond(&vm, &world.output("first"), 0);
+    let kept = snapshot(&vm, "kept");
+    let id = Id::draw().unwrap();
+    let action = VmAction::Snapshot { id, name: "lost".to_owned(), comment: String::new() };
+    let answer = vm.controller.request(action);
+    vm.done(VmAction::Kill);
+    assert_eq!(vm.end().0, Outcome::Killed);
+    // It may have been in time; else nobody answers.
+    drop(answer);
+    for from in [Some(kept), None] {
+        let again = world.start("first", from).unwrap();
+        let before = printed(&world.output("first")).len();
+        prints_beyond(&again, &world.output("first"), before);
+        again.done(VmAction::Kill);
+        assert_eq!(again.end().0, Outcome::Killed);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_with_the_reason() {
+    let world = World::new();
+    let Some(vm) = world.start("first", None) else { return };
+    let refused = |action| match vm.act(action) {
+        VmReply::Refused(why) => why,
+        other => panic!("{other:?}"),
+    };
+    let id = Id::draw().unwrap();
+    let unknown = refused(VmAction::Rollback { snapshot: id });
+    assert!(unknown.contains(&id.to_string()), "{unknown}");
+    let kept = snapshot(&vm, "same");
+    let again = VmAction::Snapshot { id, name: "same".to_owned(), comment: String::new() };
+    assert!(refused(again).starts_with("the VM has a snapshot called same already"));
+    // The state is cut, and nothing of the VM changes.
+    let state = world.dir.path().join(format!("data/snapshots/{kept}/state"));
+    let whole = std::fs::read(&state).unwrap();
+    std::fs::write(&state, &whole[..whole.len() / 2]).unwrap();
+    let cut = refused(VmAction::Rollback { snapshot: kept });
+    assert!(cut.contains("state"), "{cut}");
+    assert_eq!(vm.act(VmAction::State), VmReply::State(RunState::Running));
+    std::fs::write(&state, whole).unwrap();
+    roll_back(&vm, kept);
+    vm.done(VmAction::Kill);
+
+    let code = Code::default().count(COUNT, SERIAL).again();
+    let path = world.disk();
+    let Some(vm) = run_with(&code, |spec| spec.disks = vec![DiskSpec::new(path)], |_| {}) else { return };
+    let action = VmAction::Snapshot { id, name: "no".to_owned(), comment: String::new() };
+    match vm.act(action) {
+        VmReply::Refused(why) => assert!(why.starts_with("this VM keeps no snapshots"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}

@@ -152,6 +152,7 @@ impl Asked {
             ("--cmdline", self.cmdline.is_some()),
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
+            ("--cpu-template", self.cpu_template.is_some()),
             ("--disk", !self.disk.is_empty()),
             ("--net", !self.net.is_empty()),
             ("--vsock", self.vsock.is_some()),

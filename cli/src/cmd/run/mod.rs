@@ -109,6 +109,9 @@ fn from_snapshot(
         let message = format!("the snapshot says what the VM is: leave out {}", against.join(", "));
         return Err(Usage(message).into());
     }
+    if dry_run && point.snapshot.is_none() {
+        return Err(Usage(format!("--dry-run takes no snapshot: name one, as in {}@s1", point.vm)).into());
+    }
     let (manifest, note) = clone::origin(store, point)?;
     let spec = copy::spec_of(&manifest)?;
     if dry_run {

@@ -96,7 +96,7 @@ impl Child {
         }
         command.env("XDG_RUNTIME_DIR", "/run/user/0");
         // VMs have sockets there, which 9p has not.
-        command.env("XDG_STATE_HOME", "/run/state");
+        command.env("XDG_STATE_HOME", "/run/state").env("XDG_DATA_HOME", "/run/data");
         let overlay = std::env::var_os("BOX_TMP").is_some_and(|kind| kind == "overlay");
         command.env("TMPDIR", if overlay { "/tmp" } else { "/run" });
         match job.terminal {

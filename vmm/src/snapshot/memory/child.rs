@@ -11,9 +11,10 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::dense::{MANY, fill};
 use super::error::Step;
 use super::image::Image;
-use super::index::{Content, PAGE};
+use super::index::{Content, PAGE, Run};
 use super::message::Message;
 use super::pagemap::{self, Kind, Mapping};
 use super::pieces::{Runs, union};
@@ -81,11 +82,12 @@ fn save(job: &Job) -> Result<Message, Failure> {
     let mut writer = Writer::new(job);
     for extent in &job.extents {
         for pages in &wanted {
-            writer.extent(extent, pages.start.max(extent.pages.start)..pages.end.min(extent.pages.end))?;
+            writer.extent(extent, extent.part(pages))?;
         }
     }
+    let saved = writer.finish()?;
     job.data.sync_data().map_err(Step::Sync.failed())?;
-    Ok(Message::Saved { crc32: writer.crc.finalize(), runs: writer.runs.into_vec() })
+    Ok(saved)
 }
 
 /// Let go of what is the VM's: its end must not wait for this process, and this process must not outlive it.
@@ -246,6 +248,36 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// Write unchanged pages too where there would be too many runs otherwise. A first snapshot is never mapped run by run.
+    fn finish(mut self) -> Result<Message, Failure> {
+        let job = self.job;
+        let (runs, crc32) = (std::mem::take(&mut self.runs).into_vec(), self.crc.clone().finalize());
+        let gaps = if job.parent.is_zero() { Vec::new() } else { fill(&runs, MANY) };
+        if gaps.is_empty() {
+            return Ok(Message::Saved { crc32, runs });
+        }
+        for extent in &job.extents {
+            for gap in &gaps {
+                // As if the parent had nothing there: zeros are left out, and read as zeros.
+                self.compare(extent, extent.part(gap), None)?;
+            }
+            self.flush(extent)?;
+        }
+        let gaps = gaps.into_iter().map(|gap| Run {
+            first: gap.start,
+            count: gap.end.saturating_sub(gap.start),
+            content: Content::Data,
+        });
+        let mut all: Vec<Run> = runs.into_iter().chain(gaps).collect();
+        all.sort_unstable_by_key(|run| run.first);
+        let mut runs = Runs::default();
+        for run in all {
+            runs.add(run.first, run.count, run.content);
+        }
+        let runs = runs.into_vec();
+        Ok(Message::Saved { crc32: sum(&job.extents, &runs), runs })
+    }
+
     /// Write what is pending.
     fn flush(&mut self, extent: &Extent) -> Result<(), Failure> {
         let pages = std::mem::take(&mut self.pending);
@@ -257,6 +289,17 @@ impl<'a> Writer<'a> {
         let at = u64::from(pages.start) * PAGE;
         self.job.data.write_all_at(bytes, at).map_err(Step::Write.failed())
     }
+}
+
+/// The CRC-32 of the data of `runs`, in their order.
+fn sum(extents: &[Extent], runs: &[Run]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    for run in runs.iter().filter(|run| run.content == Content::Data) {
+        for extent in extents {
+            crc.update(memory(extent, &extent.part(&(run.first..run.end()))));
+        }
+    }
+    crc.finalize()
 }
 
 /// What is in `pages`; nothing if they are not in `extent`.

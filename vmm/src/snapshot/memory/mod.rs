@@ -41,9 +41,11 @@
 //! # What the child looks at
 //! Pages that the guest has of its own (private ones, by `PAGEMAP_SCAN` or `/proc/self/pagemap`), those in which the image that was mapped
 //! differs from the parent snapshot's (snapshots taken since), and those where the balloon has put zeros over an image. All of them
-//! are compared with the parent's, and only different ones are written.
+//! are compared with the parent's, and only different ones are written, but for unchanged ones that fill small gaps where there would be
+//! very many runs.
 
 mod child;
+mod dense;
 mod error;
 mod image;
 mod index;

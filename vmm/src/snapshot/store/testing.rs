@@ -55,7 +55,11 @@ impl World {
     }
 
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
-        let users = self.users.lock().unwrap();
+        let mut users = self.users.lock().unwrap().clone();
+        // A VM whose record is in a file.
+        if let Some(record) = Record::read(&self.storage, Path::new("/vm/layers.json"))? {
+            users.insert(100, (record, true));
+        }
         let user = |(number, (record, running)): (&u64, &(Record, bool))| User {
             name: format!("vm{number}"),
             record: record.clone(),

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use devices::storage::HostStorage;
 
 use super::super::super::manifest::Sum;
 use super::super::super::memory::{Content, Index, PAGE, Run};
 use super::super::super::{Id, Places, Record};
+use super::super::testing::World;
+use super::super::tests::{family, with_every_fault};
 use super::super::{Store, StoreError};
 use super::*;
 
@@ -172,4 +175,33 @@ fn an_import_whose_vm_cannot_be_made_leaves_nothing() {
     let refuse = |id, _| Err(StoreError::Unknown(id));
     assert!(imported.unwrap().commit(Id::draw().unwrap(), refuse).is_err());
     assert_eq!(files(&store), Vec::<PathBuf>::new());
+}
+
+/// A good archive that stays to the end of the tests.
+fn archive() -> &'static Path {
+    static ARCHIVE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let dir = ARCHIVE.get_or_init(|| tempfile::tempdir().unwrap());
+        let path = dir.path().join("web.skiff");
+        write(&good(dir.path()), &path);
+        path
+    })
+}
+
+#[test]
+fn an_import_on_a_host_that_fails_leaves_nothing_and_takes_nothing_with_it() {
+    let act = |world: &World| {
+        let imported = world.store.import(archive(), &mut |_, _| {});
+        let mut imported =
+            imported.map_err(|error| StoreError::io("import", archive())(io::Error::other(error)))?;
+        imported.spec.vsock.as_mut().unwrap().path = "/run/mine".into();
+        imported.commit(super::super::testing::id(300), |id, _| {
+            let mut record = Record::new(super::super::testing::id(300), vec![None]);
+            record.parent = Some(id);
+            world.users.lock().unwrap().insert(300, (record, false));
+            Ok(())
+        })
+    };
+    with_every_fault(family, act, &[1, 2, 3, 4]);
 }
