@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::error::DiskError;
 
 /// How often a taken lock is tried again, and how long apart: in all as long as a killed VM takes to be gone.
-const RETRIES: u32 = 10;
+const RETRIES: u32 = 100;
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 
 /// Bytes from the start of the file, and how many; 0 is all that there are.
