@@ -7,7 +7,10 @@
 //!   snapshots/ID/state                  devices, vCPUs, interrupt controllers, clock
 //!   snapshots/ID/memory-…               the pages that this point adds to its base's, at their place in guest RAM
 //!   snapshots/ID/index-…                which pages those are
+//!   snapshots/ID/checked.json           what was found in order, and need not be read again; see `store/verify.rs`
 //!   snapshots/.new-ID/                  on its way to be one
+//!   boot/ID                             a kernel, an initrd or a readonly disk that came with an imported snapshot
+//!   lock, sweep.lock, owner             see [`store`]
 //! ```
 //!
 //! Snapshots form a tree, over all VMs: a clone's first snapshot has the one it came from as its parent. A snapshot
