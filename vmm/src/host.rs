@@ -183,9 +183,11 @@ impl Host {
         Ok(())
     }
 
-    /// Let the devices that are made from now on have these disks. No bucket is filled.
+    /// Let the devices that are made from now on have these disks. No bucket is filled. What was written to the tops of the old ones is
+    /// of no use to anybody: nobody waits for it.
     pub(crate) fn put_disks(&mut self, disks: Vec<HostDisk>) {
         for (mine, new) in self.disks.iter_mut().zip(disks) {
+            mine.disk.abandon();
             mine.disk = new.disk;
         }
     }
