@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
+use serde::Serialize;
 use vmm::control::{VmAction, VmReply};
+use vmm::snapshot::Id;
 
 use super::many::{self, VM};
 use super::snapshot::{SNAPSHOT, micros};
 use super::{Verb, clone, print};
+use crate::flags::{self, Example, Flag, Takes};
 use crate::launch::{Launch, Which};
 use crate::logging::Logging;
 use crate::store::Store;
@@ -24,12 +27,55 @@ pub const VERB: Verb = Verb {
            its consoles and sockets; one that has stopped is started there, in the background. The snapshot may be one of \
            another VM that it was cloned from.",
     after: String::new,
-    flags: Vec::new,
+    flags: || flags::describe(FLAGS),
     operands: &[VM, SNAPSHOT],
     run: rollback,
 };
 
+#[derive(Default)]
+struct Asked {
+    json: bool,
+}
+
+const FLAGS: &[Flag<Asked>] = &[Flag {
+    name: "json",
+    short: None,
+    takes: Takes::Nothing,
+    help: "Print a JSON object",
+    long: "",
+    example: Example { args: &["--json"], toml: "" },
+    apply: |asked, _| {
+        asked.json = true;
+        Ok(())
+    },
+}];
+
+/// A VM that is back at a snapshot, as programs see it. The keys stay what they are.
+#[derive(Serialize)]
+struct Back<'a> {
+    vm: &'a str,
+    name: &'a str,
+    id: Id,
+    /// How long it took until the guest ran again; a VM that had stopped was started.
+    us: Option<u64>,
+}
+
+impl Back<'_> {
+    fn print(&self, json: bool) -> Result<u8> {
+        let Self { vm, name, us, .. } = self;
+        print(match us {
+            _ if json => {
+                format!("{}\n", serde_json::to_string_pretty(self).context("this cannot be written as JSON")?)
+            }
+            Some(us) => format!("{vm} is back at {name}, in {}\n", micros(*us)),
+            None => format!("{vm} runs, from {name}\n"),
+        })
+    }
+}
+
 fn rollback(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = Asked::default();
+    flags::apply(FLAGS, matches, &mut asked)?;
     let store = Store::open()?;
     let name = VM.one(matches);
     let mut look = store.get(&name)?;
@@ -44,15 +90,15 @@ fn rollback(matches: &ArgMatches) -> Result<u8> {
         let launch = Launch { store: store.clone(), which, foreground: false, logging };
         let name = launch.fork()?.started()?;
         store.sweep_behind();
-        return print(format!("{name} runs, from {snapshot}\n"));
+        return Back { vm: &name, name: snapshot, id, us: None }.print(asked.json);
     }
     look = many::running(&store, &name)?;
     let reply = look.entry.client(Some(PATIENCE))?.act(VmAction::Rollback { snapshot: id });
-    let text = match reply.with_context(|| name.clone())? {
-        VmReply::RolledBack { us } => format!("{name} is back at {snapshot}, in {}\n", micros(us)),
+    let us = match reply.with_context(|| name.clone())? {
+        VmReply::RolledBack { us } => us,
         VmReply::Ended => bail!("{name} has ended meanwhile"),
         other => bail!("{name} answers {other:?}: it was started by another version of skiff"),
     };
     store.sweep_behind();
-    print(text)
+    Back { vm: &name, name: snapshot, id, us: Some(us) }.print(asked.json)
 }
