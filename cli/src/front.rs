@@ -17,7 +17,7 @@ use vmm::control::{Outcome, VmAction};
 use vmm::spec::{Stream, VmSpec};
 
 use crate::escape::{self, Key};
-use crate::launch::{Launch, Launched, VmProcess};
+use crate::launch::{Launch, Launched, VmProcess, Which};
 use crate::signals::{Signal, Signals};
 use crate::store::Store;
 use crate::store::entry::Entry;
@@ -55,6 +55,7 @@ pub fn own(launch: Launch, spec: &VmSpec) -> Result<u8> {
     // Before the fork: no signal is to part the two.
     let signals = Signals::block().context("cannot block signals")?;
     let store = launch.store.clone();
+    let kept_nameless = matches!(launch.which, Which::New { name: None, remove: false, .. });
     let mut launched = launch.fork()?;
     let front = Front::owner(&mut launched)?;
     let resize = if resizes { Some(front.start_resizer()?) } else { None };
@@ -70,6 +71,9 @@ pub fn own(launch: Launch, spec: &VmSpec) -> Result<u8> {
     }
     let ended = front.wait();
     drop(raw);
+    if kept_nameless && ended.is_some() {
+        terminal::note(&format!("\r\nskiff: this was {name}: skiff start {name} boots it again"));
+    }
     front.conclude(&name, ended, || match launched.child.wait() {
         Some(signal) => format!("the process of {name} was killed by signal {signal}"),
         None => format!("the process of {name} ended without a word"),

@@ -230,6 +230,10 @@ fn damage_is_named_and_changes_nothing() {
     let mut text = fs::read(&manifest).unwrap();
     text[40] ^= 1;
     fs::write(&manifest, text).unwrap();
+    for args in [&["snapshot", "ls", "web"][..], &["system", "prune"], &["rollback", "web", "s1"]] {
+        let text = home.ask(args).stderr;
+        assert_eq!(text.matches("manifest.json: it is damaged").count(), 1, "{args:?}: {text}");
+    }
     home.ok(&["system", "prune", "-f"]);
     assert_eq!(home.ok(&["snapshot", "ls", "web", "-q"]), "");
     echoes(&home, "web", "still");
@@ -273,11 +277,15 @@ fn wrong_names_and_unknown_ones_are_told_the_fix() {
         (&["clone", "nobody"], "there is no VM 'nobody'"),
         (&["clone", "web@first", "--name", "a@b"], "cannot be a VM's name"),
         (&["clone", "web@first", "-n", "0"], "is no number from 1 to 1000"),
+        (&["clone", "web", "--name", "web"], "there is a VM 'web' already"),
+        (&["run", "--from", "web", "--name", "web"], "there is a VM 'web' already"),
         (&["run", "--keep", "--kernel", "/k"], "--keep goes with --from"),
+        (&["run", "--from", "web", "--keep", "--rm"], "--keep and --rm exclude each other"),
     ] {
         let text = wrong(&home, args);
         assert!(text.contains(message), "{args:?}: {text}");
     }
+    assert_eq!(home.ok(&["snapshot", "ls", "web", "-q"]), "first\n");
     home.ok(&["kill", "web"]);
     assert!(wrong(&home, &["snapshot", "create", "web"]).contains("skiff start web"));
     // One data directory is for the VMs of one state directory.

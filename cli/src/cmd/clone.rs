@@ -10,7 +10,7 @@ use vmm::snapshot::manifest::Manifest;
 use vmm::spec::PortForward;
 
 use super::point::Point;
-use super::snapshot::create;
+use super::snapshot::{create, family};
 use super::{Verb, print};
 use crate::copy;
 use crate::exit::{self, SUCCESS, Usage};
@@ -146,6 +146,8 @@ fn clone(matches: &ArgMatches) -> Result<u8> {
     }
     let point: Point = POINT.one(matches).parse()?;
     let store = Store::open()?;
+    // Nothing is to be taken for a clone that cannot be.
+    let names = choose(&store, asked.name.as_deref(), &point.vm, count)?;
     let (manifest, note) = origin(&store, &point)?;
     let spec = copy::spec_of(&manifest)?;
     if !asked.quiet {
@@ -155,7 +157,6 @@ fn clone(matches: &ArgMatches) -> Result<u8> {
         }
     }
     check(&store, &manifest)?;
-    let names = choose(&store, asked.name.as_deref(), &point.vm, count)?;
     let launches = names.into_iter().map(|name| {
         let copy = Copy { from: manifest.id, ports: asked.ports.clone() };
         let which = Which::New {
@@ -203,15 +204,15 @@ fn report(manifest: &Manifest, started: Vec<Result<String>>, json: bool) -> Resu
 pub fn origin(store: &Store, point: &Point) -> Result<(Manifest, Option<String>)> {
     let vm = &point.vm;
     let look = store.get(vm)?;
-    let family = store.family(&look)?;
     if let Some(name) = &point.snapshot {
-        return Ok((family.find(name)?.clone(), None));
+        return Ok((family(store, vm)?.find(name)?.clone(), None));
     }
     if look.is_live() {
         let taken = create::take(store, vm, None, "taken for clones")?;
         let manifest = store.snapshots().get(taken.id)?;
         return Ok((manifest, Some(format!("{vm} runs: its snapshot {} was taken for this", taken.name))));
     }
+    let family = family(store, vm)?;
     let current = family.current();
     let at = family.own.iter().chain(&family.origins).find(|manifest| Some(manifest.id) == current);
     let Some(manifest) = at.or(family.newest()) else {
@@ -237,7 +238,10 @@ pub fn check(store: &Store, manifest: &Manifest) -> Result<()> {
 fn choose(store: &Store, asked: Option<&str>, vm: &str, count: u32) -> Result<Vec<String>> {
     let taken = store.entries()?.iter().map(|entry| entry.name().to_owned()).collect();
     let names = match (asked, count) {
-        (Some(name), 1) => vec![name.to_owned()],
+        (Some(name), 1) => {
+            store.check_free(name)?;
+            vec![name.to_owned()]
+        }
         (asked, count) => numbered(asked.unwrap_or(vm), count, &taken),
     };
     for name in &names {

@@ -9,7 +9,7 @@ use vmm::control::{VmAction, VmReply};
 use vmm::snapshot::Id;
 
 use super::many::{self, VM};
-use super::snapshot::{SNAPSHOT, micros};
+use super::snapshot::{SNAPSHOT, family, micros};
 use super::{Verb, clone, print};
 use crate::flags::{self, Example, Flag, Takes};
 use crate::launch::{Launch, Which};
@@ -79,7 +79,7 @@ fn rollback(matches: &ArgMatches) -> Result<u8> {
     let store = Store::open()?;
     let name = VM.one(matches);
     let mut look = store.get(&name)?;
-    let family = store.family(&look)?;
+    let family = family(&store, &name)?;
     let manifest = family.find(&SNAPSHOT.one(matches))?;
     let (id, snapshot) = (manifest.id, &manifest.name);
     // Here, where it can take its time, so that the VM finds it checked.

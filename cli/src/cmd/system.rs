@@ -169,6 +169,7 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
     store.all()?;
     let snapshots = store.snapshots();
     if asked.dry_run {
+        super::snapshot::tell_wrong(snapshots.all()?.1);
         let garbage = snapshots.garbage(&|| store.users())?;
         return print(format!(
             "would free {}: snapshots {}, layers {}{}\n",
@@ -187,5 +188,7 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
     let swept = snapshots.sweep(&|| store.users(), &mut |done, total| bar.show(done, total));
     drop(bar);
     let swept = swept?;
+    // What they might need stays.
+    super::snapshot::tell_wrong(snapshots.all()?.1);
     print(format!("freed {}: snapshots {}, layers {}\n", bytes(swept.bytes), swept.snapshots, swept.layers))
 }

@@ -40,6 +40,8 @@ pub struct Family {
     pub origins: Vec<Manifest>,
     /// Those of all VMs that are removed, but still there.
     pub hidden: Vec<Manifest>,
+    /// What is wrong with snapshots that cannot be read: any VM's, this one's perhaps.
+    pub wrong: Vec<StoreError>,
 }
 
 impl Store {
@@ -86,11 +88,10 @@ impl Store {
         let record = self.record(&look.entry)?;
         let (mut own, mut origins, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
         let vm = look.entry.name().to_owned();
-        let Some(record) = record else { return Ok(Family { vm, record: None, own, origins, hidden }) };
+        let Some(record) = record else {
+            return Ok(Family { vm, record: None, own, origins, hidden, wrong: Vec::new() });
+        };
         let (all, wrong) = self.snapshots().all()?;
-        for error in wrong {
-            log::warn!("{:#}", anyhow::Error::new(error));
-        }
         let ancestors = ancestors(&all, record.vm, record.parent);
         for manifest in all {
             match (manifest.removed, manifest.vm == record.vm) {
@@ -100,7 +101,7 @@ impl Store {
                 (false, false) => {}
             }
         }
-        Ok(Family { vm, record: Some(record), own, origins, hidden })
+        Ok(Family { vm, record: Some(record), own, origins, hidden, wrong })
     }
 
     fn user(&self, entry: &Entry) -> Result<Option<User>, StoreError> {

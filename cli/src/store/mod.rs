@@ -253,9 +253,7 @@ impl Store {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => match name {
                     // It may be a leftover.
                     Some(name) if tries == 0 && self.settled_away(&locked, name)? => {}
-                    Some(name) => bail!(
-                        "there is a VM '{name}' already: choose another name, or remove that one with skiff rm {name}"
-                    ),
+                    Some(name) => return Err(taken(name)),
                     None => {}
                 },
                 Err(error) if error.kind() == ErrorKind::NotFound && tries == 0 => {
@@ -295,6 +293,12 @@ impl Store {
                 reason.unwrap_or_else(|| "its spec is missing".to_owned())
             ),
         }
+    }
+
+    /// Whether a new VM can be called `name`, as far as can be told before it is made.
+    pub fn check_free(&self, name: &str) -> Result<()> {
+        let there = self.handle(name).dir().exists();
+        if there && !self.settled_away(&self.lock()?, name)? { Err(taken(name)) } else { Ok(()) }
     }
 
     /// Call the VM `old` `new`. It may run.
@@ -379,4 +383,8 @@ fn sync_dir(dir: &Path) {
     if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
         log::info!("cannot sync {}: {error}", dir.display());
     }
+}
+
+fn taken(name: &str) -> anyhow::Error {
+    anyhow!("there is a VM '{name}' already: choose another name, or remove that one with skiff rm {name}")
 }

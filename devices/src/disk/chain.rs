@@ -51,10 +51,10 @@ pub(super) fn open(storage: &dyn Storage, path: &Path, access: Access) -> Result
             return Err(DiskError::TooDeep { path: seen.swap_remove(0) });
         }
         let member = open_below(storage, &path, format, access.direct);
-        let (member, further) = member.map_err(|source| DiskError::Below {
-            path: above,
-            below: path.clone(),
-            source: Box::new(source),
+        let (member, further) = member.map_err(|source| match source {
+            // An empty one in its place would be no fix.
+            DiskError::Missing { path: below } => DiskError::NothingBelow { path: above, below },
+            source => DiskError::Below { path: above, below: path.clone(), source: Box::new(source) },
         })?;
         below.push(member);
         seen.push(path);

@@ -196,6 +196,14 @@ pub enum DiskError {
         #[source]
         source: Malformed,
     },
+    /// The file below is gone.
+    #[error("the layer {} lies on {}, which does not exist: move it back there, or bring it back from a backup", path.display(), below.display())]
+    NothingBelow {
+        /// The layer.
+        path: PathBuf,
+        /// What it lies on.
+        below: PathBuf,
+    },
     /// Something is wrong with the file below.
     #[error("the layer {} lies on {}, which cannot be used", path.display(), below.display())]
     Below {

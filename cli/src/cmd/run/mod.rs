@@ -59,6 +59,9 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let dry_run = asked.dry_run == Some(true);
     let (verbose, file) = (asked.verbose.unwrap_or(0), asked.log_file.take());
     let (name, detach, remove) = (asked.name.take(), asked.detach == Some(true), asked.rm == Some(true));
+    if asked.keep && remove {
+        return Err(Usage("--keep and --rm exclude each other: choose one".to_owned()).into());
+    }
     let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
     let (spec, copy) = match &asked.from {
         Some(point) => from_snapshot(&store, &asked, point, name.as_deref(), dry_run)?,
@@ -111,6 +114,9 @@ fn from_snapshot(
     }
     if dry_run && point.snapshot.is_none() {
         return Err(Usage(format!("--dry-run takes no snapshot: name one, as in {}@s1", point.vm)).into());
+    }
+    if let Some(name) = name.filter(|_| !dry_run) {
+        store.check_free(name)?;
     }
     let (manifest, note) = clone::origin(store, point)?;
     let spec = copy::spec_of(&manifest)?;

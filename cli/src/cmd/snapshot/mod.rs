@@ -1,6 +1,7 @@
 //! `skiff snapshot`: points in VMs' lives to which one can go back, and from which others start.
 
 use anyhow::Result;
+use vmm::snapshot::store::StoreError;
 
 use super::Group;
 use crate::flags::{Completes, Count, Operand};
@@ -31,9 +32,18 @@ pub const SNAPSHOT: Operand = Operand {
     help: "The snapshot, by its name or id",
 };
 
-/// The VM `name` and its snapshots.
+/// The VM `name` and its snapshots. The user is told of those that cannot be read: what is asked for may be one of them.
 pub fn family(store: &Store, name: &str) -> Result<Family> {
-    store.family(&store.get(name)?)
+    let mut family = store.family(&store.get(name)?)?;
+    tell_wrong(std::mem::take(&mut family.wrong));
+    Ok(family)
+}
+
+/// Say what is wrong with snapshots that cannot be read.
+pub fn tell_wrong(wrong: Vec<StoreError>) {
+    for error in wrong {
+        crate::terminal::note(&format!("skiff: warning: {:#}", anyhow::Error::new(error)));
+    }
 }
 
 /// Bytes as people read them: `3.4 MiB`.

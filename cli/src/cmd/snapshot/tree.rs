@@ -116,7 +116,8 @@ mod tests {
     fn family(parent: Option<u64>, own: Vec<Manifest>) -> Family {
         let mut record = Record::new(id(100), Vec::new());
         record.parent = parent.map(id);
-        Family { vm: "web".to_owned(), record: Some(record), own, origins: Vec::new(), hidden: Vec::new() }
+        let (origins, hidden, wrong) = (Vec::new(), Vec::new(), Vec::new());
+        Family { vm: "web".to_owned(), record: Some(record), own, origins, hidden, wrong }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A manifest cannot be used.
-    #[error("the snapshot's {} cannot be used (skiff system prune --force removes what is damaged)", path.display())]
+    #[error("a snapshot cannot be used (skiff system prune --force removes those that are damaged): {}", path.display())]
     Manifest {
         /// Which file.
         path: PathBuf,

@@ -8,18 +8,23 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use devices::disk::DiskError;
 use devices::ratelog::Chained;
 use serde::{Deserialize, Serialize};
 
 use super::super::Id;
 use super::super::manifest::{DiskPoint, Manifest, Sum};
-use super::super::memory::MemoryLayer;
+use super::super::memory::{MemoryFileError, MemoryLayer};
 use super::super::sealed;
 use super::survey::{CHECKED, names};
 use super::{Progress, Store, StoreError, contents};
 
 /// The version of `checked.json`. Another one is no error: all is checked again.
 const FORMAT: u32 = 1;
+
+/// What can be wrong with a file.
+const GONE: &str = "it is gone";
+const WRONG: &str = "its checksum is wrong";
 
 /// What was found in order, by the names of the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +101,11 @@ impl Store {
                 }
                 layers.push(layer);
                 next = contents::layer_below(self.storage(), &self.places.layer(layer)).map_err(|error| {
-                    self.damaged(&self.places.layer(layer), &manifest.name, &Chained(&error).to_string())
+                    let why = match &error {
+                        StoreError::Disk(DiskError::Missing { .. }) => GONE.to_owned(),
+                        error => Chained(error).to_string(),
+                    };
+                    self.damaged(&self.places.layer(layer), &manifest.name, &why)
                 })?;
             }
         }
@@ -178,7 +187,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let damaged = |why: &str| self.damaged(&file.path, snapshot, why);
         let (len, stamp) = self.stamp(&file.path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => damaged("it is gone"),
+            io::ErrorKind::NotFound => damaged(GONE),
             _ => StoreError::io("read", &file.path)(error),
         })?;
         let fits: Vec<&Sum> = file.sums.iter().filter(|sum| sum.len == len).collect();
@@ -194,13 +203,17 @@ impl Store {
             return Ok(());
         }
         let sum = match &file.kind {
-            Kind::Pages(layer) => contents::memory_sum(self.storage(), layer, progress)
-                .map_err(|error| damaged(&Chained(&error).to_string())),
+            Kind::Pages(layer) => {
+                contents::memory_sum(self.storage(), layer, progress).map_err(|error| match error {
+                    MemoryFileError::Corrupted { .. } => damaged(WRONG),
+                    error => damaged(&Chained(&error).to_string()),
+                })
+            }
             Kind::Small | Kind::Layer => self.sum(&file.path),
         };
         let sum = sum?;
         if !fits.iter().any(|fit| fit.crc32 == sum.crc32) {
-            return Err(damaged("its checksum is wrong"));
+            return Err(damaged(WRONG));
         }
         if let (Some(stamp), false) = (stamp, matches!(file.kind, Kind::Small)) {
             checked.files.insert(file.key.clone(), Stamp { crc32: sum.crc32, ..stamp });
