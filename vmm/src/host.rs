@@ -139,7 +139,7 @@ impl Host {
         };
         memory::check(&spec.memory)?;
         survive_file_size_limits();
-        let (lineage, point, pin) = settle(&spec, home, from)?;
+        let Settled { lineage, point, pin } = settle(&spec, home, from)?;
         let disks = open_disks(&spec, lineage.as_ref())?;
         drop(pin);
         let nets = net::open_all(&spec, name)?;
@@ -255,33 +255,38 @@ fn survive_file_size_limits() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Find the VM's place among snapshots, open the one that it is to start from, and make the layers that its disks lack. No layer goes
-/// before the pin does: a chain is opened file by file.
-fn settle(
-    spec: &VmSpec,
-    home: Option<&Home>,
-    from: Option<Id>,
-) -> Result<(Option<Lineage>, Option<Point>, Option<Pin>), VmError> {
+/// A VM's place among snapshots.
+#[derive(Default)]
+struct Settled {
+    lineage: Option<Lineage>,
+    /// The one that it is to start from.
+    point: Option<Point>,
+    /// No layer goes before this does: a chain is opened file by file.
+    pin: Option<Pin>,
+}
+
+/// Find the VM's place among snapshots, open the one that it is to start from, and make the layers that its disks lack.
+fn settle(spec: &VmSpec, home: Option<&Home>, from: Option<Id>) -> Result<Settled, VmError> {
     let Some(home) = home else {
-        return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok((None, None, None)) };
+        return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok(Settled::default()) };
     };
     let mut lineage = Lineage::open(home, spec.disks.len())?;
     let Some(id) = from else {
         if !spec.disks.iter().any(DiskSpec::is_layered) {
-            return Ok((Some(lineage), None, None));
+            return Ok(Settled { lineage: Some(lineage), ..Settled::default() });
         }
         let pin = lineage.store.pin()?;
         let record = lineage.first_tops(&spec.disks)?;
         if record != *lineage.record() {
             lineage.change(record)?;
         }
-        return Ok((Some(lineage), None, Some(pin)));
+        return Ok(Settled { lineage: Some(lineage), point: None, pin: Some(pin) });
     };
     let pin = lineage.store.pin()?;
     let point = Point::open(&lineage.store, id)?;
     point.fits(spec)?;
     lineage.start_on(&spec.disks, &point.manifest)?;
-    Ok((Some(lineage), Some(point), Some(pin)))
+    Ok(Settled { lineage: Some(lineage), point: Some(point), pin: Some(pin) })
 }
 
 /// The disks: each layered one by its top.

@@ -342,8 +342,15 @@ impl Body {
 
     /// The `vmm` thread has been told. It ends this boot, now or, while the VM is paused, a little later.
     fn waiting(&mut self) -> State {
-        self.gate.park_while(|goal| goal != Goal::Finish);
-        State::Finished
+        match self.gate.park_while(|goal| !matches!(goal, Goal::Finish | Goal::Save)) {
+            Goal::Finish => State::Finished,
+            _ => {
+                // It has no state that could go on, and whoever asks is not to wait for one.
+                self.gate.saved();
+                self.gate.park_while(|goal| goal == Goal::Save);
+                State::Waiting
+            }
+        }
     }
 
     /// Run until there is something to tell, or (`None`) it was kicked.

@@ -82,8 +82,9 @@ impl Transfer {
             let Io::Write { buffers, .. } = &self.io else { return Ok(Step::Finished(Ok(()))) };
             let left = buffers.total().saturating_sub(self.done);
             if left == 0 {
-                // What got its place is safe when the tables are.
-                let result = if durable && self.copied { stack.flush() } else { Ok(()) };
+                // What got its place is safe when the tables are; it may have got it from another queue's request just now.
+                let unsafe_yet = durable && (self.copied || stack.is_dirty());
+                let result = if unsafe_yet { stack.flush() } else { Ok(()) };
                 return Ok(Step::Finished(result));
             }
             if self.piece.left == 0 {
