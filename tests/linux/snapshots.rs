@@ -32,11 +32,19 @@ pub fn live(skiff: &Path, kernel: &Kernel, cpus: u32, dir: &Path) -> Result<()> 
     roll_back(&cli, at_second)?;
     clones_differ(&cli)?;
     for vm in ["one", "two-1", "two-2"] {
-        cli.run(["kill", vm])?;
+        cli.run(["kill", vm]).with_context(|| last_words(&cli, vm))?;
     }
     check_layers(&cli.layers(), dir)?;
     ensure!(hash(&base, DISK)? == before, "the base was written");
     Ok(())
+}
+
+/// What a VM that should be there has left behind.
+fn last_words(cli: &Cli<'_>, vm: &str) -> String {
+    let said = |words: [&str; 2]| cli.run(words).unwrap_or_else(|error| format!("{error:#}"));
+    let logs = said(["logs", vm]);
+    let lines: Vec<&str> = logs.lines().collect();
+    format!("{}\n{}", said(["inspect", vm]), lines[lines.len().saturating_sub(30)..].join("\n"))
 }
 
 fn run(cli: &Cli<'_>, kernel: &Kernel, cpus: u32, base: &Path, dir: &Path) -> Result<()> {

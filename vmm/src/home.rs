@@ -72,6 +72,8 @@ pub(crate) struct Lineage {
     pub(crate) store: Store,
     path: PathBuf,
     record: Record,
+    /// What it was before a start from a snapshot that has not come off yet.
+    undo: Option<Record>,
 }
 
 impl Lineage {
@@ -86,7 +88,7 @@ impl Lineage {
             }
             None => Record::new(draw()?, vec![None; disks]),
         };
-        Ok(Self { store, path: home.record.clone(), record })
+        Ok(Self { store, path: home.record.clone(), record, undo: None })
     }
 
     /// What is durable.
@@ -118,10 +120,19 @@ impl Lineage {
         for (at, disk) in disks.iter().enumerate().filter(|(_, disk)| disk.is_layered()) {
             if made.record.disks.get(at).copied().flatten().is_none() {
                 let (base, size) = user_base(&disk.path)?;
-                made.top(at, &base, size)?;
+                made.top(at, &self.as_sibling(base), size)?;
             }
         }
         made.done()
+    }
+
+    /// A disk that was imported is a layer of the store's: named as such, it is known to be in use.
+    fn as_sibling(&self, base: Base) -> Base {
+        let layers = self.store.places().layers();
+        match base.name.strip_prefix(&layers) {
+            Ok(name) if base.format == Format::Qcow2 => Base { name: name.to_owned(), ..base },
+            _ => base,
+        }
     }
 
     /// Make an empty layer on the one that each disk had at a snapshot.
@@ -150,6 +161,20 @@ impl Lineage {
         Ok(self.change(record)?)
     }
 
+    /// Let the VM start on a snapshot. Dropped before [`Lineage::confirm`], it is where it was. The caller has a
+    /// [`Pin`](crate::snapshot::store::Pin).
+    pub(crate) fn start_on(&mut self, disks: &[DiskSpec], snapshot: &Manifest) -> Result<(), HomeError> {
+        self.undo = Some(self.move_to(disks, snapshot)?);
+        Ok(())
+    }
+
+    /// The VM runs: what it was on before the start is not needed any more.
+    pub(crate) fn confirm(&mut self) {
+        if let Some(before) = self.undo.take() {
+            self.forget(&before);
+        }
+    }
+
     /// Make an empty layer on each disk's top.
     pub(crate) fn next_tops(&self, sizes: &[u64]) -> Result<Record, HomeError> {
         let mut made = Making::new(self);
@@ -169,6 +194,16 @@ impl Lineage {
         }
         if let Err(error) = self.store.drop_tops(&gone) {
             log::warn!("a layer that nobody needs stays until skiff system prune: {error}");
+        }
+    }
+}
+
+impl Drop for Lineage {
+    fn drop(&mut self) {
+        let Some(before) = self.undo.take() else { return };
+        match self.change(before) {
+            Ok(made) => self.forget(&made),
+            Err(error) => log::warn!("the VM stays on the snapshot that it could not start from: {error}"),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::machine::Point;
 use crate::memory;
 use crate::net::{self, Network};
 use crate::snapshot::Id;
+use crate::snapshot::store::Pin;
 use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
 use crate::vcpu::VcpuCounters;
 
@@ -138,8 +139,9 @@ impl Host {
         };
         memory::check(&spec.memory)?;
         survive_file_size_limits();
-        let (lineage, point) = settle(&spec, home, from)?;
+        let (lineage, point, pin) = settle(&spec, home, from)?;
         let disks = open_disks(&spec, lineage.as_ref())?;
+        drop(pin);
         let nets = net::open_all(&spec, name)?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
@@ -181,9 +183,11 @@ impl Host {
         Ok(())
     }
 
-    /// Let the devices that are made from now on have these disks. No bucket is filled.
+    /// Let the devices that are made from now on have these disks. No bucket is filled. What was written to the tops of the old ones is
+    /// of no use to anybody: nobody waits for it.
     pub(crate) fn put_disks(&mut self, disks: Vec<HostDisk>) {
         for (mine, new) in self.disks.iter_mut().zip(disks) {
+            mine.disk.abandon();
             mine.disk = new.disk;
         }
     }
@@ -251,32 +255,33 @@ fn survive_file_size_limits() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Find the VM's place among snapshots, open the one that it is to start from, and make the layers that its disks lack.
+/// Find the VM's place among snapshots, open the one that it is to start from, and make the layers that its disks lack. No layer goes
+/// before the pin does: a chain is opened file by file.
 fn settle(
     spec: &VmSpec,
     home: Option<&Home>,
     from: Option<Id>,
-) -> Result<(Option<Lineage>, Option<Point>), VmError> {
+) -> Result<(Option<Lineage>, Option<Point>, Option<Pin>), VmError> {
     let Some(home) = home else {
-        return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok((None, None)) };
+        return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok((None, None, None)) };
     };
     let mut lineage = Lineage::open(home, spec.disks.len())?;
     let Some(id) = from else {
-        if spec.disks.iter().any(DiskSpec::is_layered) {
-            let _pin = lineage.store.pin()?;
-            let record = lineage.first_tops(&spec.disks)?;
-            if record != *lineage.record() {
-                lineage.change(record)?;
-            }
+        if !spec.disks.iter().any(DiskSpec::is_layered) {
+            return Ok((Some(lineage), None, None));
         }
-        return Ok((Some(lineage), None));
+        let pin = lineage.store.pin()?;
+        let record = lineage.first_tops(&spec.disks)?;
+        if record != *lineage.record() {
+            lineage.change(record)?;
+        }
+        return Ok((Some(lineage), None, Some(pin)));
     };
-    let _pin = lineage.store.pin()?;
+    let pin = lineage.store.pin()?;
     let point = Point::open(&lineage.store, id)?;
     point.fits(spec)?;
-    let before = lineage.move_to(&spec.disks, &point.manifest)?;
-    lineage.forget(&before);
-    Ok((Some(lineage), Some(point)))
+    lineage.start_on(&spec.disks, &point.manifest)?;
+    Ok((Some(lineage), Some(point), Some(pin)))
 }
 
 /// The disks: each layered one by its top.

@@ -217,13 +217,16 @@ enum Then {
 
 impl Keeper {
     fn start(
-        host: Host,
+        mut host: Host,
         from: Option<&Point>,
         listener: Arc<dyn Fn(Notice) + Send + Sync>,
         messages: Sender<Message>,
         inbox: Receiver<Message>,
     ) -> Result<Self, VmError> {
         let machine = build(&host, from, EventSender::new(messages.clone(), 0))?;
+        if let Some(lineage) = &mut host.lineage {
+            lineage.confirm();
+        }
         machine.begin();
         let (state, now) = (RunState::Running, Instant::now());
         Ok(Self {

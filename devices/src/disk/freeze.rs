@@ -5,7 +5,7 @@
 //!                                          └─► Frozen::finish, on any thread: the old top becomes durable
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use super::chain::{self, MAX_DEPTH};
@@ -20,7 +20,11 @@ pub struct NextTop(Arc<Member>);
 /// A top that was frozen, and is not durable yet.
 #[derive(Debug)]
 #[must_use = "it is not durable before it is finished"]
-pub struct Frozen(Arc<Member>);
+pub struct Frozen {
+    /// Those below it that nobody has finished, oldest first, and it itself: it is worth as much as what it lies on.
+    open: Vec<Arc<Member>>,
+    path: PathBuf,
+}
 
 impl Disk {
     /// Open and lock the new, empty layer at `path`, which was made on this disk's top, for [`Disk::freeze`]. Changes nothing.
@@ -66,29 +70,29 @@ impl Disk {
         if next.0.size() != self.size() {
             return Err(DiskError::NotOnTop { path: next.0.path().to_owned(), disk: self.path.clone() });
         }
-        let (frozen, old) = stack.freeze(next.0).ok_or_else(no_layers)?;
+        let (frozen, open) = stack.freeze(next.0).ok_or_else(no_layers)?;
         *stack = Arc::new(frozen);
-        Ok(Frozen(old))
+        let path = open.last().map_or(&*self.path, |top| top.path()).to_owned();
+        Ok(Frozen { open, path })
     }
 }
 
 impl Frozen {
     /// Make all that was written to it durable, and give up the right to write it: others may read it from now on. Until then a flush
-    /// of the guest does the first half.
+    /// of the guest does the first half. So it goes with those below it that were frozen before and could not be finished then.
     ///
     /// # Errors
     /// If the host fails. It may be tried again; the guest's own flushes fail too as long as it does.
     pub fn finish(&self) -> Result<(), DiskError> {
-        let path = || self.0.path().to_owned();
-        self.0
-            .close()
-            .and_then(|()| self.0.file().sync())
-            .map_err(|source| DiskError::Flush { path: path(), source })
+        self.open.iter().try_for_each(|member| {
+            let closed = member.close().and_then(|()| member.file().sync());
+            closed.map_err(|source| DiskError::Flush { path: member.path().to_owned(), source })
+        })
     }
 
     /// The file that was frozen.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.path
     }
 }

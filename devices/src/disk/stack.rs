@@ -47,15 +47,17 @@ impl Stack {
         Self { below: Layers::new(below), top, frozen: Vec::new(), settled }
     }
 
-    /// The same with the top frozen and `next` above it, and the top that was. No I/O.
-    pub(super) fn freeze(&self, next: Arc<Member>) -> Option<(Self, Arc<Member>)> {
+    /// The same with the top frozen and `next` above it, and all frozen tops that are not durable yet, the one that was the top last.
+    /// No I/O.
+    pub(super) fn freeze(&self, next: Arc<Member>) -> Option<(Self, Vec<Arc<Member>>)> {
         let top = Arc::clone(self.top.as_ref()?);
         let mut members = self.below.members().to_vec();
         members.push(Arc::clone(&top));
         let mut frozen: Vec<_> = self.frozen.iter().filter(|old| !is_closed(old)).cloned().collect();
-        frozen.push(Arc::clone(&top));
+        frozen.push(top);
         let settled = AtomicBool::new(self.settled.load(Ordering::SeqCst));
-        Some((Self { below: Layers::new(members), top: Some(next), frozen, settled }, top))
+        let open = frozen.clone();
+        Some((Self { below: Layers::new(members), top: Some(next), frozen, settled }, open))
     }
 
     /// Every file, in the order of their numbers.

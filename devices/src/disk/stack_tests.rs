@@ -166,9 +166,9 @@ impl World {
             .map_err(chain::malformed(Path::new("")))
             .and_then(|()| chain::open_top(&self.storage, &layer(number), false));
         let Ok(next) = prepared else { return false };
-        let (stack, old) = self.stack.freeze(next).unwrap();
+        let (stack, open) = self.stack.freeze(next).unwrap();
         self.stack = stack;
-        self.unfinished.push(old);
+        self.unfinished.extend(open.last().cloned());
         self.top = number;
         true
     }

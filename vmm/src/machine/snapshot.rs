@@ -36,6 +36,7 @@ use crate::snapshot::memory::{Image, Saver, Saving, rejoin};
 use crate::snapshot::state::{STATE, VmState};
 use crate::snapshot::store::Draft;
 use crate::snapshot::{Id, Store};
+use crate::spec::Memory;
 
 /// How often whoever asked is told how far it is, at most.
 const TELL: Duration = Duration::from_millis(200);
@@ -140,11 +141,22 @@ pub(super) fn prepare(host: &mut Host, machine: &Machine, asked: Asked) -> Resul
     let draft = lineage.store.begin(asked.id, parent)?;
     let (data, index) = (format!("memory-{}", asked.id), format!("index-{}", asked.id));
     let path = draft.dir().join(&data);
-    let (mapped, base) = (&machine.mapped, &machine.base);
+    let (mapped, base) = (&machine.mapped, still_there(&lineage.store, &machine.base));
     let saver = Saver::prepare(&machine.ram, host.spec.memory.hugepages, mapped, &base.memory, &path)?;
     let memory = MemoryFiles { data, index, base: base.id };
     let tops = Tops::prepare(host)?;
     Ok(Prepared { asked, draft, parent, memory, saver, spec, tops, begun })
+}
+
+/// What the next snapshot is made of: all of memory if the last one was removed before the VM could say that it is on it.
+fn still_there(store: &Store, base: &Base) -> Base {
+    match base.id {
+        Some(id) if store.get(id).is_err() => {
+            let memory = Arc::new(Image::zero(Memory(base.memory.size())));
+            Base { id: None, memory }
+        }
+        _ => base.clone(),
+    }
 }
 
 /// Why there can be no snapshot of this VM, or no such one.

@@ -101,6 +101,23 @@ fn a_flush_before_the_end_of_a_freeze_makes_the_frozen_top_durable_too() {
     frozen.finish().unwrap();
 }
 
+/// A snapshot may fail before its layer is finished; the next one stands on that layer.
+#[test]
+fn the_end_of_a_freeze_is_that_of_those_before_it() {
+    let base = file(SIZE);
+    let (_dir, first) = layered(&base);
+    let disk = Disk::open(&first).unwrap();
+    write(&disk, 0, &[5; 70_000]);
+    let second = next(&first.path, "second", SIZE);
+    drop(disk.freeze(disk.prepare(&second).unwrap()).unwrap());
+    write(&disk, 140_000, &[6; 512]);
+    let frozen = disk.freeze(disk.prepare(&next(&second, "third", SIZE)).unwrap()).unwrap();
+    assert_eq!(frozen.path(), second);
+    frozen.finish().unwrap();
+    let content = Disk::open(&options(&second, true)).unwrap().content();
+    assert!(content[..70_000] == [5; 70_000] && content[140_000..140_512] == [6; 512]);
+}
+
 #[test]
 fn a_layer_that_does_not_fit_is_not_taken() {
     let base = file(SIZE);

@@ -233,13 +233,14 @@ impl Top {
         let written = (|| {
             self.old(below, run.first, at - before, &mut head)?;
             self.old(below, run.last, end, &mut tail)?;
-            self.write_whole(place, [&head, data, &tail], kept.is_some())?;
-            self.link(at >> bits, place, run)
+            self.write_whole(place, [&head, data, &tail], kept.is_some())
         })();
         if written.is_err() && kept.is_none() {
             self.give_back(place, run.clusters);
         }
-        written
+        written?;
+        // If it fails some may point there already: the rest is a leak, and nobody else's.
+        self.link(at >> bits, place, run)
     }
 
     /// Write what makes up whole clusters from `place` on. In a new place what is not written reads as zeroes.

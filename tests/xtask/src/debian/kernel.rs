@@ -47,8 +47,15 @@ pub const GUEST_MODULES: &[&str] =
     &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "pvpanic_mmio", "pvpanic"];
 
 /// The drivers that guests of the network tests have besides, in no order.
-pub const EXTRA_MODULES: &[&str] =
-    &["virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "button", "evdev", "ext4"];
+pub const EXTRA_MODULES: &[&str] = &[
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "button",
+    "evdev",
+    "crc32c_generic",
+    "ext4",
+];
 
 /// The drivers that kvmbox loads, in this order.
 pub const BOX_MODULES: &[&str] = &[

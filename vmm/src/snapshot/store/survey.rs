@@ -236,7 +236,15 @@ impl Survey {
     }
 
     fn is_named(&self, layer: Id) -> bool {
-        self.is_top(layer) || self.snapshots.values().any(|manifest| names(manifest, layer))
+        self.is_top(layer)
+            || self.snapshots.values().any(|manifest| names(manifest, layer))
+            || self.is_base(layer)
+    }
+
+    /// Whether a VM's spec names the layer: an imported disk is one, until it has another on it, and what the VM is booted with.
+    fn is_base(&self, layer: Id) -> bool {
+        let name = layer.to_string();
+        self.users.iter().any(|user| user.spec.contains(&name))
     }
 
     fn is_top(&self, layer: Id) -> bool {

@@ -231,6 +231,22 @@ fn a_running_vm_keeps_the_snapshot_that_it_is_on() {
 }
 
 #[test]
+fn a_layer_that_a_vm_is_booted_with_stays_without_its_snapshot() {
+    let world = family();
+    world.store.mark_removed(id(3)).unwrap();
+    world.layer(21, Some(12), &[]).unwrap();
+    world.user(100, Some(2), Some(21), true);
+    let users = || {
+        let mut users = world.users()?;
+        users.iter_mut().for_each(|user| user.spec = format!("path = \"/data/layers/{}.qcow2\"", id(13)));
+        Ok(users)
+    };
+    world.store.sweep(&users, &mut |_, _| {}).unwrap();
+    assert!(matches!(world.store.get(id(3)), Err(StoreError::Unknown(_))));
+    assert!(world.storage.exists(&world.store.places().layer(id(13))).unwrap());
+}
+
+#[test]
 fn snapshots_of_a_vm_that_is_gone_go_but_for_what_others_need() {
     let world = family();
     world.layer(15, Some(12), &[(0, 5)]).unwrap();

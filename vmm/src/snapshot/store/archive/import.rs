@@ -57,7 +57,8 @@ impl Store {
         let file = File::open(from).map_err(failed())?;
         let decoder = zstd::Decoder::new(BufReader::new(file)).map_err(failed())?;
         let mut archive = tar::Archive::new(decoder);
-        let entries = archive.entries().map_err(failed())?;
+        // As they are: the library would read a name of any length into memory.
+        let entries = archive.entries().map_err(failed())?.raw(true);
         let mut reader = Reader { path: path.clone(), entries, progress, done: 0, total: 0 };
         let contents = reader.contents()?;
         let import = self.read_in(contents, &mut reader)?;
@@ -155,6 +156,10 @@ fn blank(id: Id, contents: &Contents) -> Manifest {
 /// Take out of a stranger's spec what names places on the host.
 fn make_harmless(spec: &mut VmSpec) {
     spec.ports.clear();
+    for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
+        // The file that it gets is the snapshot's, which nobody writes.
+        disk.layers = Some(true);
+    }
     for stream in [&mut spec.serial, &mut spec.console] {
         if matches!(stream, Stream::File(_)) {
             *stream = Stream::Null;

@@ -134,6 +134,10 @@ fn an_archive_that_is_not_what_it_says_leaves_nothing() {
         ("memory is not where it must be", |draft| draft.entries.swap(2, 3)),
         ("state is not where it must be", |draft| draft.entries[0].0 = "../../state".to_owned()),
         ("state is not where it must be", |draft| draft.entries[0].1 = tar::EntryType::Symlink),
+        ("state is not where it must be", |draft| {
+            let name = b"state\0".to_vec();
+            draft.entries.insert(0, ("long".to_owned(), tar::EntryType::GNULongName, name));
+        }),
         ("kernel is not where it must be", |draft| draft.entries[3].1 = tar::EntryType::Link),
         ("state is not where it must be", |draft| draft.contents.entries[0].name = "../state".to_owned()),
         ("more than belongs to a snapshot", |draft| {
