@@ -255,13 +255,12 @@ fn survive_file_size_limits() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// A VM's place among snapshots, the one that it starts from, and what keeps that one there meanwhile.
+type Settled = (Option<Lineage>, Option<Point>, Option<Pin>);
+
 /// Find the VM's place among snapshots, open the one that it is to start from, and make the layers that its disks lack. No layer goes
 /// before the pin does: a chain is opened file by file.
-fn settle(
-    spec: &VmSpec,
-    home: Option<&Home>,
-    from: Option<Id>,
-) -> Result<(Option<Lineage>, Option<Point>, Option<Pin>), VmError> {
+fn settle(spec: &VmSpec, home: Option<&Home>, from: Option<Id>) -> Result<Settled, VmError> {
     let Some(home) = home else {
         return if from.is_some() { Err(HomeError::Homeless.into()) } else { Ok((None, None, None)) };
     };
