@@ -106,11 +106,12 @@ fn snapshots_of(store: &Store, look: &Look, asked: &Asked) -> Result<Vec<Id>> {
         family => family?,
     };
     let name = look.entry.name();
+    let force = if asked.force { "-f " } else { "" };
     match family.own.len() {
         0 => Ok(Vec::new()),
         _ if asked.snapshots => Ok(family.own.iter().map(|own| own.id).collect()),
-        1 => bail!("{name} has a snapshot: skiff rm --snapshots {name} removes it, too"),
-        many => bail!("{name} has {many} snapshots: skiff rm --snapshots {name} removes them, too"),
+        1 => bail!("{name} has a snapshot: skiff rm {force}--snapshots {name} removes it, too"),
+        many => bail!("{name} has {many} snapshots: skiff rm {force}--snapshots {name} removes them, too"),
     }
 }
 

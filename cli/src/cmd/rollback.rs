@@ -24,7 +24,7 @@ pub const VERB: Verb = Verb {
     about: "Put a VM back to one of its snapshots",
     long: "Put a VM back to one of its snapshots: its memory, its devices and its disks are what they were, and all that it has \
            done since is lost, unless another snapshot has it. A VM that runs goes on from there in the same process, with \
-           its consoles and sockets; one that has stopped is started there, in the background. The snapshot may be one of \
+           its consoles and sockets, even if it was paused; one that has stopped is started there, in the background. The snapshot may be one of \
            another VM that it was cloned from.",
     after: String::new,
     flags: || flags::describe(FLAGS),

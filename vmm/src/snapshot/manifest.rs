@@ -117,3 +117,22 @@ pub struct Sum {
     /// The CRC-32 (IEEE) of its content.
     pub crc32: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_of_the_first_version_is_read() {
+        let first = Manifest::parse(include_bytes!("fixtures/manifest-1.json")).unwrap();
+        assert_eq!((first.name.as_str(), first.arch.as_str()), ("before-upgrade", "x86_64"));
+        assert_eq!(first.parent, first.memory.base);
+        assert!(
+            first.files.contains_key(&first.memory.data) && first.files.contains_key(&first.memory.index)
+        );
+        let disk = &first.disks[0];
+        assert_eq!((disk.size, disk.sum), (64 << 20, Some(Sum { len: 3 << 20, crc32: 2_280_088_846 })));
+        let spec = crate::spec::VmSpec::from_toml(&first.spec).unwrap();
+        assert_eq!(spec.disks.len(), first.disks.len());
+    }
+}

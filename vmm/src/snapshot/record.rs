@@ -91,4 +91,13 @@ mod tests {
         let error = Record::read(&HostStorage, &path).unwrap_err();
         assert!(error.to_string().contains("layers.json"), "{error}");
     }
+
+    #[test]
+    fn a_record_of_the_first_version_is_read() {
+        const FIRST: &[u8] = include_bytes!("fixtures/layers-1.json");
+        let record: Record = sealed::unseal(FIRST, FORMAT).unwrap();
+        assert_eq!(record.vm, "f6b78c8acaa9ce71".parse().unwrap());
+        assert_eq!(record.parent, Some("3504d5b492f3b899".parse().unwrap()));
+        assert_eq!(record.disks, [Some("649760075303789f".parse().unwrap()), None]);
+    }
 }

@@ -55,6 +55,9 @@ impl Store {
         let path = from.display().to_string();
         let failed = || ArchiveError::io(format!("read {path}"));
         let file = File::open(from).map_err(failed())?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(failed()(io::ErrorKind::IsADirectory.into()));
+        }
         let decoder = zstd::Decoder::new(BufReader::new(file)).map_err(failed())?;
         let mut archive = tar::Archive::new(decoder);
         // As they are: the library would read a name of any length into memory.
@@ -230,7 +233,10 @@ impl<R: Read> Reader<'_, R> {
             let part = buffer.get_mut(..most).unwrap_or_default();
             entry.read_exact(part).map_err(|error| damaged(error.to_string()))?;
             hasher.update(part);
-            write(part).map_err(ArchiveError::io(format!("write {} of {path}", wanted.name)))?;
+            write(part).map_err(ArchiveError::io(format!(
+                "unpack {} of {path} into the data directory",
+                wanted.name
+            )))?;
             left = left.saturating_sub(most as u64);
             self.done = self.done.saturating_add(most as u64);
             (self.progress)(self.done, self.total);
