@@ -134,7 +134,7 @@ fn start(
         name: held.name(),
         stdout,
         log: Some(held.console_log()),
-        home: Some(Home { places: launch.store.places(), record: held.record() }),
+        home: Some(Home { places: launch.store.places(), record: held.record(), passing: remove }),
         from,
         listener: Box::new(move |notice| {
             log::info!("the VM: {notice:?}");

@@ -4,7 +4,7 @@
 //!   the user's file ◄── layer ◄── … ◄── frozen layer ◄── top: the only one that is written
 //!                                       (a snapshot's)   (in the record)
 //! ```
-//! The record is the VM's own and is always durable before what it says is used: whoever finds it after a crash finds a VM that
+//! The record is the VM's own and is durable (but that of a VM which is thrown away at its end) before what it says is used: whoever finds it after a crash finds a VM that
 //! can be started. New tops are made before the record names them, and old ones are deleted after it has forgotten them; what a crash
 //! leaves in between is garbage that a sweep finds. Belongs to the `vmm` thread.
 
@@ -27,6 +27,8 @@ pub struct Home {
     pub places: Places,
     /// The VM's own record of what it stands on (`layers.json`); made when there is something to say if it is not there.
     pub record: PathBuf,
+    /// Nothing of the VM is of use after a crash of the host: the record need not outlive one.
+    pub passing: bool,
 }
 
 /// A VM's home cannot be used.
@@ -71,6 +73,7 @@ pub enum HomeError {
 pub(crate) struct Lineage {
     pub(crate) store: Store,
     path: PathBuf,
+    passing: bool,
     record: Record,
     /// What it was before a start from a snapshot that has not come off yet.
     undo: Option<Record>,
@@ -88,7 +91,7 @@ impl Lineage {
             }
             None => Record::new(draw()?, vec![None; disks]),
         };
-        Ok(Self { store, path: home.record.clone(), record, undo: None })
+        Ok(Self { store, path: home.record.clone(), passing: home.passing, record, undo: None })
     }
 
     /// What is durable.
@@ -96,12 +99,16 @@ impl Lineage {
         &self.record
     }
 
-    /// Let it be this, durably. Returns what it was.
+    /// Let it be this, durably unless it is of a passing VM. Returns what it was.
     ///
     /// # Errors
     /// If the host fails: it is the old one or this one then, and the old one for this process.
     pub(crate) fn change(&mut self, record: Record) -> Result<Record, RecordError> {
-        record.write(self.store.storage(), &self.path)?;
+        let storage = self.store.storage();
+        match self.passing {
+            true => record.write_soon(storage, &self.path)?,
+            false => record.write(storage, &self.path)?,
+        }
         Ok(std::mem::replace(&mut self.record, record))
     }
 

@@ -57,7 +57,11 @@ fn vm(dir: &Path, kernel: &Path, name: &str, from: Option<Id>) -> Vm {
         cpu_template: None,
         balloon: true,
     };
-    let home = Home { places: Places::new(dir.join("data")), record: dir.join(format!("{name}.json")) };
+    let home = Home {
+        places: Places::new(dir.join("data")),
+        record: dir.join(format!("{name}.json")),
+        passing: false,
+    };
     let listener = Box::new(|_| {});
     let setup = Setup { name: name.to_owned(), stdout: None, log: None, home: Some(home), from, listener };
     start(spec, setup).unwrap()

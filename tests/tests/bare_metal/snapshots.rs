@@ -61,6 +61,7 @@ impl World {
         let home = Home {
             places: Places::new(self.dir.path().join("data")),
             record: self.dir.path().join(format!("{name}.json")),
+            passing: false,
         };
         let stdout = File::create(&output).unwrap();
         let setup = Setup {

@@ -68,6 +68,15 @@ impl Record {
         let written = sealed::seal(self).and_then(|text| sealed::replace(storage, path, &text));
         written.map_err(|error| RecordError { path: path.to_owned(), source: error.into() })
     }
+
+    /// The same for a VM of which nothing is of use after a crash of the host.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn write_soon(&self, storage: &dyn Storage, path: &Path) -> Result<(), RecordError> {
+        let written = sealed::seal(self).and_then(|text| sealed::replace_soon(storage, path, &text));
+        written.map_err(|error| RecordError { path: path.to_owned(), source: error.into() })
+    }
 }
 
 #[cfg(test)]

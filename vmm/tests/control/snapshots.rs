@@ -51,6 +51,7 @@ impl World {
         let home = Home {
             places: Places::new(self.dir.path().join("data")),
             record: self.dir.path().join(format!("{name}.json")),
+            passing: false,
         };
         run_with(&code, spec, |setup: &mut Setup| {
             setup.home = Some(home);
@@ -227,7 +228,8 @@ fn a_cpu_template_goes_with_the_vm_and_its_snapshots() {
         };
         run_with(&code, spec, |setup: &mut Setup| {
             let record = world.dir.path().join("masked.json");
-            setup.home = Some(Home { places: Places::new(world.dir.path().join("data")), record });
+            setup.home =
+                Some(Home { places: Places::new(world.dir.path().join("data")), record, passing: false });
             setup.from = from;
         })
     };
