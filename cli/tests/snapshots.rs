@@ -199,6 +199,37 @@ fn an_exported_snapshot_runs_elsewhere_and_a_damaged_one_does_not() {
     assert_eq!(left(&other, "boot"), Vec::<PathBuf>::new());
 }
 
+/// Exported by the first version: the guest of these tests, which has said its first word, with a disk of 64 KiB of text.
+const FIRST_VERSION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/snapshot-1.skiff");
+
+#[test]
+fn a_snapshot_of_the_first_version_is_read_for_ever() {
+    let Some(home) = Home::new() else { return };
+    assert_eq!(home.ok(&["snapshot", "import", FIRST_VERSION, "--name", "old"]), "old@one\n");
+    let shown = json(&home.ok(&["snapshot", "show", "old", "one", "--json"]));
+    assert_eq!(
+        (shown["comment"].as_str(), shown["memory"].as_u64()),
+        (Some("the first version"), Some(73728))
+    );
+    let layer = shown["layers"][0].as_str().unwrap();
+    let raw = home.data().join("disk.raw");
+    let raw = raw.to_str().unwrap();
+    let converted =
+        std::process::Command::new("qemu-img").args(["convert", "-O", "raw", layer, raw]).status();
+    assert!(converted.unwrap().success());
+    let text = "skiff snapshot fixture, version 1\n".repeat(2000);
+    assert!(fs::read(raw).unwrap() == text.as_bytes()[..65536]);
+
+    let started = home.ask(&["rollback", "old", "one"]);
+    if started.code == Some(0) {
+        echoes(&home, "old", "hell");
+        return;
+    }
+    // It was taken on a processor that this host's is not: that is said, and nothing has happened.
+    assert!(started.stderr.contains("processor"), "{started:?}");
+    assert_eq!(home.ok(&["snapshot", "ls", "old", "-q"]), "one\n");
+}
+
 #[test]
 fn damage_is_named_and_changes_nothing() {
     let Some(home) = Home::new() else { return };

@@ -4,8 +4,9 @@
 //!   the user's file ◄── layer ◄── … ◄── frozen layer ◄── top: the only one that is written
 //!                                       (a snapshot's)   (in the record)
 //! ```
-//! The record is the VM's own and is durable (but that of a VM which is thrown away at its end) before what it says is used: whoever finds it after a crash finds a VM that
-//! can be started. New tops are made before the record names them, and old ones are deleted after it has forgotten them; what a crash
+//! The record is the VM's own and is durable before what it says is used (but that of a VM which is thrown away at its end):
+//! whoever finds it after a crash finds a VM that can be started. New tops are made before the record names them, and old ones
+//! are deleted after it has forgotten them; what a crash
 //! leaves in between is garbage that a sweep finds. Belongs to the `vmm` thread.
 
 use std::io;
