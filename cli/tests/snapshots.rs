@@ -222,7 +222,7 @@ fn a_snapshot_of_the_first_version_is_read_for_ever() {
 
     let started = home.ask(&["rollback", "old", "one"]);
     if started.code == Some(0) {
-        echoes(&home, "old", "hell");
+        echoes(&home, "old", "abc");
         return;
     }
     // It was taken on a processor that this host's is not: that is said, and nothing has happened.
