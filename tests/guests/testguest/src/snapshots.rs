@@ -63,7 +63,7 @@ impl Written {
         sector.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&round.to_le_bytes()));
         self.disk.write_blocks((round % SECTORS) as usize, &sector).map_err(text)?;
         self.rounds[(round % SECTORS) as usize] = round;
-        if round % 8 == 0 {
+        if round.is_multiple_of(8) {
             self.disk.flush().map_err(text)?;
         }
         let other = (round * 7 % SECTORS) as usize;

@@ -198,6 +198,8 @@ impl Store {
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
