@@ -33,6 +33,20 @@ pub struct Flag<T> {
     pub apply: fn(&mut T, &OsStr) -> Result<()>,
 }
 
+impl<T> Flag<T> {
+    /// `--json`: results for programs.
+    pub const fn json(help: &'static str, apply: fn(&mut T, &OsStr) -> Result<()>) -> Self {
+        let example = Example { args: &["--json"], toml: "" };
+        Self { name: "json", short: None, takes: Takes::Nothing, help, long: "", example, apply }
+    }
+
+    /// `--quiet`: names only.
+    pub const fn quiet(help: &'static str, apply: fn(&mut T, &OsStr) -> Result<()>) -> Self {
+        let example = Example { args: &["-q"], toml: "" };
+        Self { name: "quiet", short: Some('q'), takes: Takes::Nothing, help, long: "", example, apply }
+    }
+}
+
 /// A flag's value.
 pub enum Takes {
     /// A file, called this in the help.

@@ -11,7 +11,7 @@ use vmm::spec::PortForward;
 
 use super::point::Point;
 use super::snapshot::{create, family};
-use super::{Verb, print};
+use super::{Verb, print, print_json};
 use crate::copy;
 use crate::exit::{self, SUCCESS, Usage};
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -101,30 +101,14 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
-    Flag {
-        name: "quiet",
-        short: Some('q'),
-        takes: Takes::Nothing,
-        help: "Print the names, and nothing of what was done for them",
-        long: "",
-        example: Example { args: &["-q"], toml: "" },
-        apply: |asked, _| {
-            asked.quiet = true;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "json",
-        short: None,
-        takes: Takes::Nothing,
-        help: "Print a JSON array of objects",
-        long: "",
-        example: Example { args: &["--json"], toml: "" },
-        apply: |asked, _| {
-            asked.json = true;
-            Ok(())
-        },
-    },
+    Flag::quiet("Print the names, and nothing of what was done for them", |asked, _| {
+        asked.quiet = true;
+        Ok(())
+    }),
+    Flag::json("Print a JSON array of objects", |asked, _| {
+        asked.json = true;
+        Ok(())
+    }),
 ];
 
 /// A clone as programs see it. The keys stay what they are.
@@ -192,8 +176,7 @@ fn report(manifest: &Manifest, started: Vec<Result<String>>, json: bool) -> Resu
     if json {
         let cloned = |name| Cloned { name, snapshot: &manifest.name, snapshot_id: manifest.id };
         let all: Vec<Cloned<'_>> = names.into_iter().map(cloned).collect();
-        let text = serde_json::to_string_pretty(&all).context("this cannot be written as JSON")?;
-        print(format!("{text}\n"))?;
+        print_json(&all)?;
     } else {
         print(names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
     }

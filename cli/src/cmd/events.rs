@@ -49,18 +49,10 @@ enum Since {
 }
 
 const FLAGS: &[Flag<Asked>] = &[
-    Flag {
-        name: "json",
-        short: None,
-        takes: Takes::Nothing,
-        help: "Print one JSON object a line",
-        long: "",
-        example: Example { args: &["--json"], toml: "" },
-        apply: |asked, _| {
-            asked.json = true;
-            Ok(())
-        },
-    },
+    Flag::json("Print one JSON object a line", |asked, _| {
+        asked.json = true;
+        Ok(())
+    }),
     Flag {
         name: "since",
         short: None,

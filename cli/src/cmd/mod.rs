@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::{ArgMatches, Command};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::Serialize;
 
 use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
@@ -151,6 +152,16 @@ pub fn chosen(matches: &ArgMatches) -> Option<(&'static Verb, &ArgMatches)> {
 /// Print `text`. A reader that has read enough is no error.
 pub fn print(text: impl AsRef<[u8]>) -> Result<u8> {
     print_more(text).map(|_| SUCCESS)
+}
+
+/// Print `value` for programs.
+pub fn print_json(value: &impl Serialize) -> Result<u8> {
+    print(json(value)?)
+}
+
+/// `value` for programs, with a newline at its end.
+pub fn json(value: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).context("this cannot be written as JSON")? + "\n")
 }
 
 /// Print `text` now. Says whether somebody reads it.

@@ -9,9 +9,9 @@ use vmm::snapshot::Id;
 use vmm::snapshot::manifest::Manifest;
 use vmm::spec::VmSpec;
 
-use super::Verb;
 use super::many::{self, VMS};
 use super::table::table;
+use super::{Verb, print_json};
 use crate::exit::SUCCESS;
 use crate::flags::{self, Example, Flag, Takes};
 use crate::store::entry::{CONSOLE_LOG, Look, Status, VM_LOG};
@@ -63,31 +63,15 @@ const ALL: Flag<Asked> = Flag {
     },
 };
 
-const QUIET: Flag<Asked> = Flag {
-    name: "quiet",
-    short: Some('q'),
-    takes: Takes::Nothing,
-    help: "Print names only",
-    long: "",
-    example: Example { args: &["-q"], toml: "" },
-    apply: |asked, _| {
-        asked.quiet = true;
-        Ok(())
-    },
-};
+const QUIET: Flag<Asked> = Flag::quiet("Print names only", |asked, _| {
+    asked.quiet = true;
+    Ok(())
+});
 
-const JSON: Flag<Asked> = Flag {
-    name: "json",
-    short: None,
-    takes: Takes::Nothing,
-    help: "Print a JSON array of objects",
-    long: "",
-    example: Example { args: &["--json"], toml: "" },
-    apply: |asked, _| {
-        asked.json = true;
-        Ok(())
-    },
-};
+const JSON: Flag<Asked> = Flag::json("Print a JSON array of objects", |asked, _| {
+    asked.json = true;
+    Ok(())
+});
 
 /// A VM as programs see it. The keys stay what they are.
 #[derive(Serialize)]
@@ -319,9 +303,4 @@ fn described(look: &Look, place: &Place) -> Result<String> {
         text.push_str(&toml::to_string(spec).context("the spec cannot be written as TOML")?);
     }
     Ok(text)
-}
-
-fn print_json(value: &impl Serialize) -> Result<u8> {
-    let text = serde_json::to_string_pretty(value).context("this cannot be written as JSON")?;
-    super::print(format!("{text}\n"))
 }

@@ -11,7 +11,7 @@ use vmm::snapshot::Id;
 use super::many::{self, VM};
 use super::snapshot::{SNAPSHOT, family, micros};
 use super::{Verb, clone, print};
-use crate::flags::{self, Example, Flag, Takes};
+use crate::flags::{self, Flag};
 use crate::launch::{Launch, Which};
 use crate::logging::Logging;
 use crate::store::Store;
@@ -37,18 +37,10 @@ struct Asked {
     json: bool,
 }
 
-const FLAGS: &[Flag<Asked>] = &[Flag {
-    name: "json",
-    short: None,
-    takes: Takes::Nothing,
-    help: "Print a JSON object",
-    long: "",
-    example: Example { args: &["--json"], toml: "" },
-    apply: |asked, _| {
-        asked.json = true;
-        Ok(())
-    },
-}];
+const FLAGS: &[Flag<Asked>] = &[Flag::json("Print a JSON object", |asked, _| {
+    asked.json = true;
+    Ok(())
+})];
 
 /// A VM that is back at a snapshot, as programs see it. The keys stay what they are.
 #[derive(Serialize)]
@@ -64,9 +56,7 @@ impl Back<'_> {
     fn print(&self, json: bool) -> Result<u8> {
         let Self { vm, name, us, .. } = self;
         print(match us {
-            _ if json => {
-                format!("{}\n", serde_json::to_string_pretty(self).context("this cannot be written as JSON")?)
-            }
+            _ if json => super::json(self)?,
             Some(us) => format!("{vm} is back at {name}, in {}\n", micros(*us)),
             None => format!("{vm} runs, from {name}\n"),
         })

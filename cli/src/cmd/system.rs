@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ArgMatches;
 use serde::Serialize;
 
 use super::snapshot::bytes;
 use super::table::table;
-use super::{Group, Verb, print};
+use super::{Group, Verb, print, print_json};
 use crate::flags::{self, Example, Flag, Takes};
 use crate::progress::Bar;
 use crate::store::Store;
@@ -50,18 +50,10 @@ struct Asked {
     force: bool,
 }
 
-const DF_FLAGS: &[Flag<Asked>] = &[Flag {
-    name: "json",
-    short: None,
-    takes: Takes::Nothing,
-    help: "Print a JSON object",
-    long: "",
-    example: Example { args: &["--json"], toml: "" },
-    apply: |asked, _| {
-        asked.json = true;
-        Ok(())
-    },
-}];
+const DF_FLAGS: &[Flag<Asked>] = &[Flag::json("Print a JSON object", |asked, _| {
+    asked.json = true;
+    Ok(())
+})];
 
 const PRUNE_FLAGS: &[Flag<Asked>] = &[
     Flag {
@@ -135,8 +127,7 @@ fn df(matches: &ArgMatches) -> Result<u8> {
         merges: garbage.merges,
     };
     if asked.json {
-        let text = serde_json::to_string_pretty(&shown).context("this cannot be written as JSON")?;
-        return print(format!("{text}\n"));
+        return print_json(&shown);
     }
     print(people(&shown))
 }

@@ -10,7 +10,7 @@ use vmm::snapshot::Id;
 
 use super::{bytes, family, micros};
 use crate::cmd::many::{self, RUNNING_VM};
-use crate::cmd::{Verb, print};
+use crate::cmd::{Verb, print, print_json};
 use crate::exit::Usage;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
 use crate::progress::Bar;
@@ -66,30 +66,14 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
-    Flag {
-        name: "quiet",
-        short: Some('q'),
-        takes: Takes::Nothing,
-        help: "Print the name only",
-        long: "",
-        example: Example { args: &["-q"], toml: "" },
-        apply: |asked, _| {
-            asked.quiet = true;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "json",
-        short: None,
-        takes: Takes::Nothing,
-        help: "Print a JSON object",
-        long: "",
-        example: Example { args: &["--json"], toml: "" },
-        apply: |asked, _| {
-            asked.json = true;
-            Ok(())
-        },
-    },
+    Flag::quiet("Print the name only", |asked, _| {
+        asked.quiet = true;
+        Ok(())
+    }),
+    Flag::json("Print a JSON object", |asked, _| {
+        asked.json = true;
+        Ok(())
+    }),
 ];
 
 /// A snapshot that was taken, as programs see it. The keys stay what they are.
@@ -118,10 +102,7 @@ fn create(matches: &ArgMatches) -> Result<u8> {
     let taken = take(&store, &RUNNING_VM.one(matches), NAME.maybe(matches), &asked.comment)?;
     store.sweep_behind();
     if asked.json {
-        return print(format!(
-            "{}\n",
-            serde_json::to_string_pretty(&taken).context("this cannot be written as JSON")?
-        ));
+        return print_json(&taken);
     }
     if asked.quiet {
         return print(format!("{}\n", taken.name));

@@ -1,6 +1,6 @@
 //! `skiff snapshot ls` and `show`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ArgMatches;
 use serde::Serialize;
 use vmm::snapshot::Id;
@@ -10,8 +10,8 @@ use vmm::snapshot::store::Sizes;
 use super::{SNAPSHOT, bytes, family, micros};
 use crate::cmd::many::VM;
 use crate::cmd::table::table;
-use crate::cmd::{Verb, print};
-use crate::flags::{self, Example, Flag, Takes};
+use crate::cmd::{Verb, print, print_json};
+use crate::flags::{self, Flag};
 use crate::store::layers::Family;
 use crate::store::{Store, time};
 
@@ -46,31 +46,15 @@ struct Asked {
 const LS_FLAGS: &[Flag<Asked>] = &[QUIET, JSON];
 const SHOW_FLAGS: &[Flag<Asked>] = &[JSON];
 
-const QUIET: Flag<Asked> = Flag {
-    name: "quiet",
-    short: Some('q'),
-    takes: Takes::Nothing,
-    help: "Print names only",
-    long: "",
-    example: Example { args: &["-q"], toml: "" },
-    apply: |asked, _| {
-        asked.quiet = true;
-        Ok(())
-    },
-};
+const QUIET: Flag<Asked> = Flag::quiet("Print names only", |asked, _| {
+    asked.quiet = true;
+    Ok(())
+});
 
-const JSON: Flag<Asked> = Flag {
-    name: "json",
-    short: None,
-    takes: Takes::Nothing,
-    help: "Print JSON",
-    long: "",
-    example: Example { args: &["--json"], toml: "" },
-    apply: |asked, _| {
-        asked.json = true;
-        Ok(())
-    },
-};
+const JSON: Flag<Asked> = Flag::json("Print JSON", |asked, _| {
+    asked.json = true;
+    Ok(())
+});
 
 /// A snapshot as programs see it. The keys stay what they are.
 #[derive(Serialize)]
@@ -197,9 +181,4 @@ fn described(whole: &Whole<'_>) -> String {
     }
     text.push_str(whole.spec);
     text
-}
-
-fn print_json(value: &impl Serialize) -> Result<u8> {
-    let text = serde_json::to_string_pretty(value).context("this cannot be written as JSON")?;
-    print(format!("{text}\n"))
 }

@@ -47,18 +47,10 @@ struct Asked {
 }
 
 const FLAGS: &[Flag<Asked>] = &[
-    Flag {
-        name: "json",
-        short: None,
-        takes: Takes::Nothing,
-        help: "Print a JSON array of objects",
-        long: "",
-        example: Example { args: &["--json"], toml: "" },
-        apply: |asked, _| {
-            asked.json = true;
-            Ok(())
-        },
-    },
+    Flag::json("Print a JSON array of objects", |asked, _| {
+        asked.json = true;
+        Ok(())
+    }),
     Flag {
         name: "prometheus",
         short: None,
@@ -112,9 +104,7 @@ fn stats(matches: &ArgMatches) -> Result<u8> {
         }
     }
     super::print(match (asked.json, asked.prometheus) {
-        (true, _) => {
-            format!("{}\n", serde_json::to_string_pretty(&all).context("this cannot be written as JSON")?)
-        }
+        (true, _) => super::json(&all)?,
         (_, true) => prometheus::text(&all),
         _ => all.iter().map(people).collect::<Vec<_>>().join("\n"),
     })?;
