@@ -14,10 +14,12 @@ pub struct Fact {
 pub struct Facts(Vec<Fact>);
 
 impl Facts {
-    /// Finds the guest's lines among a console's.
+    /// Finds the guest's lines among a console's: whole ones, not one that is still being printed. A line that a rollback cut off
+    /// goes on with what the guest says in its new life, of which the last counts.
     pub fn of(console: &str) -> Facts {
+        let whole = console.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let said =
-            console.lines().filter_map(|line| line.split_once("skiff-guest: ")).map(|(_, said)| said.trim());
+            whole.lines().filter_map(|line| line.rsplit_once("skiff-guest: ")).map(|(_, said)| said.trim());
         Facts(said.map(Fact::of).collect())
     }
 
@@ -41,6 +43,12 @@ impl Facts {
     /// All lines that start with `word`.
     pub fn all<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a Fact> {
         self.0.iter().filter(move |fact| fact.word == word)
+    }
+
+    /// All lines that start with `word` and are whole up to a key that they end with: a rollback, or a clone, goes on in the
+    /// middle of a line.
+    pub fn ending_with<'a>(&'a self, word: &'a str, key: &'a str) -> impl Iterator<Item = &'a Fact> {
+        self.all(word).filter(move |fact| fact.pairs.last().is_some_and(|(name, _)| name == key))
     }
 
     /// Fails with the first problem that the guest itself saw.
@@ -108,5 +116,20 @@ mod tests {
         assert_eq!(facts.last("ready").unwrap().get("memory").unwrap(), "5K");
         assert_eq!(facts.count("poweroff"), 1);
         assert!(facts.last("check").is_err());
+    }
+
+    #[test]
+    fn what_is_still_being_printed_does_not_count() {
+        let facts = Facts::of("skiff-guest: tick n=1 wall=2\r\nskiff-guest: tick n=2\r\nskiff-guest: tick");
+        assert_eq!(facts.count("tick"), 2);
+        let whole: Vec<_> = facts.ending_with("tick", "wall").collect();
+        assert_eq!(whole.len(), 1);
+        assert_eq!(whole[0].number("n").unwrap(), 1);
+    }
+
+    #[test]
+    fn what_was_cut_off_by_a_rollback_does_not_count() {
+        let facts = Facts::of("skiff-guest: tick n=7 waskiff-guest: tick n=3 wall=4\n");
+        assert_eq!(facts.last("tick").unwrap().number("n").unwrap(), 3);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::bytes::hash;
 use crate::cli::Cli;
-use crate::facts::Facts;
+use crate::facts::{Fact, Facts};
 use crate::vm::Kernel;
 
 const DISK: usize = 64 << 20;
@@ -66,12 +66,17 @@ fn make_disk(dir: &Path) -> Result<PathBuf> {
 
 /// How many turns the guest has told of, over all its lives on this console.
 fn ticks(cli: &Cli<'_>, vm: &str) -> Result<u64> {
-    cli.facts(vm)?.last("tick")?.number("n")
+    turns(&cli.facts(vm)?).last().context("no tick")?.number("n")
+}
+
+/// What it told of each turn, `written` last.
+fn turns(facts: &Facts) -> impl Iterator<Item = &Fact> {
+    facts.ending_with("tick", "written")
 }
 
 /// Waits until the guest's clock has made so many turns.
 fn pass(cli: &Cli<'_>, vm: &str, turns: u64) -> Result<()> {
-    let said = |facts: &Facts| facts.count("tick") as u64;
+    let said = |facts: &Facts| self::turns(facts).count() as u64;
     let start = said(&cli.facts(vm)?);
     cli.until(&format!("{vm} lives for {turns} turns"), || {
         let facts = cli.facts(vm)?;
@@ -82,21 +87,21 @@ fn pass(cli: &Cli<'_>, vm: &str, turns: u64) -> Result<()> {
 
 /// The guest goes on from the first snapshot: its files, what it knows, its processes, and the right time.
 fn roll_back(cli: &Cli<'_>, at_second: u64) -> Result<()> {
-    let before = cli.facts("one")?.count("tick");
+    let before = turns(&cli.facts("one")?).count();
     let (asked, jobs) = (now()?, cli.facts("one")?.count("job"));
     cli.run(["rollback", "one", "first"])?;
     pass(cli, "one", TURNS)?;
     let facts = cli.facts("one")?;
-    let turns: Vec<u64> = facts.all("tick").map(|tick| tick.number("n")).collect::<Result<_>>()?;
+    let numbers: Vec<u64> = turns(&facts).map(|tick| tick.number("n")).collect::<Result<_>>()?;
     // What was printed between the first look and the rollback belongs to the old life.
-    let back = (before.max(1)..turns.len()).find(|at| turns[*at] <= turns[at - 1]);
-    let back = back.with_context(|| format!("the turns never went back: {turns:?}"))?;
+    let back = (before.max(1)..numbers.len()).find(|at| numbers[*at] <= numbers[at - 1]);
+    let back = back.with_context(|| format!("the turns never went back: {numbers:?}"))?;
     ensure!(
-        turns[back] <= at_second,
+        numbers[back] <= at_second,
         "it went on at {}, after the second snapshot ({at_second})",
-        turns[back]
+        numbers[back]
     );
-    let tick = facts.all("tick").nth(back).context("no tick after the rollback")?;
+    let tick = turns(&facts).nth(back).context("no tick after the rollback")?;
     right_time(tick.number("wall")?, asked)?;
     cli.until("the job goes on", || Ok(cli.facts("one")?.count("job") > jobs + 1))
 }
@@ -124,10 +129,10 @@ fn clones_differ(cli: &Cli<'_>) -> Result<()> {
     for vm in ["two-1", "two-2"] {
         pass(cli, vm, TURNS)?;
         let facts = cli.facts(vm)?;
-        let tick = facts.all("tick").next().context("no tick")?;
+        let tick = turns(&facts).next().context("no tick")?;
         right_time(tick.number("wall")?, asked)?;
         // The number that was drawn just before the instant may be printed by both.
-        let drawn = facts.all("tick").nth(1).context("no second tick")?;
+        let drawn = turns(&facts).nth(1).context("no second tick")?;
         first.push((drawn.number("n")?, drawn.get("random")?.to_owned()));
     }
     if let [(n, random), (m, other)] = &first[..] {

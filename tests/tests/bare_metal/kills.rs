@@ -183,15 +183,30 @@ impl Victim {
     }
 
     /// The hash of a snapshot's disk, by QEMU's reading of its layers.
+    ///
+    /// A sweep that a killed command has left to another process may merge two layers while QEMU is between opening the one and
+    /// the other; skiff itself pins them. So what is not there at one look must be there at a later one.
     fn hash(&self, name: &str) -> String {
+        let mut wrong = String::new();
+        for _ in 0..20 {
+            match self.hash_now(name) {
+                Ok(hash) => return hash,
+                Err(error) => wrong = error,
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("the disk of {name} cannot be read: {wrong}");
+    }
+
+    fn hash_now(&self, name: &str) -> Result<String, String> {
         let shown = self.user.run(&["snapshot", "show", VM, name, "--json"]);
         let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
         let layer = shown["layers"][0].as_str().expect("a layer");
         let raw = self.user.home().join("look.raw");
-        tool(Command::new("qemu-img").args(["check", layer]));
-        tool(Command::new("qemu-img").args(["convert", "-O", "raw", layer]).arg(&raw));
-        let said = tool(Command::new("sha256sum").arg(&raw));
-        said.split_whitespace().next().unwrap_or_default().to_owned()
+        tool(Command::new("qemu-img").args(["check", layer]))?;
+        tool(Command::new("qemu-img").args(["convert", "-O", "raw", layer]).arg(&raw))?;
+        let said = tool(Command::new("sha256sum").arg(&raw))?;
+        Ok(said.split_whitespace().next().unwrap_or_default().to_owned())
     }
 
     /// Every snapshot's disk is what it was, and a guest that goes on from one finds memory and disk as they belong together.
@@ -216,10 +231,12 @@ fn spawn(command: &mut Command) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("skiff starts")
 }
 
-fn tool(command: &mut Command) -> String {
+fn tool(command: &mut Command) -> Result<String, String> {
     let output = command.output().expect("the program is there");
-    assert!(output.status.success(), "{command:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    if !output.status.success() {
+        return Err(format!("{command:?}: {output:?}"));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn names(dir: &Path) -> Vec<PathBuf> {
