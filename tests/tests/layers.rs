@@ -9,8 +9,10 @@ use toml::{Table, Value};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("arch", &[]),
     ("devices", &["arch"]),
-    ("vmm", &["arch", "devices"]),
-    ("cli", &["vmm"]),
+    ("resources/agent", &[]),
+    ("vmm", &["arch", "devices", "agent"]),
+    ("images", &["devices"]),
+    ("cli", &["agent", "images", "vmm"]),
     ("tests", &["vmm"]),
     ("tests/xtask", &[]),
 ];

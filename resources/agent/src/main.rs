@@ -1,0 +1,3 @@
+//! The agent: the small static program that skiff runs inside a guest.
+
+fn main() {}
