@@ -8,3 +8,4 @@ pub mod digest;
 pub mod manifest;
 pub mod name;
 pub mod progress;
+pub mod store;
