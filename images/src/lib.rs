@@ -10,3 +10,4 @@ pub mod manifest;
 pub mod name;
 pub mod progress;
 pub mod seed;
+pub mod store;

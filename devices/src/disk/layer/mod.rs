@@ -11,8 +11,12 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use super::qcow2::Format;
+<<<<<<< HEAD
 pub use merge::{flatten, merge};
 pub use source::{Content, Source, pack};
+=======
+pub use merge::{flatten, gather, merge};
+>>>>>>> main
 
 use super::DiskError;
 use super::chain;
