@@ -7,8 +7,10 @@
 pub mod compress;
 pub mod digest;
 pub mod ext4;
+pub mod disk;
 pub mod manifest;
 pub mod name;
 pub mod progress;
+pub mod seed;
 pub mod store;
 pub mod tree;

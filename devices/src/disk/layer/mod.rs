@@ -4,13 +4,19 @@
 //! that are made are durable when the call returns; their names are once the caller has synced the directory.
 
 mod merge;
+mod source;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
 pub use super::qcow2::Format;
+<<<<<<< HEAD
+pub use merge::{flatten, merge};
+pub use source::{Content, Source, pack};
+=======
 pub use merge::{flatten, gather, merge};
+>>>>>>> main
 
 use super::DiskError;
 use super::chain;
