@@ -7,4 +7,6 @@
 pub mod digest;
 pub mod manifest;
 pub mod name;
+pub mod oci;
 pub mod progress;
+pub mod registry;
