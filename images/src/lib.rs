@@ -5,6 +5,8 @@
 //! its own. No threads but where a module says so; VMs are not known here.
 
 pub mod digest;
+pub mod file;
 pub mod manifest;
 pub mod name;
 pub mod progress;
+pub mod warm;
