@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn what_is_no_record_is_refused() {
         for bytes in [
-            "10 path=x\n",
+            "12 path=x\n",
             "10 path=x",
             "x",
             "10path=x\n",
