@@ -6,8 +6,15 @@
 
 pub mod compress;
 pub mod digest;
+pub mod disk;
 pub mod ext4;
+pub mod file;
 pub mod manifest;
 pub mod name;
+pub mod oci;
 pub mod progress;
+pub mod registry;
+pub mod seed;
+pub mod store;
 pub mod tree;
+pub mod warm;

@@ -39,6 +39,15 @@ pub struct Manifest {
     pub defaults: Defaults,
 }
 
+impl Manifest {
+    /// All files that it names.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<Blob> {
+        let boot = [Some(self.kernel), self.initrd].into_iter().flatten();
+        boot.chain(self.disk.layers.iter().copied()).collect()
+    }
+}
+
 /// A file of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,6 +98,10 @@ pub enum Source {
         reference: Option<String>,
         /// Of its OCI manifest.
         digest: Digest,
+        /// Its OCI manifest, its configuration and its layers as they came, so that what is pushed or exported is what was pulled or
+        /// imported, to the byte.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        content: Vec<Blob>,
     },
 }
 
