@@ -11,12 +11,8 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use super::qcow2::Format;
-<<<<<<< HEAD
-pub use merge::{flatten, merge};
-pub use source::{Content, Source, pack};
-=======
 pub use merge::{flatten, gather, merge};
->>>>>>> main
+pub use source::{Content, Source, pack};
 
 use super::DiskError;
 use super::chain;
