@@ -98,6 +98,10 @@ pub enum Source {
         reference: Option<String>,
         /// Of its OCI manifest.
         digest: Digest,
+        /// Its OCI manifest, its configuration and its layers as they came, so that what is pushed or exported is what was pulled or
+        /// imported, to the byte.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        content: Vec<Blob>,
     },
 }
 
