@@ -134,6 +134,7 @@ fn start(
         name: held.name(),
         stdout,
         log: Some(held.console_log()),
+        dir: Some(held.path()),
         home: Some(Home { places: launch.store.places(), record: held.record(), passing: remove }),
         from,
         listener: Box::new(move |notice| {

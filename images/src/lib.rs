@@ -9,4 +9,4 @@ pub mod file;
 pub mod manifest;
 pub mod name;
 pub mod progress;
-pub mod warm;
+pub mod store;

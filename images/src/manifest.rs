@@ -35,6 +35,15 @@ pub struct Manifest {
     pub defaults: Defaults,
 }
 
+impl Manifest {
+    /// All files that it names.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<Blob> {
+        let boot = [Some(self.kernel), self.initrd].into_iter().flatten();
+        boot.chain(self.disk.layers.iter().copied()).collect()
+    }
+}
+
 /// A file of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

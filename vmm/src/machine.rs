@@ -31,7 +31,7 @@ use crate::console::Hub;
 use crate::control::{Outcome, Request, RunState, Vm, VmAction, VmReply};
 use crate::error::VmError;
 use crate::event::{Event, EventSender, Message};
-use crate::host::Host;
+use crate::host::{Host, Place};
 use crate::memory;
 use crate::notice::{Listener, Notice};
 use crate::snapshot::Id;
@@ -59,6 +59,9 @@ pub struct Setup {
     pub stdout: Option<OwnedFd>,
     /// The file in which the same is kept, bounded: it is renamed with `.1` after it when it is full.
     pub log: Option<PathBuf>,
+    /// Its own directory, by a name short enough for sockets in it (see [`VsockSpec::OWN`](crate::spec::VsockSpec::OWN)), for as long as it
+    /// runs. Without it, a vsock needs a path.
+    pub dir: Option<PathBuf>,
     /// Where its layers and snapshots are kept. Without it, its disks are written in place, and it has no snapshots.
     pub home: Option<Home>,
     /// The snapshot to start from, in that home; otherwise the kernel is booted. The spec is the snapshot's, but for
@@ -76,7 +79,8 @@ pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     let begun = Instant::now();
     spec.validate()?;
     let stdio = Hub::new(setup.stdout, setup.log);
-    let (host, point) = Host::open(spec, &setup.name, stdio, setup.home.as_ref(), setup.from)?;
+    let place = Place { name: &setup.name, dir: setup.dir.as_deref(), home: setup.home.as_ref() };
+    let (host, point) = Host::open(spec, &place, stdio, setup.from)?;
     let opened = begun.elapsed();
     let console = Arc::clone(&host.console);
     let (messages, inbox) = mpsc::channel();

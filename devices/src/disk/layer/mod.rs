@@ -10,7 +10,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use super::qcow2::Format;
-pub use merge::{flatten, merge};
+pub use merge::{flatten, gather, merge};
 
 use super::DiskError;
 use super::chain;
