@@ -3,6 +3,7 @@
 //! [`cmd`] has one module a verb or group of verbs; each lists its flags as [`flags::Flag`] records. Errors are `anyhow` here and
 //! are said once, by [`exit::report`].
 
+mod agent;
 mod cmd;
 mod completion;
 mod copy;

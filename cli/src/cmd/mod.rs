@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::exit::SUCCESS;
 use crate::flags::{self, Described, Operand};
 
+mod agent;
 mod clone;
 mod completions;
 mod doctor;
@@ -207,6 +208,7 @@ pub const WORDS: &[Word] = &[
     Word::Verb(resize::VERB),
     Word::Verb(rm::RENAME),
     Word::Verb(rm::RM),
+    Word::Verb(agent::VERB),
     Word::Group(system::GROUP),
     Word::Verb(doctor::VERB),
     Word::Verb(completions::VERB),

@@ -9,6 +9,7 @@
 //! Whoever reads trusts nothing: the host a hostile guest, the agent a host of another version. Nothing here has threads or state.
 
 pub mod frame;
+pub mod install;
 pub mod message;
 
 /// Where the agent listens in the guest.

@@ -138,7 +138,7 @@ fn copy_clusters(
 }
 
 /// What lies below a copy: nothing that it may count on.
-struct Unknown;
+pub(super) struct Unknown;
 
 impl Below for Unknown {
     /// Only of what lies behind the disk's end: clusters are copied whole.
