@@ -104,6 +104,12 @@ impl Store {
         }
     }
 
+    /// What the blob takes of the host's file system, in bytes; 0 if it is not there.
+    #[must_use]
+    pub fn taken(&self, digest: &Digest) -> u64 {
+        prune::taken(&self.blob_path(digest))
+    }
+
     fn blobs(&self) -> PathBuf {
         self.root.join("blobs")
     }
