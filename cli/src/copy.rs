@@ -50,7 +50,8 @@ pub fn adapt(mut spec: VmSpec, name: &str, ports: Vec<PortForward>) -> VmSpec {
         disk.layers = Some(true);
     }
     if let Some(vsock) = &mut spec.vsock {
-        vsock.path = own(&vsock.path, name);
+        // One in the VM's own directory is its alone as it is.
+        vsock.path = vsock.path.take().map(|path| own(&path, name));
     }
     for stream in [&mut spec.serial, &mut spec.console] {
         if let Stream::File(path) = stream {
@@ -80,7 +81,7 @@ mod tests {
         let spec: VmSpec = toml::from_str(SPEC).unwrap();
         assert!(left_out(&spec)[0].starts_with("the ports 8080:80 "), "{:?}", left_out(&spec));
         let copy = adapt(spec.clone(), "web-1", Vec::new());
-        assert_eq!(copy.vsock.unwrap().path, Path::new("/run/v.web-1"));
+        assert_eq!(copy.vsock.unwrap().path.unwrap(), Path::new("/run/v.web-1"));
         assert_eq!(copy.serial, Stream::File("/log.web-1".into()));
         assert!(copy.ports.is_empty() && copy.nets[0].mac.is_none());
         assert!(left_out(&adapt(spec, "a", Vec::new())).is_empty());

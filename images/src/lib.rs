@@ -4,7 +4,16 @@
 //! registries) is hostile: it is parsed once into owned values and checked, and no file of it is ever written outside the place that is
 //! its own. No threads but where a module says so; VMs are not known here.
 
+pub mod compress;
 pub mod digest;
+pub mod disk;
+pub mod ext4;
+pub mod file;
 pub mod manifest;
 pub mod name;
+pub mod oci;
 pub mod progress;
+pub mod registry;
+pub mod seed;
+pub mod store;
+pub mod tree;

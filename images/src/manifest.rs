@@ -24,6 +24,10 @@ pub struct Manifest {
     /// The initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Blob>,
+    /// What the kernel needs of its modules to reach a root disk and the agent: a newc archive that is not compressed, to be put before
+    /// one with the agent in it (`initrd`). Container images with this image's kernel get it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules: Option<Blob>,
     /// The kernel's command line but for its console, such as `root=/dev/vda rw`.
     pub cmdline: String,
     /// The root disk.
@@ -33,6 +37,15 @@ pub struct Manifest {
     /// What a VM of it has if nobody says otherwise.
     #[serde(default)]
     pub defaults: Defaults,
+}
+
+impl Manifest {
+    /// All files that it names.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<Blob> {
+        let boot = [Some(self.kernel), self.initrd].into_iter().flatten();
+        boot.chain(self.disk.layers.iter().copied()).collect()
+    }
 }
 
 /// A file of the store.
@@ -85,6 +98,10 @@ pub enum Source {
         reference: Option<String>,
         /// Of its OCI manifest.
         digest: Digest,
+        /// Its OCI manifest, its configuration and its layers as they came, so that what is pushed or exported is what was pulled or
+        /// imported, to the byte.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        content: Vec<Blob>,
     },
 }
 

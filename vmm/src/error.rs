@@ -45,6 +45,9 @@ pub enum VmError {
     /// The vsock's socket cannot be had.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The vsock's socket is to be in a directory that the VM does not have.
+    #[error("the vsock needs a path: this VM has no directory of its own")]
+    NoPlace,
     /// A network cannot be used.
     #[error(transparent)]
     Net(#[from] NetError),

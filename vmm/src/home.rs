@@ -19,7 +19,7 @@ use crate::snapshot::manifest::{DiskPoint, Manifest};
 use crate::snapshot::record::RecordError;
 use crate::snapshot::store::StoreError;
 use crate::snapshot::{Id, Places, Record, Store};
-use crate::spec::DiskSpec;
+use crate::spec::{DiskSpec, Memory};
 
 /// Where what a VM keeps for later is.
 #[derive(Clone, Debug)]
@@ -55,6 +55,16 @@ pub enum HomeError {
         /// The host's reason.
         #[source]
         source: io::Error,
+    },
+    /// A disk cannot be cut.
+    #[error("the disk {path} has {least} and cannot be seen as {size}: give it a size of at least that")]
+    Shrunk {
+        /// Its file.
+        path: PathBuf,
+        /// The size that was asked for.
+        size: Memory,
+        /// The size of what is in the file.
+        least: Memory,
     },
     /// A snapshot needs a home to be in.
     #[error("a VM that starts from a snapshot needs a place to keep its own: this is a defect of skiff")]
@@ -127,7 +137,15 @@ impl Lineage {
         let mut made = Making::new(self);
         for (at, disk) in disks.iter().enumerate().filter(|(_, disk)| disk.is_layered()) {
             if made.record.disks.get(at).copied().flatten().is_none() {
-                let (base, size) = user_base(&disk.path)?;
+                let (base, least) = user_base(&disk.path)?;
+                let size = disk.size.map_or(least, |size| size.0);
+                if size < least {
+                    return Err(HomeError::Shrunk {
+                        path: disk.path.clone(),
+                        size: Memory(size),
+                        least: Memory(least),
+                    });
+                }
                 made.top(at, &self.as_sibling(base), size)?;
             }
         }
@@ -281,5 +299,34 @@ impl Drop for Making<'_> {
             // A sweep finds what cannot be deleted.
             let _ = store.storage().remove_file(&store.places().layer(*id));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_top_has_the_size_that_was_asked_for_if_it_cuts_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places::new(dir.path().join("data"));
+        let home = Home { places, record: dir.path().join("layers.json"), passing: true };
+        let file = dir.path().join("disk.img");
+        std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+        let lineage = Lineage::open(&home, 1).unwrap();
+        let _pin = lineage.store.pin().unwrap();
+        let disk = |size| DiskSpec { layers: Some(true), size, ..DiskSpec::new(&file) };
+        for (size, seen) in
+            [(None, 1 << 20), (Some(Memory(1 << 20)), 1 << 20), (Some(Memory(1 << 30)), 1 << 30)]
+        {
+            let record = lineage.first_tops(&[disk(size)]).unwrap();
+            let path = lineage.store.places().layer(record.disks[0].unwrap());
+            assert_eq!(layer::inspect(lineage.store.storage(), &path).unwrap().size, seen);
+        }
+        let refused = lineage.first_tops(&[disk(Some(Memory(512)))]).unwrap_err().to_string();
+        assert!(
+            refused.ends_with("has 1M and cannot be seen as 512: give it a size of at least that"),
+            "{refused}"
+        );
     }
 }

@@ -96,6 +96,16 @@ pub(crate) struct HostDisk {
     pub(crate) limiter: Option<Arc<Limiter>>,
 }
 
+/// Whose the host's side is.
+pub(crate) struct Place<'a> {
+    /// The VM's name.
+    pub(crate) name: &'a str,
+    /// Its own directory.
+    pub(crate) dir: Option<&'a Path>,
+    /// What it keeps for later.
+    pub(crate) home: Option<&'a Home>,
+}
+
 /// The host's side of one VM.
 pub(crate) struct Host {
     pub(crate) spec: VmSpec,
@@ -118,16 +128,15 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Open everything that the spec of the VM called `name` names. Its streams that are called `stdio` lead to the hub of that name.
+    /// Open everything that the spec of the VM at `place` names. Its streams that are called `stdio` lead to the hub of that name.
     /// A VM that starts from a snapshot needs no kernel before its guest is reset.
     ///
     /// # Errors
     /// The first thing that cannot be used, named.
     pub(crate) fn open(
         spec: VmSpec,
-        name: &str,
+        place: &Place,
         stdio: Hub,
-        home: Option<&Home>,
         from: Option<Id>,
     ) -> Result<(Self, Option<Point>), VmError> {
         let (kernel, initrd) = match from.is_some() {
@@ -139,10 +148,10 @@ impl Host {
         };
         memory::check(&spec.memory)?;
         survive_file_size_limits();
-        let Settled { lineage, point, pin } = settle(&spec, home, from)?;
+        let Settled { lineage, point, pin } = settle(&spec, place.home, from)?;
         let disks = open_disks(&spec, lineage.as_ref())?;
         drop(pin);
-        let nets = net::open_all(&spec, name)?;
+        let nets = net::open_all(&spec, place.name)?;
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_cpus(spec.cpus)?;
         let serial = Sink::open(&spec.serial)?;
@@ -151,7 +160,7 @@ impl Host {
         let console = Arc::new(Console::new(stdio, has_stdio));
         let balloon = spec.balloon.then(BalloonControl::new).transpose();
         let balloon = balloon.map_err(VmError::resources("make an eventfd"))?;
-        let vsock = spec.vsock.as_ref().map(open_vsock).transpose()?;
+        let vsock = spec.vsock.as_ref().map(|vsock| open_vsock(vsock, place.dir)).transpose()?;
         let host = Self {
             hypervisor,
             disks,
@@ -308,8 +317,17 @@ fn open_disk(disk: &DiskSpec, path: PathBuf) -> Result<HostDisk, VmError> {
     Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
 }
 
-fn open_vsock(spec: &VsockSpec) -> Result<Arc<VsockListener>, VmError> {
-    Ok(Arc::new(VsockListener::bind(&spec.path)?))
+fn open_vsock(spec: &VsockSpec, dir: Option<&Path>) -> Result<Arc<VsockListener>, VmError> {
+    let own;
+    let path = match (&spec.path, dir) {
+        (Some(path), _) => path,
+        (None, Some(dir)) => {
+            own = dir.join(VsockSpec::OWN);
+            &own
+        }
+        (None, None) => return Err(VmError::NoPlace),
+    };
+    Ok(Arc::new(VsockListener::bind(path)?))
 }
 
 #[cfg(test)]

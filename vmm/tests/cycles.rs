@@ -63,7 +63,8 @@ fn vm(dir: &Path, kernel: &Path, name: &str, from: Option<Id>) -> Vm {
         passing: false,
     };
     let listener = Box::new(|_| {});
-    let setup = Setup { name: name.to_owned(), stdout: None, log: None, home: Some(home), from, listener };
+    let setup =
+        Setup { name: name.to_owned(), stdout: None, log: None, dir: None, home: Some(home), from, listener };
     start(spec, setup).unwrap()
 }
 

@@ -57,8 +57,8 @@ impl Held {
         name.map_or_else(|| self.name.clone(), str::to_owned)
     }
 
-    /// The directory, wherever it is.
-    fn path(&self) -> PathBuf {
+    /// The directory, wherever it is, while this lives.
+    pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into()
     }
 

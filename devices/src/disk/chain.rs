@@ -81,6 +81,11 @@ pub(super) fn open_readonly(storage: &dyn Storage, path: &Path) -> Result<Layers
     Ok(Layers::new(stack.members().cloned().collect()))
 }
 
+/// An image that lies on nothing, to read it.
+pub(super) fn alone(image: Image) -> Layers {
+    Layers::new(vec![Arc::new(Member::new(Body::Image(Box::new(image))))])
+}
+
 type Backing = Option<(PathBuf, Option<Format>)>;
 
 /// A file that is only read, and what is below it.

@@ -179,7 +179,8 @@ fn in_this_process(test: &str, transport: Transport, disk: &Path, serial: &Path)
         balloon: false,
     };
     let listener: vmm::notice::Listener = Box::new(|_| {});
-    let setup = Setup { name: test.to_owned(), stdout: None, log: None, home: None, from: None, listener };
+    let setup =
+        Setup { name: test.to_owned(), stdout: None, log: None, dir: None, home: None, from: None, listener };
     vmm::machine::start(spec, setup).unwrap()
 }
 

@@ -68,6 +68,7 @@ impl World {
             name: name.to_owned(),
             stdout: Some(stdout.into()),
             log: None,
+            dir: None,
             home: Some(home),
             from,
             listener: Box::new(|_| {}),

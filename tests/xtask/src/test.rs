@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -31,12 +32,17 @@ const BOXES: u32 = 3;
 pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     let mut stages = Stages { filter: filter.unwrap_or_default().to_string(), done: Vec::new() };
     stages.run("setup", |_| setup::run().map(|()| Count::default()));
-    if filter.is_none() {
-        stages.run("format", |_| format());
-        stages.run("clippy", |_| clippy());
-    }
-    stages.run("unit tests", unit_tests);
-    stages.run("build", |_| build());
+    // The optimising build keeps one processor busy for minutes, at its end with a single crate: the others check meanwhile.
+    let built = thread::scope(|scope| {
+        let build = scope.spawn(build);
+        if filter.is_none() {
+            stages.run("format", |_| format());
+            stages.run("clippy", |_| clippy());
+        }
+        stages.run("unit tests", unit_tests);
+        build.join().unwrap_or_else(|_| Err(anyhow!("the thread that built skiff died")))
+    });
+    stages.run("build", |_| built.and_then(|count| build_testers().map(|()| count)));
     stages.run("bare-metal guests", bare_metal);
     stages.run("Linux guests", linux_guests);
     Ok(stages.report())
@@ -117,12 +123,16 @@ fn unit_tests(filter: &str) -> Result<Count> {
     Ok(sum)
 }
 
-/// What the whole-machine tests use: skiff as users get it, and the programs that drive it.
+/// What the whole-machine tests use: skiff as users get it. Its words, if it fails, come at once.
 fn build() -> Result<Count> {
-    tool::show(&mut tool::cargo(&["build", "--release", "--locked", "--package", "skiff"])?)?;
-    tool::show(&mut tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bins"])?)?;
-    guests::build(&paths::target()?)?;
+    tool::capture(&mut tool::cargo(&["build", "--release", "--locked", "--package", "skiff"])?)?;
     Ok(Count::default())
+}
+
+/// The programs that drive skiff from outside and inside.
+fn build_testers() -> Result<()> {
+    tool::show(&mut tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bins"])?)?;
+    guests::build(&paths::target()?).map(drop)
 }
 
 /// Runs on any `/dev/kvm`, even one that works in software; without one, in the box.
@@ -190,7 +200,7 @@ fn linux_guests_in_boxes(words: &[OsString]) -> Result<Option<Count>> {
     let boxes = std::thread::available_parallelism().map_or(1, |count| count.get().min(2));
     let program = paths::own_program()?;
     let run = &|index: usize| run_box(&program, words, &format!("{index}/{boxes}"));
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let started: Vec<_> = (0..boxes).map(|index| scope.spawn(move || run(index))).collect();
         let mut sum = Some(Count::default());
         for one in started {

@@ -1,13 +1,13 @@
 //! What can be said about a spec without asking the host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use devices::virtio::vsock::{GUEST_CIDS, MAX_VSOCK_PATH};
 
 use super::net::{MAX_TAP_NAME, MTUS};
 use super::{
     DiskSpec, HUGE_PAGE, LimitSpec, MAX_CMDLINE, MAX_CPUS, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_NET_QUEUES,
-    MEMORY_STEP, MIN_MEMORY, Mac, Memory, NetBackend, NetSpec, PortForward, Stream, VmSpec,
+    MEMORY_STEP, MIN_MEMORY, Mac, Memory, NetBackend, NetSpec, PortForward, Stream, VmSpec, VsockSpec,
 };
 
 /// A spec that no host could run. Each message names the value and the fix.
@@ -56,6 +56,22 @@ pub enum SpecError {
         path: PathBuf,
         /// Its queues.
         queues: u16,
+    },
+    /// A file that is written in place, or not at all, has the size that it has.
+    #[error(
+        "the disk {path} has a size, which only one with layers can be given: write layers=on, or leave out size"
+    )]
+    DiskSizeAlone {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// No disk has this size.
+    #[error("the disk {path}: its size cannot be {size}: write a multiple of 512 bytes, such as 20G")]
+    DiskSize {
+        /// The disk.
+        path: PathBuf,
+        /// Its size.
+        size: Memory,
     },
     /// A disk that is never written wants a place for what is written.
     #[error("the disk {path} is readonly and cannot have layers: leave out readonly or layers")]
@@ -205,6 +221,14 @@ impl VmSpec {
             if disk.readonly && disk.layers == Some(true) {
                 return Err(SpecError::DiskLayers { path: path() });
             }
+            if let Some(size) = disk.size {
+                if disk.readonly || disk.layers == Some(false) {
+                    return Err(SpecError::DiskSizeAlone { path: path() });
+                }
+                if size.0 == 0 || !size.0.is_multiple_of(512) {
+                    return Err(SpecError::DiskSize { path: path(), size });
+                }
+            }
             let clash = |other: &&&DiskSpec| other.path == disk.path && (other.in_place() || disk.in_place());
             if before.iter().find(clash).is_some() {
                 return Err(SpecError::DiskTwice { path: path() });
@@ -251,7 +275,9 @@ impl VmSpec {
         let Some(vsock) = &self.vsock else {
             return Ok(());
         };
-        match vsock.path.as_os_str().len() {
+        // One in the VM's own directory always has room.
+        let own = Path::new(VsockSpec::OWN);
+        match vsock.path.as_deref().unwrap_or(own).as_os_str().len() {
             0 => return Err(SpecError::EmptyPath("the vsock")),
             long if long > MAX_VSOCK_PATH => return Err(SpecError::VsockPath(long)),
             _ => {}
@@ -313,7 +339,7 @@ impl LimitSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{MemorySpec, Transport, VsockSpec};
+    use crate::spec::{MemorySpec, Transport};
 
     fn good() -> VmSpec {
         VmSpec {
@@ -398,6 +424,19 @@ mod tests {
         assert!(with(DiskSpec { readonly: true, ..layers("b") }).contains("cannot have layers"));
         let mut spec = good();
         spec.disks = vec![layers("a"), layers("a"), DiskSpec { readonly: true, ..DiskSpec::new("a") }];
+        spec.validate().unwrap();
+    }
+
+    #[test]
+    fn only_a_disk_with_layers_can_be_given_a_size() {
+        let with = |text: &str| refused(|spec| spec.disks = vec![text.parse().unwrap()]);
+        for text in ["path=a,size=1G,layers=off", "path=a,size=1G,readonly=on"] {
+            assert!(with(text).contains("only one with layers"), "{text}");
+        }
+        assert!(with("path=a,size=1000").contains("its size cannot be 1000: write a multiple of 512"));
+        assert!(with("path=a,size=0").contains("its size cannot be 0"));
+        let mut spec = good();
+        spec.disks = vec!["path=a,size=20G,layers=on".parse().unwrap()];
         spec.validate().unwrap();
     }
 
@@ -493,10 +532,10 @@ mod tests {
         assert!(with(&"x".repeat(97)).contains("97 bytes"));
         let mut spec = good();
         for path in ["v".to_owned(), "x".repeat(96)] {
-            spec.vsock = Some(VsockSpec { path: path.into(), cid: u32::MAX - 1 });
+            spec.vsock = Some(VsockSpec { path: Some(path.into()), cid: u32::MAX - 1 });
             spec.validate().unwrap();
         }
-        let nowhere = refused(|spec| spec.vsock = Some(VsockSpec { path: PathBuf::new(), cid: 3 }));
+        let nowhere = refused(|spec| spec.vsock = Some(VsockSpec { path: Some(PathBuf::new()), cid: 3 }));
         assert_eq!(nowhere, "the path of the vsock is empty: name a file");
     }
 }

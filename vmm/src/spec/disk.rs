@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::limit::LimitDraft;
 use super::options::{Given, Names, Part, Value, text_and_table};
-use super::{LimitSpec, ParseError};
+use super::{LimitSpec, Memory, ParseError};
 
 /// The longest serial number of a disk in bytes (VIRTIO_BLK_ID_BYTES, virtio 1.2 §5.2.6).
 pub const MAX_DISK_SERIAL: usize = 20;
@@ -15,6 +15,7 @@ pub const DISK_KEYS: &[&str] = &[
     "path",
     "readonly",
     "layers",
+    "size",
     "direct",
     "serial",
     "queues",
@@ -36,6 +37,9 @@ pub struct DiskSpec {
     /// What the guest writes goes to layers of the VM's own above the file, which is never written: the VM can then be snapshotted. By
     /// default on for a VM that stays and off for a throw-away, which writes the file in place. Never on with `readonly`.
     pub layers: Option<bool>,
+    /// The size that the guest sees of a disk with layers, in bytes: at least the file's, which it is by default. A multiple of 512. Later
+    /// layers have the size that the disk has then.
+    pub size: Option<Memory>,
     /// Bypass the host's page cache (O_DIRECT).
     pub direct: bool,
     /// The serial number the guest sees, 1 to [`MAX_DISK_SERIAL`] bytes of printable ASCII without spaces. By default one is
@@ -57,6 +61,7 @@ impl DiskSpec {
             path: path.into(),
             readonly: false,
             layers: None,
+            size: None,
             direct: false,
             serial: None,
             queues: None,
@@ -108,6 +113,7 @@ pub struct Draft {
     path: Option<PathBuf>,
     readonly: bool,
     layers: Option<bool>,
+    size: Option<Memory>,
     direct: bool,
     serial: Option<String>,
     queues: Option<u16>,
@@ -131,6 +137,7 @@ impl Part for DiskSpec {
             "path" => draft.path = Some(given.text("path=FILE")?.into()),
             "readonly" => draft.readonly = given.switch()?,
             "layers" => draft.layers = Some(given.switch()?),
+            "size" => draft.size = Some(given.bytes()?),
             "direct" => draft.direct = given.switch()?,
             "serial" => draft.serial = Some(given.text("1 to 20 bytes of text")?),
             "queues" => draft.queues = Some(given.number("a number from 1 to 16")?),
@@ -145,6 +152,7 @@ impl Part for DiskSpec {
             path: draft.path.ok_or_else(|| Self::NAMES.lacking(subject))?,
             readonly: draft.readonly,
             layers: draft.layers,
+            size: draft.size,
             direct: draft.direct,
             serial: draft.serial,
             queues: draft.queues,
@@ -160,6 +168,7 @@ impl Part for DiskSpec {
             ("direct", Value::Switch(self.direct)),
         ];
         pairs.extend(self.layers.map(|layers| ("layers", Value::Switch(layers))));
+        pairs.extend(self.size.map(|size| ("size", Value::text(size))));
         pairs.extend(self.serial.as_ref().map(|serial| ("serial", Value::text(serial))));
         pairs.extend(self.queues.map(|queues| ("queues", Value::Number(queues.into()))));
         pairs.push(("io", Value::text(self.io.name())));

@@ -187,22 +187,28 @@ fn a_mac_is_one_devices() {
 
 #[test]
 fn a_vsock_is_a_path_with_or_without_its_key() {
-    let vsock = |path: &str, cid| VsockSpec { path: path.into(), cid };
+    let vsock = |path: &str, cid| VsockSpec { path: Some(path.into()), cid };
+    let own = |cid| VsockSpec { path: None, cid };
     for (text, wanted) in [
         ("/run/v.sock", vsock("/run/v.sock", 3)),
         ("path=/run/v.sock", vsock("/run/v.sock", 3)),
         ("/run/a=b.sock,cid=7", vsock("/run/a=b.sock", 7)),
         ("cid=4294967294,path=v,,w", vsock("v,w", 4_294_967_294)),
         ("v.sock", vsock("v.sock", 3)),
+        ("auto", own(3)),
+        ("auto,cid=9", own(9)),
+        ("path=auto", vsock("auto", 3)),
     ] {
         assert_eq!(text.parse::<VsockSpec>().unwrap(), wanted, "{text}");
     }
     for (text, message) in [
-        ("", "'' names no socket: write path=FILE, as in path=/run/vm.sock"),
-        ("cid=3", "'cid=3' names no socket: write path=FILE, as in path=/run/vm.sock"),
+        ("", "'' names no socket: write auto, or path=FILE, as in path=/run/vm.sock"),
+        ("cid=3", "'cid=3' names no socket: write auto, or path=FILE, as in path=/run/vm.sock"),
         ("/v,cid", "the vsock's cid has no value: write a number from 3 to 4294967294"),
         ("/v,cid=4294967296", "the vsock's cid cannot be '4294967296': write a number from 3 to 4294967294"),
         ("/v,ciid=5", "a vsock has no key 'ciid': did you mean 'cid'?"),
+        ("auto,path=/w", "a vsock has one socket: write auto or path=FILE"),
+        ("auto=off", "the vsock's auto cannot be 'off': write auto alone, or path=FILE"),
         ("/v,path=/w", "the vsock's path is given twice: keep one"),
     ] {
         assert_eq!(wrong::<VsockSpec>(text), message);
@@ -302,11 +308,12 @@ fn some_limit() -> impl Strategy<Value = LimitSpec> {
 
 fn some_disk() -> impl Strategy<Value = DiskSpec> {
     let io = prop_oneof![Just(DiskIo::Auto), Just(DiskIo::Uring), Just(DiskIo::Plain)];
-    let switches = (any::<bool>(), any::<Option<bool>>(), any::<bool>());
+    let switches =
+        (any::<bool>(), any::<Option<bool>>(), any::<bool>(), option::of(any::<u64>().prop_map(Memory)));
     let rest = (switches, option::of("[!-~]{1,20}"), any::<Option<u16>>(), io);
     (some_path(), rest, some_limit()).prop_map(|(path, (switches, serial, queues, io), limit)| {
-        let (readonly, layers, direct) = switches;
-        DiskSpec { path, readonly, layers, direct, serial, queues, io, limit }
+        let (readonly, layers, direct, size) = switches;
+        DiskSpec { path, readonly, layers, size, direct, serial, queues, io, limit }
     })
 }
 
@@ -363,7 +370,7 @@ proptest! {
     }
 
     #[test]
-    fn every_vsock_comes_back(path in some_path(), cid in any::<u32>()) {
+    fn every_vsock_comes_back(path in proptest::option::of(some_path()), cid in any::<u32>()) {
         comes_back(VsockSpec { path, cid })?;
     }
 

@@ -112,6 +112,9 @@ pub enum ParseError {
     /// Two places where one network leads.
     #[error("a network leads to one place: write one of tap=NAME, fd=N and user, or a network for each")]
     Backends,
+    /// Two places of one socket.
+    #[error("a vsock has one socket: write auto or path=FILE")]
+    Sockets,
     /// A burst of nothing.
     #[error("{whose} burst belongs to no rate: give bandwidth or ops with it")]
     Burst {

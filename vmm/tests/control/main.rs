@@ -77,8 +77,15 @@ fn run_with(
     change(&mut spec);
     let (told, notices) = channel();
     let listener = Box::new(move |notice| drop(told.send(notice)));
-    let mut setup =
-        Setup { name: "test".to_owned(), stdout: None, log: None, home: None, from: None, listener };
+    let mut setup = Setup {
+        name: "test".to_owned(),
+        stdout: None,
+        log: None,
+        dir: None,
+        home: None,
+        from: None,
+        listener,
+    };
     set_up(&mut setup);
     let vm = start(spec, setup).unwrap();
     let controller = vm.controller();

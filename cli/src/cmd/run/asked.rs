@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use toml::de::DeTable;
-use vmm::spec::{
-    DiskSpec, Memory, MemorySpec, NetBackend, NetSpec, PortForward, SpecError, Stream, Transport, VmSpec,
-    VsockSpec,
-};
+use vmm::spec::{DiskSpec, Memory, MemorySpec, PortForward, SpecError, Stream, Transport, VmSpec, VsockSpec};
 
+use super::net::{self, NetAsked};
 use super::options::FLAGS;
 use super::template::Template;
 use crate::cmd::point::Point;
@@ -40,7 +38,7 @@ pub struct Asked {
     #[serde(default)]
     pub disk: Vec<DiskSpec>,
     #[serde(default)]
-    pub net: Vec<NetSpec>,
+    pub net: Vec<NetAsked>,
     #[serde(default)]
     pub publish: Vec<PortForward>,
     pub vsock: Option<VsockSpec>,
@@ -104,7 +102,7 @@ impl Asked {
             Template::Given(_) => None,
         });
         let disks = self.disk.iter_mut().map(|disk| &mut disk.path);
-        let sockets = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
+        let sockets = self.vsock.iter_mut().filter_map(|vsock| vsock.path.as_mut());
         let streams = [&mut self.serial, &mut self.console].into_iter().filter_map(|stream| match stream {
             Some(Stream::File(path)) => Some(path),
             _ => None,
@@ -128,7 +126,7 @@ impl Asked {
             console: self.console.or(file.console),
             balloon: self.balloon.or(file.balloon),
             disk: file.disk.into_iter().chain(self.disk).collect(),
-            net: file.net.into_iter().chain(self.net).collect(),
+            net: net::over(self.net, file.net),
             publish: file.publish.into_iter().chain(self.publish).collect(),
             vsock: self.vsock.or(file.vsock),
             cpu_template: self.cpu_template.or(file.cpu_template),
@@ -176,10 +174,7 @@ impl Asked {
             (serial, console) => (serial.unwrap_or(Stream::Stdio), console.unwrap_or(Stream::Null)),
         };
         let cpus = self.cpus.unwrap_or(1);
-        let mut nets = self.net;
-        if nets.is_empty() && !self.publish.is_empty() {
-            nets.push(NetSpec::new(NetBackend::User));
-        }
+        let nets = net::settle(self.net, !self.publish.is_empty()).map_err(usage)?;
         let spec = VmSpec {
             kernel,
             initrd: self.initrd,

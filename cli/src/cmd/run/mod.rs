@@ -15,6 +15,7 @@ use crate::store::Store;
 use crate::{flags, front};
 
 mod asked;
+mod net;
 mod options;
 mod template;
 #[cfg(test)]
@@ -94,7 +95,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
 /// `spec` with it said of each disk whether it has layers: those of a VM that `stays` do, so that it can have snapshots.
 fn with_layers(mut spec: VmSpec, stays: bool) -> VmSpec {
     for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
-        disk.layers.get_or_insert(stays);
+        disk.layers.get_or_insert(stays || disk.size.is_some());
     }
     spec
 }

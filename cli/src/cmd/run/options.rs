@@ -129,6 +129,7 @@ const DISK: Flag<Asked> = Flag {
   layers=on|off       on: never write the file; what the guest writes goes to qcow2 layers above it,
                       which snapshots need. off: write the file in place. By default on for a VM
                       that stays, off for a throw-away
+  size=SIZE           what the guest sees of a disk with layers, such as 20G: at least what the file has
   direct=on           bypass the host's page cache (O_DIRECT)
   serial=TEXT         the serial number the guest sees, at most 20 bytes
   queues=N            request queues, 1 to 16; by default one per vCPU, up to 4
@@ -159,12 +160,13 @@ A disk that another VM writes is refused. Disks of the file come first, then tho
 const NET: Flag<Asked> = Flag {
     name: "net",
     short: None,
-    takes: Takes::Texts("tap=NAME|fd=N|user[,KEY=VALUE]…"),
+    takes: Takes::Texts("tap=NAME|fd=N|user[,KEY=VALUE]…|none"),
     help: "A virtio network device; repeat for more (eth0, eth1, …)",
     long: "Where it leads, one of:
   user                the world, as you reach it: by passt, without privileges or set-up
   tap=NAME            the host's tap device of this name
   fd=N                a tap device that is open as file descriptor N
+  none                nowhere: the VM has no network, also none that it would have by default
 Keys:
   mac=ADDRESS         the guest's address; by default one that stays the same for the VM's name
   mtu=N               the largest packet in bytes that the guest is told to send, 68 to 65520
@@ -209,18 +211,19 @@ const PUBLISH: Flag<Asked> = Flag {
 const VSOCK: Flag<Asked> = Flag {
     name: "vsock",
     short: None,
-    takes: Takes::Text("[path=]FILE[,cid=N]"),
+    takes: Takes::Text("auto|[path=]FILE[,cid=N]"),
     help: "Stream sockets between guest and host, by this Unix socket",
     long: "A program on the host connects to the socket, writes `CONNECT PORT` and a newline, reads `OK` and a number on a \
            line, and is connected to the guest's vsock port. What the guest connects to (context ID 2, the host) is at \
-           FILE_PORT, where a program of the host listens. The guest's own context ID is 3, or cid=N.",
+           FILE_PORT, where a program of the host listens. The guest's own context ID is 3, or cid=N. With auto, the socket is \
+           vsock.sock in the VM's own directory (skiff inspect names it): skiff exec needs no more.",
     example: Example {
         args: &["--vsock", "/run/user/1000/vm.sock,cid=7"],
         toml: "vsock = { path = \"/run/user/1000/vm.sock\", cid = 7 }",
     },
     apply: |asked, value| {
         let mut vsock: VsockSpec = utf8(value)?.parse()?;
-        vsock.path = absolute(vsock.path.as_os_str())?;
+        vsock.path = vsock.path.map(|path| absolute(path.as_os_str())).transpose()?;
         asked.vsock = Some(vsock);
         Ok(())
     },

@@ -232,10 +232,10 @@ fn networks_and_ports_of_a_file_and_of_flags_add_up_and_a_socket_is_relative_to_
     let spec = all(&["--net", "tap=t", "-p", "3:4"]);
     assert_eq!(spec.nets, [NetSpec::new(NetBackend::User), NetSpec::new(NetBackend::Tap("t".to_owned()))]);
     assert_eq!(spec.ports.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1:2", "3:4"]);
-    assert_eq!(spec.vsock.unwrap().path, dir.path().join("v.sock"));
+    assert_eq!(spec.vsock.unwrap().path, Some(dir.path().join("v.sock")));
     assert!(spec.memory.hugepages);
     let here = std::env::current_dir().unwrap();
-    assert_eq!(all(&["--vsock", "v.sock"]).vsock.unwrap().path, here.join("v.sock"));
+    assert_eq!(all(&["--vsock", "v.sock"]).vsock.unwrap().path, Some(here.join("v.sock")));
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn the_help_names_every_key() {
         ("disk", DISK_KEYS),
         ("net", NET_KEYS),
         ("memory", MEMORY_KEYS.get(1..).unwrap()),
-        ("vsock", &["cid"]),
+        ("vsock", &["auto", "cid"]),
     ] {
         for key in keys {
             let named =

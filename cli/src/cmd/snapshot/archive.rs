@@ -86,7 +86,7 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     let store = Store::open()?;
     let file = path(&FILE.one(matches))?;
     let mut bar = Bar::new(format!("importing {}", file.display()));
-    let mut import = store.snapshots().import(&file, &mut |done, total| bar.show(done, total))?;
+    let import = store.snapshots().import(&file, &mut |done, total| bar.show(done, total))?;
     drop(bar);
     let snapshot = import.name().to_owned();
     names::check_snapshot(&snapshot).with_context(|| format!("{} is damaged", file.display()))?;
@@ -95,9 +95,6 @@ fn import(matches: &ArgMatches) -> Result<u8> {
         None => free_name(&store, &import.vm).with_context(|| format!("{} is damaged", file.display()))?,
     };
     let held = store.create(Some(&name))?;
-    if let Some(vsock) = &mut import.spec.vsock {
-        vsock.path = store.dir().join(format!("{name}.vsock"));
-    }
     let spec = import.spec.clone();
     let vm = Id::draw().context("cannot draw an id")?;
     let kept = import.commit(vm, |id, disks| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::chain;
 use super::super::layers::{Layers, Place};
 use super::super::member::{Body, Member};
-use super::super::qcow2::{Below, CLUSTER_BITS, Malformed, Top};
+use super::super::qcow2::{Below, CLUSTER_BITS, Image, Malformed, Top};
 use super::{Base, DiskError, Format, create};
 use crate::storage::Storage;
 
@@ -25,24 +25,48 @@ pub fn merge(
     out: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), DiskError> {
-    let images = [lower, upper].map(|path| chain::open_image(storage, path, false));
-    let [lower_image, upper_image] = images;
-    let (lower_image, upper_image) = (lower_image?, upper_image?);
-    for image in [&lower_image, &upper_image] {
-        if image.header.cluster() != CLUSTER {
-            // Only layers are merged, and those are made here.
-            let source = Malformed::Unsupported("another cluster size than 64 KiB, which no layer has");
-            return Err(DiskError::Image { path: image.path.clone(), source });
-        }
-    }
-    let (size, below) = (upper_image.header.size, &lower_image.header);
+    let (lower_image, upper_image) = (open(storage, lower)?, open(storage, upper)?);
+    let below = &lower_image.header;
     let base = below
         .backing
         .clone()
         .map(|name| Base { name, format: below.backing_format.unwrap_or(Format::Qcow2) });
-    let members = [lower_image, upper_image].map(|image| Arc::new(Member::new(Body::Image(Box::new(image)))));
-    let layers = Layers::new(members.into());
-    copy(storage, out, base.as_ref(), size, &layers, progress)
+    let layers = stacked([lower_image, upper_image]);
+    copy(storage, out, base.as_ref(), layers.size(), &layers, progress)
+}
+
+/// Make at `out` one layer that holds what the layers at `layers`, the lowest first, hold together without what that lies on, on `base`, which must
+/// have the content of what that lies on.
+///
+/// # Errors
+/// If a file cannot be used, or the host fails; then nothing stays at `out`.
+pub fn gather(
+    storage: &dyn Storage,
+    layers: &[&Path],
+    base: &Base,
+    out: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), DiskError> {
+    let images: Vec<Image> = layers.iter().map(|path| open(storage, path)).collect::<Result<_, _>>()?;
+    let layers = stacked(images);
+    copy(storage, out, Some(base), layers.size(), &layers, progress)
+}
+
+/// A file that was made by [`create`].
+fn open(storage: &dyn Storage, path: &Path) -> Result<Image, DiskError> {
+    let image = chain::open_image(storage, path, false)?;
+    if image.header.cluster() != CLUSTER {
+        // Only layers are merged, and those are made here.
+        let source = Malformed::Unsupported("another cluster size than 64 KiB, which no layer has");
+        return Err(DiskError::Image { path: image.path.clone(), source });
+    }
+    Ok(image)
+}
+
+/// Layers on each other, the lowest first, and nothing below them.
+fn stacked(images: impl IntoIterator<Item = Image>) -> Layers {
+    let member = |image| Arc::new(Member::new(Body::Image(Box::new(image))));
+    Layers::new(images.into_iter().map(member).collect())
 }
 
 /// Make at `out` one qcow2 file, on nothing, with the content of the disk whose top is at `path`.
@@ -114,7 +138,7 @@ fn copy_clusters(
 }
 
 /// What lies below a copy: nothing that it may count on.
-struct Unknown;
+pub(super) struct Unknown;
 
 impl Below for Unknown {
     /// Only of what lies behind the disk's end: clusters are copied whole.

@@ -4,13 +4,15 @@
 //! that are made are durable when the call returns; their names are once the caller has synced the directory.
 
 mod merge;
+mod source;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
 pub use super::qcow2::Format;
-pub use merge::{flatten, merge};
+pub use merge::{flatten, gather, merge};
+pub use source::{Content, Source, pack};
 
 use super::DiskError;
 use super::chain;

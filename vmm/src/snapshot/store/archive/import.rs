@@ -29,7 +29,7 @@ pub struct Import {
     manifest: Manifest,
     /// What the VM was called where it comes from. Not checked.
     pub vm: String,
-    /// What the VM is here. Its vsock has no path yet.
+    /// What the VM is here. Its vsock is in its own directory.
     pub spec: VmSpec,
     /// Files that lie in the draft until they are named: from, to.
     staged: Vec<(PathBuf, PathBuf)>,
@@ -169,7 +169,7 @@ fn make_harmless(spec: &mut VmSpec) {
         }
     }
     if let Some(vsock) = &mut spec.vsock {
-        vsock.path = PathBuf::new();
+        vsock.path = None;
     }
     for net in &mut spec.nets {
         net.mac = None;

@@ -105,7 +105,7 @@ fn a_good_archive_becomes_a_snapshot_that_names_nothing_of_the_host() {
     assert_eq!((imported.name(), imported.vm.as_str()), ("s1", "web"));
     assert_eq!(imported.spec.serial, crate::spec::Stream::Null);
     assert!(imported.spec.ports.is_empty());
-    imported.spec.vsock.as_mut().unwrap().path = "/run/mine".into();
+    imported.spec.vsock.as_mut().unwrap().path = Some("/run/mine".into());
     let vm = Id::draw().unwrap();
     let record = dir.path().join(Record::FILE);
     let mut at = None;
@@ -199,7 +199,7 @@ fn an_import_on_a_host_that_fails_leaves_nothing_and_takes_nothing_with_it() {
         let imported = world.store.import(archive(), &mut |_, _| {});
         let mut imported =
             imported.map_err(|error| StoreError::io("import", archive())(io::Error::other(error)))?;
-        imported.spec.vsock.as_mut().unwrap().path = "/run/mine".into();
+        imported.spec.vsock.as_mut().unwrap().path = Some("/run/mine".into());
         imported.commit(super::super::testing::id(300), |id, _| {
             let mut record = Record::new(super::super::testing::id(300), vec![None]);
             record.parent = Some(id);

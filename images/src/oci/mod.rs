@@ -1,0 +1,3 @@
+//! Containers' images: OCI layouts and docker archives, in and out.
+
+pub mod spec;
