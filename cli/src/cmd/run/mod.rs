@@ -74,6 +74,9 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(options::FLAGS, matches, &mut asked)?;
     asked.image = IMAGE.maybe(matches);
+    if !COMMAND.all(matches).is_empty() {
+        return Err(Usage("a CMD cannot be run yet: run it with skiff exec".to_owned()).into());
+    }
     if let Some(path) = asked.config.clone() {
         asked = asked.over(Asked::from_file(&path)?);
     }
