@@ -43,6 +43,8 @@ pub enum Which {
         remove: bool,
         /// If its owner dies, so does the VM.
         ends_with_owner: bool,
+        /// Its guest is known to have an agent.
+        has_agent: bool,
         /// It starts from a snapshot, whose spec it has; otherwise its kernel is booted.
         copy: Option<Copy>,
     },

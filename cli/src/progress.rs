@@ -25,13 +25,30 @@ impl Bar {
 
     /// So much is done, of so much.
     pub fn show(&mut self, done: u64, total: u64) {
+        self.say(|| format!("{:3} %", percent(done, total)));
+    }
+
+    /// It has taken this long, and nobody knows how much there is.
+    pub fn tick(&mut self, elapsed: Duration) {
+        self.say(|| format!("{} s", elapsed.as_secs()));
+    }
+
+    /// So many bytes have gone, and nobody knows how many there are.
+    pub fn count(&mut self, bytes: u64, elapsed: Duration) {
+        self.say(|| {
+            let mib = bytes as f64 / f64::from(1 << 20);
+            format!("{mib:.1} MiB, {:.1} MiB/s", mib / elapsed.as_secs_f64().max(0.001))
+        });
+    }
+
+    fn say(&mut self, how_far: impl FnOnce() -> String) {
         let now = Instant::now();
         if !self.terminal || now < self.next {
             return;
         }
         self.next = now + PERIOD;
         self.shown = true;
-        let _ = write!(io::stderr(), "\r{}: {:3} %\x1b[K", self.what, percent(done, total));
+        let _ = write!(io::stderr(), "\r{}: {}\x1b[K", self.what, how_far());
     }
 }
 

@@ -148,6 +148,7 @@ fn clone(matches: &ArgMatches) -> Result<u8> {
             spec: Box::new(spec.clone()),
             copy: Some(copy),
             remove: false,
+            has_agent: false,
             ends_with_owner: false,
         };
         let logging = Logging { verbose: 0, file: None, guest_on_stdout: false, detached: true };

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use serde::Serialize;
+use vmm::agent::Agent;
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::Manifest;
 use vmm::spec::VmSpec;
@@ -79,6 +80,8 @@ struct Shown<'a> {
     name: &'a str,
     /// See [`Status::word`].
     status: &'static str,
+    /// Whether the agent in its guest takes requests.
+    ready: bool,
     pid: Option<i32>,
     cpus: Option<u8>,
     /// In bytes.
@@ -98,6 +101,7 @@ struct Shown<'a> {
 struct Whole<'a> {
     #[serde(flatten)]
     shown: Shown<'a>,
+    agent: Option<&'a Agent>,
     directory: String,
     console_log: String,
     vm_log: String,
@@ -150,6 +154,7 @@ impl<'a> Shown<'a> {
         Self {
             name: look.entry.name(),
             status: status.word(),
+            ready: look.is_ready(),
             pid: pid(look),
             cpus: spec.map(|spec| spec.cpus),
             memory: spec.map(|spec| spec.memory.size.0),
@@ -271,6 +276,7 @@ fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
     };
     Whole {
         shown: Shown::new(look),
+        agent: agent(look),
         directory: look.entry.dir().display().to_string(),
         console_log: file(CONSOLE_LOG),
         vm_log: file(VM_LOG),
@@ -278,6 +284,11 @@ fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
         place,
         spec: look.spec.as_ref(),
     }
+}
+
+/// The agent that takes requests in its guest.
+fn agent(look: &Look) -> Option<&Agent> {
+    look.state.as_ref()?.agent.as_ref().filter(|_| look.is_ready())
 }
 
 /// For people, and for `skiff run --config`.
@@ -290,6 +301,7 @@ fn described(look: &Look, place: &Place) -> Result<String> {
         }
     };
     line("pid", shown.pid.map(|pid| pid.to_string()));
+    line("agent", agent(look).map(|agent| format!("ready, of skiff {}", agent.version)));
     line("error", shown.error);
     line("created", shown.created);
     line("started", shown.started);

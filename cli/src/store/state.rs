@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use vmm::agent::Agent;
 use vmm::api::types::Ended;
 use vmm::control::Outcome;
 
@@ -37,6 +38,12 @@ pub struct State {
     /// It was told to pause, and not yet to go on.
     #[serde(default)]
     pub paused: bool,
+    /// Its guest is known to have an agent: it is worth waiting for.
+    #[serde(default)]
+    pub has_agent: bool,
+    /// The agent that takes requests now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
     /// How it ended, if it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
@@ -113,13 +120,20 @@ impl State {
             boot_id: boot_id(),
             remove,
             paused: false,
+            has_agent: false,
+            agent: None,
             end: None,
         }
     }
 
+    /// Of a VM whose guest is known to have an agent, or not.
+    pub fn with_agent(self, has_agent: bool) -> Self {
+        Self { has_agent, ..self }
+    }
+
     /// The same VM, started again now.
     pub fn again(&self) -> Self {
-        Self { created: self.created, ..Self::new(self.remove) }
+        Self { created: self.created, ..Self::new(self.remove).with_agent(self.has_agent) }
     }
 
     /// It was told to pause, or to go on.
@@ -127,9 +141,14 @@ impl State {
         Self { paused, ..self.clone() }
     }
 
+    /// Its agent takes requests, or none does any more.
+    pub fn agent(&self, agent: Option<Agent>) -> Self {
+        Self { agent, ..self.clone() }
+    }
+
     /// It has ended so, now or unseen at some time before.
     pub fn ended(&self, end: End) -> Self {
-        Self { finished: Some(time::now()), paused: false, end: Some(end), ..self.clone() }
+        Self { finished: Some(time::now()), paused: false, agent: None, end: Some(end), ..self.clone() }
     }
 
     /// How it must have ended if its process is gone without a word.

@@ -81,6 +81,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         name,
         spec: Box::new(spec.clone()),
         remove: remove || throw_away,
+        has_agent: false,
         ends_with_owner: throw_away,
         copy,
     };
