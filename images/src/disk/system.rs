@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use devices::disk::SECTOR;
+
 use super::bytes::Stored;
 use super::error::{DiskError, Malformed, read_failed, write_failed};
 use super::filesystem::{self, FileSystem};
@@ -34,7 +36,9 @@ pub(super) struct Volume {
 impl Volume {
     /// As `root=` takes it.
     pub(super) fn root(&self) -> String {
-        self.partition.as_ref().map_or("/dev/vda".to_owned(), |partition| format!("PARTUUID={}", partition.uuid))
+        self.partition
+            .as_ref()
+            .map_or("/dev/vda".to_owned(), |partition| format!("PARTUUID={}", partition.uuid))
     }
 
     fn shown(&self) -> String {
@@ -88,7 +92,7 @@ pub(super) fn volumes(disk: &File, path: &Path) -> Result<Vec<Volume>, DiskError
         Table::None => Ok(vec![Volume { start: 0, kind: whole, partition: None }]),
         Table::Damaged => Err(DiskError::Image {
             path: path.to_owned(),
-            source: Malformed::Damaged { what: "the partition table (GPT)", offset: super::SECTOR },
+            source: Malformed::Damaged { what: "the partition table (GPT)", offset: SECTOR },
         }),
         Table::Partitions(partitions) => partitions
             .into_iter()
@@ -197,7 +201,7 @@ impl Files {
 }
 
 pub(super) fn ext4_failed(what: &str) -> impl FnOnce(ext4::Error) -> DiskError {
-    |source| DiskError::Other { what: format!("{what} has failed"), source: Box::new(source) }
+    move |source| DiskError::Other { what: format!("{what} has failed"), source: Box::new(source) }
 }
 
 /// Where a link at `path` to `target` leads, with `.` and `..` taken away: no higher than the top.
@@ -258,7 +262,8 @@ fn choose(names: &[String]) -> Option<(String, Option<String>)> {
     let version = |name: &str| -> Option<String> {
         let rest = name.strip_prefix("vmlinuz").or_else(|| name.strip_prefix("bzImage"))?;
         let rescue = rest.contains("rescue") || rest.ends_with(".old") || rest.ends_with(".hmac");
-        (!rescue && (rest.is_empty() || rest.starts_with('-'))).then(|| rest.trim_start_matches('-').to_owned())
+        (!rescue && (rest.is_empty() || rest.starts_with('-')))
+            .then(|| rest.trim_start_matches('-').to_owned())
     };
     let initrd = |version: &str| {
         let dash = if version.is_empty() { String::new() } else { format!("-{version}") };
@@ -324,7 +329,10 @@ pub(super) fn extract(
         let out = work.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out);
         let mut file = file.map_err(write_failed(&out))?;
-        files.0.read_to(from, &mut file, MAX_BOOT_FILE).map_err(ext4_failed("taking the kernel out of the disk"))?;
+        files
+            .0
+            .read_to(from, &mut file, MAX_BOOT_FILE)
+            .map_err(ext4_failed("taking the kernel out of the disk"))?;
         Ok(out)
     };
     let kernel = take(&boot.kernel, "kernel")?;
@@ -371,7 +379,10 @@ mod tests {
             chosen(&fedora),
             pair("vmlinuz-6.8.5-301.fc40.x86_64", "initramfs-6.8.5-301.fc40.x86_64.img")
         );
-        assert_eq!(chosen(&["vmlinuz-linux", "initramfs-linux.img"]), pair("vmlinuz-linux", "initramfs-linux.img"));
+        assert_eq!(
+            chosen(&["vmlinuz-linux", "initramfs-linux.img"]),
+            pair("vmlinuz-linux", "initramfs-linux.img")
+        );
         assert_eq!(chosen(&["vmlinuz-virt", "initramfs-virt"]), pair("vmlinuz-virt", "initramfs-virt"));
         assert_eq!(chosen(&["vmlinuz", "initrd.img"]), pair("vmlinuz", "initrd.img"));
         assert_eq!(chosen(&["vmlinuz-9", "vmlinuz-8", "initrd-8"]), pair("vmlinuz-8", "initrd-8"));
@@ -381,7 +392,8 @@ mod tests {
 
     #[test]
     fn versions_compare_by_their_numbers() {
-        for (one, other) in [("6.1.0-9", "6.1.0-10"), ("5.10", "6.1"), ("6.1", "6.1.1"), ("6.01-a", "6.1-b")] {
+        for (one, other) in [("6.1.0-9", "6.1.0-10"), ("5.10", "6.1"), ("6.1", "6.1.1"), ("6.01-a", "6.1-b")]
+        {
             assert_eq!(compare_versions(one, other), Ordering::Less, "{one} {other}");
             assert_eq!(compare_versions(other, one), Ordering::Greater);
         }
@@ -399,7 +411,10 @@ mod tests {
 
     #[test]
     fn a_systems_name_is_one_clean_line() {
-        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(
+            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
         assert_eq!(pretty_name("NAME='Alpine'\n"), "Alpine");
         assert_eq!(pretty_name("PRETTY_NAME=\"\x1b[31mred\"\n"), "[31mred");
         assert_eq!(pretty_name(""), "Linux");

@@ -243,7 +243,7 @@ impl Debugfs {
         let aside_name = aside.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let place = quoted(path)?;
         let written = self.change(&[
-            format!("cd {}", quoted(dir)?),
+            format!("cd {}", quoted(&format!("{dir}/."))?),
             format!(
                 "write {aside_name} {}",
                 word(name).ok_or_else(|| Error::Path { path: path.to_owned() })?
@@ -430,10 +430,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
 
 /// A line of `ls -p`: `/INODE/MODE/UID/GID/NAME/SIZE/`.
 fn parse_entry(line: &str) -> Option<Entry> {
-    let mut parts = line.strip_prefix('/')?.split('/');
+    let mut parts = line.strip_prefix('/')?.strip_suffix('/')?.split('/');
     let inode: u64 = parts.next()?.parse().ok()?;
     let mode = u32::from_str_radix(parts.next()?, 8).ok()?;
     let name = parts.nth(2)?;
+    // Without a size behind it, it goes on in the next line.
+    parts.next()?;
     let kind = match mode & 0o170_000 {
         0o100_000 => Kind::File,
         0o040_000 => Kind::Directory,

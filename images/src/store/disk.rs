@@ -13,11 +13,7 @@ impl Store {
     ///
     /// # Errors
     /// If it is no raw disk, there is no room, or the host fails.
-    pub fn disk_from_raw(
-        &self,
-        raw: &Path,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Blob, StoreError> {
+    pub fn disk_from_raw(&self, raw: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Blob, StoreError> {
         // Its first bytes may be a guest's, and would lead to other files of the host.
         let info = layer::inspect(&*self.storage, raw)?;
         if info.format != Format::Raw {
