@@ -61,6 +61,16 @@ pub fn points() -> Vec<CompletionCandidate> {
     all.map(|(entry, name)| CompletionCandidate::new(format!("{}@{name}", entry.name()))).collect()
 }
 
+/// Every image by its names, the latest without their tag.
+pub fn images() -> Vec<CompletionCandidate> {
+    let names = Store::open().and_then(|store| Ok(store.images().names()?)).unwrap_or_default();
+    let short = |name: &images::name::Name| match name.tag() {
+        images::name::DEFAULT_TAG => name.repository().to_owned(),
+        _ => name.to_string(),
+    };
+    names.keys().map(|name| CompletionCandidate::new(short(name))).collect()
+}
+
 /// Every VM and every snapshot.
 pub fn vms_and_points() -> Vec<CompletionCandidate> {
     vms().into_iter().chain(points()).collect()

@@ -128,6 +128,8 @@ pub enum Count {
     Some,
     /// As often as wanted, or not at all.
     Any,
+    /// All that is left, each as it stands.
+    Rest,
 }
 
 /// What a shell can complete an [`Operand`] with.
@@ -135,6 +137,8 @@ pub enum Count {
 pub enum Completes {
     /// Any VM: what `skiff ps -aq` prints.
     Vms,
+    /// An image: what `skiff image ls -q` prints.
+    Images,
     /// A VM that runs: what `skiff ps -q` prints.
     RunningVms,
     /// A VM that does not run.
@@ -158,6 +162,7 @@ impl Operand {
         let arg = Arg::new(self.name).value_name(self.name).help(self.help).value_hint(ValueHint::Other);
         let arg = match self.completes {
             Completes::Vms => arg.add(ArgValueCandidates::new(completion::vms)),
+            Completes::Images => arg.add(ArgValueCandidates::new(completion::images)),
             Completes::RunningVms => arg.add(ArgValueCandidates::new(completion::running_vms)),
             Completes::StoppedVms => arg.add(ArgValueCandidates::new(completion::stopped_vms)),
             Completes::Snapshots => arg.add(ArgValueCandidates::new(completion::snapshots)),
@@ -174,6 +179,7 @@ impl Operand {
             Count::Maybe => arg,
             Count::Some => arg.required(true).num_args(1..).action(ArgAction::Append),
             Count::Any => arg.num_args(0..).action(ArgAction::Append),
+            Count::Rest => arg.num_args(0..).action(ArgAction::Append).trailing_var_arg(true),
         }
     }
 
@@ -186,6 +192,11 @@ impl Operand {
             }
         }
         given
+    }
+
+    /// What was given for it, in order, as it stands.
+    pub fn all(&self, matches: &ArgMatches) -> Vec<String> {
+        matches.get_many::<String>(self.name).into_iter().flatten().cloned().collect()
     }
 
     /// What was given for one that stands once or not at all.

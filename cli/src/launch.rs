@@ -18,6 +18,7 @@ use crate::exit::Usage;
 use crate::logging::Logging;
 use crate::process::{self, Inherited};
 use crate::store::Store;
+use crate::store::images::OfImage;
 
 /// A VM that is to be started.
 pub struct Launch {
@@ -43,6 +44,8 @@ pub enum Which {
         remove: bool,
         /// If its owner dies, so does the VM.
         ends_with_owner: bool,
+        /// The image that it is of.
+        image: Option<OfImage>,
         /// It starts from a snapshot, whose spec it has; otherwise its kernel is booted.
         copy: Option<Copy>,
     },

@@ -24,6 +24,7 @@ use crate::launch::{self, Launch, Report, Which};
 use crate::logging;
 use crate::signals::Signals;
 use crate::store::held::Held;
+use crate::store::images::OfImage;
 use crate::store::state::{End, State};
 
 /// What the VM's process has from its caller, beside the standard streams.
@@ -44,6 +45,7 @@ struct Prepared {
     from: Option<Id>,
     remove: bool,
     ends_with_owner: bool,
+    image: Option<OfImage>,
 }
 
 /// Be the VM, to its end.
@@ -73,7 +75,7 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
     let _ = rustix::process::setsid();
     raise_file_limit();
     match &launch.which {
-        Which::New { name, spec, copy, remove, ends_with_owner } => {
+        Which::New { name, spec, copy, remove, ends_with_owner, image } => {
             let held = Arc::new(launch.store.create(name.as_deref())?);
             let spec = match copy {
                 Some(copy) => copy::adapt(VmSpec::clone(spec), &held.name(), copy.ports.clone()),
@@ -81,12 +83,14 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
             };
             let from = copy.as_ref().map(|copy| copy.from);
             let (remove, ends_with_owner) = (*remove, *ends_with_owner);
-            Ok(Prepared { held, spec, before: None, from, remove, ends_with_owner })
+            let image = image.clone();
+            Ok(Prepared { held, spec, before: None, from, remove, ends_with_owner, image })
         }
         Which::Again { name, from } => {
             let (held, spec, before) = launch.store.take(name)?;
             let (held, remove) = (Arc::new(held), before.remove);
-            Ok(Prepared { held, spec, before: Some(before), from: *from, remove, ends_with_owner: false })
+            let (before, from) = (Some(before), *from);
+            Ok(Prepared { held, spec, before, from, remove, ends_with_owner: false, image: None })
         }
     }
 }
@@ -117,7 +121,7 @@ fn start(
     prepared: Prepared,
     owner: Option<UnixStream>,
 ) -> Result<(vmm::control::Vm, server::Server)> {
-    let Prepared { held, spec, before, from, remove, ends_with_owner } = prepared;
+    let Prepared { held, spec, before, from, remove, ends_with_owner, image } = prepared;
     if let Some(before) = &before {
         held.write_state(before.again(), false)?;
     }
@@ -146,7 +150,7 @@ fn start(
     // The VM runs. All that follows is not to keep it from its first words; if it fails, this process ends, and the VM with it.
     let listener = held.listen()?;
     if before.is_none() {
-        held.write_state(State::new(remove), false)?;
+        held.write_state(State::new(remove).of(image), false)?;
         held.write_spec(&spec, false)?;
     }
     let controller = vm.controller();

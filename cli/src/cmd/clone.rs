@@ -141,12 +141,14 @@ fn clone(matches: &ArgMatches) -> Result<u8> {
         }
     }
     check(&store, &manifest)?;
+    let image = store.image_of(&spec);
     let launches = names.into_iter().map(|name| {
         let copy = Copy { from: manifest.id, ports: asked.ports.clone() };
         let which = Which::New {
             name: Some(name),
             spec: Box::new(spec.clone()),
             copy: Some(copy),
+            image: image.clone(),
             remove: false,
             ends_with_owner: false,
         };

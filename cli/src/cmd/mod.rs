@@ -16,6 +16,7 @@ mod clone;
 mod completions;
 mod doctor;
 mod events;
+mod image;
 mod logs;
 mod man;
 mod many;
@@ -199,6 +200,7 @@ pub const WORDS: &[Word] = &[
     Word::Verb(start::ATTACH),
     Word::Verb(logs::VERB),
     Word::Verb(power::WAIT),
+    Word::Group(image::GROUP),
     Word::Group(snapshot::GROUP),
     Word::Verb(rollback::VERB),
     Word::Verb(clone::VERB),

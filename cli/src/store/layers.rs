@@ -56,8 +56,19 @@ impl Store {
         Places::new(&self.data).owned_by(owner)
     }
 
-    /// Every VM, for a sweep.
+    /// Every VM, and every image that is started from a snapshot, for a sweep.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
+        let mut users = self.vm_users()?;
+        let warm = self.warm_users().map_err(|error| StoreError::Io {
+            what: "read what images are started from in",
+            path: self.data.clone(),
+            source: std::io::Error::other(error),
+        });
+        users.extend(warm?);
+        Ok(users)
+    }
+
+    fn vm_users(&self) -> Result<Vec<User>, StoreError> {
         let vms = self.vms();
         // No VM is to get another name while names are read.
         let _locked = match self.lock() {

@@ -32,6 +32,7 @@ pub mod entry;
 pub mod events;
 pub mod follow;
 pub mod held;
+pub mod images;
 pub mod layers;
 pub mod names;
 pub mod state;

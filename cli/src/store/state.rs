@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use vmm::api::types::Ended;
 use vmm::control::Outcome;
 
+use super::images::OfImage;
 use super::{sync_dir, time};
 use crate::exit;
 
@@ -37,6 +38,9 @@ pub struct State {
     /// It was told to pause, and not yet to go on.
     #[serde(default)]
     pub paused: bool,
+    /// The image that it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<OfImage>,
     /// How it ended, if it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
@@ -113,13 +117,19 @@ impl State {
             boot_id: boot_id(),
             remove,
             paused: false,
+            image: None,
             end: None,
         }
     }
 
+    /// The same, of this image.
+    pub fn of(self, image: Option<OfImage>) -> Self {
+        Self { image, ..self }
+    }
+
     /// The same VM, started again now.
     pub fn again(&self) -> Self {
-        Self { created: self.created, ..Self::new(self.remove) }
+        Self { created: self.created, image: self.image.clone(), ..Self::new(self.remove) }
     }
 
     /// It was told to pause, or to go on.

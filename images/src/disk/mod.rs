@@ -38,7 +38,7 @@ pub use error::{DiskError, Malformed};
 pub use export::export;
 
 use crate::compress;
-use crate::ext4::{Change, Debugfs};
+use crate::ext4::{self, Change, Debugfs};
 use crate::manifest::{self, Agent, Defaults, Disk, Manifest, SCHEMA};
 use crate::progress::Progress;
 use crate::store::{Store, StoreError};
@@ -180,7 +180,7 @@ pub fn prepare(
     let mut volumes = system::volumes(&file, path)?;
     for volume in &mut volumes {
         if let FileSystem::Ext { unclean: unclean @ true } = &mut volume.kind {
-            Debugfs::replay(&raw, volume.start)
+            ext4::replay(&raw, volume.start)
                 .map_err(system::ext4_failed("replaying the disk's journal"))?;
             *unclean = false;
         }
@@ -293,7 +293,7 @@ fn put_agent(
         notes.push(format!("the guest has no systemd: let its own init start {path}, and skiff exec works"));
     }
     let changes: Vec<Change> = items.iter().map(|item| change(item, program)).collect();
-    let files = Debugfs::open(raw, system.root.start);
+    let files = Debugfs::open(raw, system.root.start, true);
     let put = files.and_then(|files| files.edit(&changes));
     put.map_err(system::ext4_failed("putting the agent into the disk (--no-agent leaves it out)"))?;
     Ok(how)

@@ -157,23 +157,32 @@ fn nothing(volumes: &[Volume]) -> String {
 }
 
 /// A file system with its links followed inside it.
-struct Files(Debugfs);
+struct Files {
+    files: Debugfs,
+    /// Where it begins on the disk, in bytes.
+    start: u64,
+}
 
 impl Files {
     fn open(raw: &Path, start: u64) -> Result<Self, DiskError> {
-        Debugfs::open(raw, start).map(Self).map_err(ext4_failed("looking into the disk's file system"))
+        let files = Debugfs::open(raw, start, false);
+        let files = files.map_err(ext4_failed("looking into the disk's file system"))?;
+        Ok(Self { files, start })
     }
 
     /// Where `path` leads in the end; `None` if that is nothing. Only the last name's links are followed here: debugfs follows those on the way.
     fn resolve(&self, path: &str) -> Result<Option<(String, Kind)>, DiskError> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
-            let stat = self.0.stat(&path).map_err(ext4_failed("looking for a file on the disk"))?;
-            let Some(stat) = stat else { return Ok(None) };
-            match (stat.kind, stat.target) {
-                (Kind::Symlink, Some(target)) => path = joined(&path, &target),
-                (Kind::Symlink, None) => return Ok(None),
-                (kind, _) => return Ok(Some((path, kind))),
+            let stat = self.files.stat(&path).map_err(ext4_failed("looking for a file on the disk"))?;
+            match stat.map(|stat| stat.kind) {
+                None => return Ok(None),
+                Some(Kind::Symlink) => match self.files.read_link(&path) {
+                    Ok(target) => path = joined(&path, &target),
+                    Err(ext4::Error::Missing { .. } | ext4::Error::TooLarge { .. }) => return Ok(None),
+                    Err(error) => return Err(ext4_failed("reading a link on the disk")(error)),
+                },
+                Some(kind) => return Ok(Some((path, kind))),
             }
         }
         Ok(None)
@@ -186,7 +195,7 @@ impl Files {
     /// A file's text; `None` if there is no such file, or it is too long to be one.
     fn text(&self, path: &str) -> Result<Option<String>, DiskError> {
         let Some((path, Kind::File)) = self.resolve(path)? else { return Ok(None) };
-        match self.0.read(&path, MAX_TEXT) {
+        match self.files.read(&path, MAX_TEXT) {
             Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             Err(ext4::Error::TooLarge { .. } | ext4::Error::Missing { .. }) => Ok(None),
             Err(error) => Err(ext4_failed("reading a file on the disk")(error)),
@@ -195,7 +204,7 @@ impl Files {
 
     fn names(&self, dir: &str) -> Result<Vec<String>, DiskError> {
         let Some((dir, Kind::Directory)) = self.resolve(dir)? else { return Ok(Vec::new()) };
-        let entries = self.0.list(&dir).map_err(ext4_failed("reading a directory on the disk"))?;
+        let entries = self.files.list(&dir).map_err(ext4_failed("reading a directory on the disk"))?;
         Ok(entries.into_iter().map(|entry| entry.name).collect())
     }
 }
@@ -254,7 +263,7 @@ fn boot(files: &Files, dir: &str) -> Result<Option<Boot>, DiskError> {
     let Some((kernel_path, Kind::File)) = files.resolve(&in_dir(&kernel))? else { return Ok(None) };
     let initrd = initrd.map(|name| files.resolve(&in_dir(&name))).transpose()?.flatten();
     let initrd = initrd.filter(|(_, kind)| *kind == Kind::File).map(|(path, _)| path);
-    Ok(Some(Boot { start: files.0.offset(), kernel: kernel_path, initrd }))
+    Ok(Some(Boot { start: files.start, kernel: kernel_path, initrd }))
 }
 
 /// The kernel to start among the names in `/boot`, and its initial RAM disk, by the names that Debian, Fedora, openSUSE, Arch and Alpine use.

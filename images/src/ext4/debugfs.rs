@@ -1,29 +1,28 @@
-//! [`Debugfs`]: files of an ext4 file system that is not mounted.
-//!
-//! Each question is a `debugfs` of its own. It works in the image's directory, so that no path of the host is part of a command, and only reads the
-//! image but for changes. What it prints is the guest's: names and targets can be anything, and are read as such.
+//! [`Debugfs`].
 
-use std::ffi::OsString;
-use std::fs;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 
-use super::Error;
+use super::run::{Output, command, run, run_into, said, with_file};
+use super::{Error, io};
 
-/// The most that is read of what debugfs says of a file or a directory, in bytes.
-const MAX_SAID: u64 = 64 << 20;
-/// The most names of a directory.
-const MAX_NAMES: usize = 100_000;
-/// The longest path in a guest, in bytes.
-const MAX_PATH: usize = 1000;
+/// Its name.
+const PROGRAM: &str = "debugfs";
+/// The longest path that it is asked about, in bytes.
+const PATH_LIMIT: usize = 1000;
+/// The most names that a directory is listed with.
+const NAMES: usize = 100_000;
+/// The longest target of a link, in bytes: Linux's.
+const TARGET: u64 = 4096;
 
 /// An ext4 file system in a file, with nobody else at work on it. Paths are a guest's, absolute; links on the way are followed, the last
 /// name is not.
 #[derive(Debug)]
 pub struct Debugfs {
-    image: PathBuf,
+    image: File,
     offset: u64,
+    writable: bool,
 }
 
 /// What a file is.
@@ -52,11 +51,9 @@ pub struct Stat {
     pub gid: u32,
     /// Its length in bytes.
     pub size: u64,
-    /// Where a symbolic link leads, if that is in its inode: below 60 bytes.
-    pub target: Option<String>,
 }
 
-/// A name in a directory. Names that a debugfs cannot be asked about are left out.
+/// A name in a directory. Names that debugfs cannot be asked about are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The name alone.
@@ -82,7 +79,7 @@ pub enum Change {
         /// What it holds.
         content: Vec<u8>,
     },
-    /// A symbolic link of root's.
+    /// A symbolic link of root's, in a directory that is there.
     Symlink {
         /// Its path.
         path: String,
@@ -97,37 +94,19 @@ pub enum Change {
 }
 
 impl Debugfs {
-    /// The file system that begins `offset` bytes into the file `image`.
+    /// The file system that begins `offset` bytes into the file `image`, to read it, and to change it if `writable`.
     ///
     /// # Errors
     /// If it is none, or debugfs is missing.
-    pub fn open(image: &Path, offset: u64) -> Result<Self, Error> {
-        let this = Self { image: image.to_owned(), offset };
-        match this.stat("/")? {
-            Some(Stat { kind: Kind::Directory, .. }) => Ok(this),
-            _ => Err(Error::Failed { program: PROGRAM, said: "it finds no file system".to_owned() }),
-        }
-    }
-
-    /// Where it begins in its file, in bytes.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Replay its journal if that was not done, and nothing else. A change before that would be undone by the guest's own replay.
-    ///
-    /// # Errors
-    /// If it cannot be replayed, or e2fsck is missing.
-    pub fn replay(image: &Path, offset: u64) -> Result<(), Error> {
-        let this = Self { image: image.to_owned(), offset };
-        let mut command = this.command("e2fsck");
-        command.args(["-y", "-E", "journal_only"]).arg(this.device()?);
-        let (_, said, code) = finish(start(&mut command, "e2fsck")?, "e2fsck", MAX_SAID)?;
-        // 1: errors were corrected (e2fsck(8)).
-        match code {
-            Some(0 | 1) => Ok(()),
-            _ => Err(Error::Failed { program: "e2fsck", said }),
+    pub fn open(image: &Path, offset: u64, writable: bool) -> Result<Self, Error> {
+        let image = File::options().read(true).write(writable).open(image).map_err(io("open", image))?;
+        let opened = Self { image, offset, writable };
+        match opened.stat("/")? {
+            Some(Stat { kind: Kind::Directory, .. }) => Ok(opened),
+            _ => Err(Error::Failed {
+                program: PROGRAM,
+                said: "the file system has no root directory".to_owned(),
+            }),
         }
     }
 
@@ -136,24 +115,28 @@ impl Debugfs {
     /// # Errors
     /// [`Error`].
     pub fn stat(&self, path: &str) -> Result<Option<Stat>, Error> {
-        let (out, said) = self.ask(&format!("stat {}", quoted(path)?), MAX_SAID)?;
-        if out.is_empty() && is_missing(&said) {
+        let output = self.ask(&format!("stat {}", quoted(path)?))?;
+        if is_missing(&output.stderr) {
             return Ok(None);
         }
-        parse_stat(&String::from_utf8_lossy(&out)).map(Some).ok_or(Error::Failed { program: PROGRAM, said })
+        complain(&output)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let stat = Stat::parse(&text);
+        stat.map(Some)
+            .ok_or_else(|| Error::Failed { program: PROGRAM, said: format!("no answer about {path}") })
     }
 
     /// What is in a directory, without `.` and `..`; at most 100,000 names.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error::Missing`] and others.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
-        let (out, said) = self.ask(&format!("ls -p {}", quoted(path)?), MAX_SAID)?;
-        if out.is_empty() && is_missing(&said) {
+        let output = self.ask(&format!("ls -p {}", quoted(path)?))?;
+        if is_missing(&output.stderr) {
             return Err(Error::Missing { path: path.to_owned() });
         }
-        let lines = out.split(|byte| *byte == b'\n');
-        Ok(lines.filter_map(|line| parse_entry(std::str::from_utf8(line).ok()?)).take(MAX_NAMES).collect())
+        complain(&output)?;
+        Ok(entries(&output.stdout))
     }
 
     /// What a file holds, of at most `limit` bytes.
@@ -171,27 +154,38 @@ impl Debugfs {
     /// # Errors
     /// The same.
     pub fn read_to(&self, path: &str, into: &mut dyn Write, limit: u64) -> Result<u64, Error> {
-        let size = match self.stat(path)? {
-            Some(Stat { kind: Kind::File, size, .. }) => size,
-            _ => return Err(Error::Missing { path: path.to_owned() }),
-        };
-        if size > limit {
-            return Err(Error::TooLarge { path: path.to_owned(), size, limit });
+        let missing = || Error::Missing { path: path.to_owned() };
+        let stat = self.stat(path)?.filter(|stat| stat.kind == Kind::File).ok_or_else(missing)?;
+        if stat.size > limit {
+            return Err(Error::TooLarge { path: path.to_owned(), size: stat.size, limit });
         }
-        let mut command = self.command(PROGRAM);
-        command.arg("-R").arg(format!("cat {}", quoted(path)?)).arg(self.device()?);
-        let mut child = start(&mut command, PROGRAM)?;
-        let io = |source| Error::Io { doing: format!("read {path} in the file system"), source };
-        let copied = match child.stdout.take() {
-            Some(out) => io::copy(&mut out.take(size.saturating_add(1)), into).map_err(io),
-            None => Ok(0),
-        };
-        // The pipe is closed: it ends soon.
-        let (_, said, _) = finish(child, PROGRAM, 0)?;
-        if copied? != size {
+        let copied = self.cat(path, into, stat.size)?;
+        if copied != stat.size {
+            let said = format!("{copied} of {} bytes of {path}", stat.size);
             return Err(Error::Failed { program: PROGRAM, said });
         }
-        Ok(size)
+        Ok(copied)
+    }
+
+    /// Where a symbolic link leads.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if it is none, and others.
+    pub fn read_link(&self, path: &str) -> Result<String, Error> {
+        let missing = || Error::Missing { path: path.to_owned() };
+        let stat = self.stat(path)?.filter(|stat| stat.kind == Kind::Symlink).ok_or_else(missing)?;
+        if stat.size > TARGET {
+            return Err(Error::TooLarge { path: path.to_owned(), size: stat.size, limit: TARGET });
+        }
+        let output = self.ask(&format!("stat {}", quoted(path)?))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // Short ones are in the inode.
+        if let Some(line) = text.lines().find_map(|line| line.strip_prefix("Fast link dest: \"")) {
+            return line.strip_suffix('"').map(str::to_owned).ok_or_else(missing);
+        }
+        let mut target = Vec::new();
+        self.cat(path, &mut target, stat.size)?;
+        String::from_utf8(target).map_err(|_| missing())
     }
 
     /// Makes these changes, in order.
@@ -199,339 +193,211 @@ impl Debugfs {
     /// # Errors
     /// [`Error`]; some may have been made.
     pub fn edit(&self, changes: &[Change]) -> Result<(), Error> {
-        changes.iter().try_for_each(|change| match change {
-            Change::Directory { path } => self.make_directory(path),
-            Change::File { path, mode, content } => self.make_file(path, *mode, content),
-            Change::Symlink { path, target } => {
-                self.remove(path)?;
-                // The target is quoted by the same rules.
-                let target = word(target).ok_or_else(|| Error::Path { path: target.clone() })?;
-                self.change(&[format!("symlink {} {target}", quoted(path)?)])?;
-                self.must_be(path, Kind::Symlink)
-            }
-            Change::Remove { path } => self.remove(path),
-        })
-    }
-
-    fn make_directory(&self, path: &str) -> Result<(), Error> {
-        let mut so_far = String::new();
-        for part in path.split('/').filter(|part| !part.is_empty()) {
-            so_far = format!("{so_far}/{part}");
-            match self.stat(&so_far)?.map(|stat| stat.kind) {
-                Some(Kind::Directory | Kind::Symlink) => {}
-                Some(_) => return Err(Error::Missing { path: format!("{so_far}/") }),
-                None => {
-                    self.change(&[format!("mkdir {}", quoted(&so_far)?)])?;
-                    self.must_be(&so_far, Kind::Directory)?;
+        for change in changes {
+            match change {
+                Change::Directory { path } => self.make_directory(path)?,
+                Change::File { path, mode, content } => self.write(path, *mode, content)?,
+                Change::Symlink { path, target } => {
+                    self.remove(path)?;
+                    let (_, name) = self.parent(path)?;
+                    self.change(path, &format!("symlink {} {}", quoted_name(name)?, quoted_name(target)?))?;
                 }
+                Change::Remove { path } => self.remove(path)?,
             }
         }
         Ok(())
     }
 
-    fn make_file(&self, path: &str, mode: u32, content: &[u8]) -> Result<(), Error> {
-        let (dir, name) = path.rsplit_once('/').ok_or_else(|| Error::Path { path: path.to_owned() })?;
-        let dir = if dir.is_empty() { "/" } else { dir };
-        // By its own entry: the directory may be behind a link.
-        if self.stat(&format!("{dir}/."))?.is_none_or(|stat| stat.kind != Kind::Directory) {
-            return Err(Error::Missing { path: dir.to_owned() });
-        }
-        self.remove(path)?;
-        let aside = self.aside();
-        let io = |source| Error::Io { doing: format!("write {}", aside.display()), source };
-        fs::write(&aside, content).map_err(io)?;
-        let aside_name = aside.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let place = quoted(path)?;
-        let written = self.change(&[
-            format!("cd {}", quoted(&format!("{dir}/."))?),
-            format!(
-                "write {aside_name} {}",
-                word(name).ok_or_else(|| Error::Path { path: path.to_owned() })?
-            ),
-            format!("set_inode_field {place} mode 0{:o}", 0o100_000 | mode & 0o7777),
-            format!("set_inode_field {place} uid 0"),
-            format!("set_inode_field {place} gid 0"),
-        ]);
-        // The first error is the one that matters.
-        let _ = fs::remove_file(&aside);
-        written?;
-        match self.stat(path)? {
-            Some(Stat { kind: Kind::File, size, .. }) if size == content.len() as u64 => Ok(()),
-            _ => {
-                Err(Error::Failed { program: PROGRAM, said: format!("{path} was not written: is it full?") })
+    fn make_directory(&self, path: &str) -> Result<(), Error> {
+        let mut upto = String::new();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            upto = format!("{upto}/{name}");
+            // Behind the slash a link is followed.
+            match self.stat(&format!("{upto}/."))? {
+                Some(_) => {}
+                None => self.change(&upto, &format!("mkdir {}", quoted_name(name)?))?,
             }
+        }
+        Ok(())
+    }
+
+    fn write(&self, path: &str, mode: u32, content: &[u8]) -> Result<(), Error> {
+        self.remove(path)?;
+        let (_, name) = self.parent(path)?;
+        let name = quoted_name(name)?;
+        let failed = |source| Error::Io { doing: format!("keep what becomes {path}"), source };
+        let memory = rustix::fs::memfd_create("content", rustix::fs::MemfdFlags::empty());
+        let mut file = File::from(memory.map_err(|errno| failed(errno.into()))?);
+        file.write_all(content).map_err(failed)?;
+        // It is inherited: nothing closes it when the program starts.
+        let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let mode = 0o100_000 | mode & 0o7777;
+        self.change(path, &format!("write {from} {name}\nset_inode_field {name} mode 0{mode:o}"))?;
+        match self.stat(path)? {
+            Some(stat) if stat.size == content.len() as u64 && stat.kind == Kind::File => Ok(()),
+            _ => Err(Error::Failed { program: PROGRAM, said: format!("{path} is not as it was written") }),
         }
     }
 
     fn remove(&self, path: &str) -> Result<(), Error> {
-        match self.stat(path)?.map(|stat| stat.kind) {
-            None => Ok(()),
-            Some(Kind::Directory) => {
-                Err(Error::Failed { program: PROGRAM, said: format!("{path} is a directory") })
-            }
-            Some(_) => self.change(&[format!("rm {}", quoted(path)?)]),
-        }
-    }
-
-    fn must_be(&self, path: &str, kind: Kind) -> Result<(), Error> {
         match self.stat(path)? {
-            Some(stat) if stat.kind == kind => Ok(()),
-            _ => Err(Error::Failed { program: PROGRAM, said: format!("{path} was not made: is it full?") }),
+            None => Ok(()),
+            Some(_) => {
+                let (_, name) = self.parent(path)?;
+                self.change(path, &format!("rm {}", quoted_name(name)?))
+            }
         }
     }
 
-    /// Ask without changing. Returns what it answers, and its messages.
-    fn ask(&self, request: &str, limit: u64) -> Result<(Vec<u8>, String), Error> {
-        let mut command = self.command(PROGRAM);
-        // Without the bitmaps, which nothing here needs: damaged ones do not matter.
-        command.args(["-c", "-R", request]).arg(self.device()?);
-        let (out, said, code) = finish(start(&mut command, PROGRAM)?, PROGRAM, limit)?;
-        if code != Some(0) || said.contains("while trying to open") {
-            return Err(Error::Failed { program: PROGRAM, said });
+    /// The directory of a path, which is there, and the last name.
+    fn parent<'a>(&self, path: &'a str) -> Result<(String, &'a str), Error> {
+        let (parent, name) = path.rsplit_once('/').ok_or_else(|| Error::Path { path: path.to_owned() })?;
+        let parent = format!("{parent}/.");
+        match self.stat(&parent)? {
+            Some(Stat { kind: Kind::Directory, .. }) => Ok((parent, name)),
+            _ => Err(Error::Missing { path: parent }),
         }
-        Ok((out, said))
     }
 
-    fn change(&self, requests: &[String]) -> Result<(), Error> {
-        let mut command = self.command(PROGRAM);
-        command.args(["-w", "-f", "-"]).arg(self.device()?).stdin(Stdio::piped());
-        let mut child = start(&mut command, PROGRAM)?;
-        let text: String = requests.iter().map(|request| format!("{request}\n")).collect();
-        if let Some(mut stdin) = child.stdin.take() {
-            // One that has ended says by its code why.
-            let _ = stdin.write_all(text.as_bytes());
+    /// Does something in the directory of `path`.
+    fn change(&self, path: &str, doing: &str) -> Result<(), Error> {
+        let (parent, _) = self.parent(path)?;
+        if !self.writable {
+            return Err(Error::Failed { program: PROGRAM, said: "it was opened to be read".to_owned() });
         }
-        let (_, said, code) = finish(child, PROGRAM, MAX_SAID)?;
-        if code != Some(0) || said.contains("while trying to open") {
-            return Err(Error::Failed { program: PROGRAM, said });
-        }
-        Ok(())
+        let script = format!("cd {}\n{doing}\n", quoted(&parent)?);
+        let failed = |source| Error::Io { doing: "keep commands for debugfs".to_owned(), source };
+        let memory = rustix::fs::memfd_create("script", rustix::fs::MemfdFlags::empty());
+        let mut file = File::from(memory.map_err(|errno| failed(errno.into()))?);
+        file.write_all(script.as_bytes()).map_err(failed)?;
+        let mut command = command(PROGRAM);
+        let device = with_file(&mut command, &self.image, self.offset)?;
+        let script = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        command.args(["-w", "-f", &script, &device]);
+        complain(&run(PROGRAM, command)?)
     }
 
-    fn command(&self, program: &str) -> Command {
-        // Those who are not root have no sbin in their PATH, and that is where they are.
-        let mut path = std::env::var_os("PATH").unwrap_or_default();
-        path.push(":/usr/sbin:/sbin");
-        let mut command = Command::new(program);
-        let dir = self.image.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        command.current_dir(dir).env("PATH", path).env("LC_ALL", "C").env("DEBUGFS_PAGER", "__none__");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+    /// Copies a file; says how much.
+    fn cat(&self, path: &str, into: &mut dyn Write, size: u64) -> Result<u64, Error> {
+        let mut command = command(PROGRAM);
+        let device = with_file(&mut command, &self.image, self.offset)?;
+        command.args(["-R", &format!("cat {}", quoted(path)?), &device]);
+        // One more, so that it ends by itself.
+        let (output, copied) = run_into(PROGRAM, command, into, size.saturating_add(1))?;
+        complain(&output)?;
+        Ok(copied)
     }
 
-    /// The image as e2fsprogs take it, in its directory.
-    fn device(&self) -> Result<OsString, Error> {
-        let name = self.image.file_name().filter(|name| !name.as_encoded_bytes().contains(&b'?'));
-        let name = name.ok_or_else(|| Error::Path { path: self.image.display().to_string() })?;
-        let mut device = OsString::from("./");
-        device.push(name);
-        if self.offset > 0 {
-            device.push(format!("?offset={}", self.offset));
-        }
-        Ok(device)
-    }
-
-    /// A file beside the image, for what is to be put into it.
-    fn aside(&self) -> PathBuf {
-        self.image.with_file_name(format!(".put-{}", std::process::id()))
+    fn ask(&self, request: &str) -> Result<Output, Error> {
+        let mut command = command(PROGRAM);
+        let device = with_file(&mut command, &self.image, self.offset)?;
+        command.args(["-R", request, &device]);
+        run(PROGRAM, command)
     }
 }
 
-const PROGRAM: &str = "debugfs";
-
-fn start(command: &mut Command, program: &'static str) -> Result<Child, Error> {
-    command.spawn().map_err(|source| Error::Program { program, source })
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let first = lines.next()?;
+        let kind = match word_after(first, "Type:")? {
+            "regular" => Kind::File,
+            "directory" => Kind::Directory,
+            "symlink" => Kind::Symlink,
+            _ => Kind::Other,
+        };
+        let mode = u32::from_str_radix(word_after(first, "Mode:")?, 8).ok()?;
+        let owner = lines.find(|line| line.starts_with("User:"))?;
+        Some(Self {
+            kind,
+            mode,
+            uid: word_after(owner, "User:")?.parse().ok()?,
+            gid: word_after(owner, "Group:")?.parse().ok()?,
+            size: word_after(owner, "Size:")?.parse().ok()?,
+        })
+    }
 }
 
-/// Wait for its end. Returns the first `limit` bytes of its output, the end of its messages, and its exit code.
-fn finish(
-    mut child: Child,
-    program: &'static str,
-    limit: u64,
-) -> Result<(Vec<u8>, String, Option<i32>), Error> {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    // Both at once: a program that waits for a reader of one would never end the other.
-    let messages = std::thread::spawn(move || {
-        let mut said = Vec::new();
-        if let Some(mut stderr) = stderr {
-            // What is behind a megabyte of messages is of no use.
-            let _ = stderr.by_ref().take(1 << 20).read_to_end(&mut said);
-        }
-        said
-    });
-    let mut out = Vec::new();
-    let read = stdout.map_or(Ok(0), |stdout| stdout.take(limit).read_to_end(&mut out));
-    let status = child.wait();
-    let said = messages.join().unwrap_or_default();
-    let io = |source| Error::Io { doing: format!("run {program}"), source };
-    read.map_err(io)?;
-    Ok((out, last_lines(&said), status.map_err(io)?.code()))
-}
-
-/// The end of messages, without the program's version and in one line.
-fn last_lines(said: &[u8]) -> String {
-    let text = String::from_utf8_lossy(said);
-    let lines = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with("debugfs 1.") && !line.starts_with("e2fsck 1."));
-    let mut lines: Vec<&str> = lines.collect();
-    let from = lines.len().saturating_sub(5);
-    let text = lines.split_off(from).join(", ");
-    text.chars().filter(|letter| !letter.is_control()).take(1000).collect()
-}
-
-fn is_missing(said: &str) -> bool {
-    said.contains("File not found") || said.contains("Ext2 inode is not a directory")
-}
-
-/// `text` as one word of a request, if it can be one.
-fn word(text: &str) -> Option<String> {
-    let fits = !text.is_empty()
-        && text.len() <= MAX_PATH
-        && !text.chars().any(|letter| letter.is_control() || letter == '"' || letter == '\\');
-    fits.then(|| format!("\"{text}\""))
-}
-
-/// A path as a word. One that begins with `<` would be an inode's number.
-fn quoted(path: &str) -> Result<String, Error> {
-    let wrong = || Error::Path { path: path.chars().take(200).collect() };
-    word(path).filter(|_| path.starts_with('/')).ok_or_else(wrong)
-}
-
-/// The number behind `key` in `line`.
-fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+fn word_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_once(key)?.1.split_whitespace().next()
 }
 
-/// What `stat` prints. The lines that count are the first of their kind: below them stand texts of the guest.
-fn parse_stat(text: &str) -> Option<Stat> {
-    let first = text.lines().find(|line| line.starts_with("Inode:"))?;
-    let owner = text.lines().find(|line| line.starts_with("User:"))?;
-    let kind = match field(first, "Type:")? {
-        "regular" => Kind::File,
-        "directory" => Kind::Directory,
-        "symlink" => Kind::Symlink,
-        _ => Kind::Other,
-    };
-    let target = || {
-        let line = text.lines().rev().find_map(|line| line.strip_prefix("Fast link dest: \""))?;
-        Some(line.strip_suffix('"')?.to_owned())
-    };
-    Some(Stat {
-        kind,
-        mode: u32::from_str_radix(field(first, "Mode:")?, 8).ok()? & 0o7777,
-        uid: field(owner, "User:")?.parse().ok()?,
-        gid: field(owner, "Group:")?.parse().ok()?,
-        size: field(owner, "Size:")?.parse().ok()?,
-        target: if kind == Kind::Symlink { target() } else { None },
-    })
+/// Lines of `/INODE/MODE/UID/GID/NAME/SIZE/`. A name cannot have a slash; one with a newline makes lines that are none, or the name of
+/// something that is not there.
+fn entries(text: &[u8]) -> Vec<Entry> {
+    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    let parsed = lines.filter_map(|line| {
+        let fields: Vec<&str> = line.split('/').collect();
+        let [_, inode, mode, _, _, name, ..] = fields[..] else { return None };
+        let removed = inode == "0" || matches!(name, "." | ".." | "");
+        let kind = match u32::from_str_radix(mode, 8).ok()? & 0o170_000 {
+            0o100_000 => Kind::File,
+            0o040_000 => Kind::Directory,
+            0o120_000 => Kind::Symlink,
+            _ => Kind::Other,
+        };
+        (!removed && quoted_name(name).is_ok()).then(|| Entry { name: name.to_owned(), kind })
+    });
+    parsed.take(NAMES).collect()
 }
 
-/// A line of `ls -p`: `/INODE/MODE/UID/GID/NAME/SIZE/`.
-fn parse_entry(line: &str) -> Option<Entry> {
-    let mut parts = line.strip_prefix('/')?.strip_suffix('/')?.split('/');
-    let inode: u64 = parts.next()?.parse().ok()?;
-    let mode = u32::from_str_radix(parts.next()?, 8).ok()?;
-    let name = parts.nth(2)?;
-    // Without a size behind it, it goes on in the next line.
-    parts.next()?;
-    let kind = match mode & 0o170_000 {
-        0o100_000 => Kind::File,
-        0o040_000 => Kind::Directory,
-        0o120_000 => Kind::Symlink,
-        _ => Kind::Other,
-    };
-    let plain = inode != 0 && !matches!(name, "." | "..") && word(name).is_some();
-    plain.then(|| Entry { name: name.to_owned(), kind })
+/// A path as one word of a request.
+fn quoted(path: &str) -> Result<String, Error> {
+    if !path.starts_with('/') {
+        return Err(Error::Path { path: path.to_owned() });
+    }
+    quoted_name(path)
+}
+
+/// A text as one word of a request. debugfs reads lines; in quotes nothing but a quote means anything to it.
+fn quoted_name(text: &str) -> Result<String, Error> {
+    let strange = |letter: char| letter.is_control() || letter == '"';
+    if text.is_empty() || text.len() > PATH_LIMIT || text.contains(strange) {
+        return Err(Error::Path { path: text.chars().take(PATH_LIMIT).collect() });
+    }
+    Ok(format!("\"{text}\""))
+}
+
+/// What it says about a path that leads nowhere.
+fn is_missing(stderr: &str) -> bool {
+    stderr.contains("File not found by ext2_lookup") || stderr.contains("Ext2 inode is not a directory")
+}
+
+/// Its exit code says nothing: what it complains about is an error. It says its version there, too.
+fn complain(output: &Output) -> Result<(), Error> {
+    let lines: Vec<&str> = output.stderr.lines().filter(|line| !line.starts_with("debugfs 1.")).collect();
+    if output.success && lines.iter().all(|line| line.trim().is_empty()) {
+        return Ok(());
+    }
+    Err(Error::Failed { program: PROGRAM, said: said(&lines.join("\n")) })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// An ext4 file system with a few files, `offset` bytes into a file.
-    fn image(dir: &Path, offset: u64) -> PathBuf {
-        let tree = dir.join("tree");
-        fs::create_dir_all(tree.join("etc/with space")).unwrap();
-        fs::write(tree.join("etc/os-release"), "NAME=x\n").unwrap();
-        fs::write(tree.join("etc/with space/it's"), vec![7; 100_000]).unwrap();
-        fs::write(tree.join("etc/new\nline"), "").unwrap();
-        std::os::unix::fs::symlink("../etc", tree.join("etc/self")).unwrap();
-        std::os::unix::fs::symlink("x".repeat(100), tree.join("etc/long")).unwrap();
-        let image = dir.join("disk image");
-        fs::File::create(&image).unwrap().set_len(offset + (20 << 20)).unwrap();
-        let mut command = Command::new("mkfs.ext4");
-        command.args(["-q", "-F", "-E", &format!("offset={offset}"), "-d"]).arg(&tree).arg(&image).arg("20M");
-        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-        assert!(command.env("PATH", path).status().unwrap().success());
-        image
-    }
-
     #[test]
-    fn files_are_read_without_a_mount_wherever_the_file_system_begins() {
-        for offset in [0, 1 << 20] {
-            let dir = tempfile::tempdir().unwrap();
-            let image = image(dir.path(), offset);
-            let files = Debugfs::open(&image, offset).unwrap();
-            let stat = files.stat("/etc/os-release").unwrap().unwrap();
-            assert_eq!((stat.kind, stat.size), (Kind::File, 7));
-            assert_eq!(files.stat("/etc/nothing").unwrap(), None);
-            assert_eq!(files.stat("/etc/os-release/nothing").unwrap(), None);
-            assert_eq!(files.stat("/etc/self").unwrap().unwrap().target.as_deref(), Some("../etc"));
-            assert_eq!(files.stat("/etc/long").unwrap().unwrap().target, None, "it is not in the inode");
-            assert_eq!(files.read("/etc/self/os-release", 7).unwrap(), b"NAME=x\n");
-            assert_eq!(files.read("/etc/with space/it's", 1 << 20).unwrap(), vec![7; 100_000]);
-            assert!(matches!(files.read("/etc/os-release", 6), Err(Error::TooLarge { size: 7, .. })));
-            assert!(matches!(files.read("/etc", 6), Err(Error::Missing { .. })));
-            assert!(matches!(files.list("/nothing"), Err(Error::Missing { .. })));
-            let mut names: Vec<_> = files.list("/etc").unwrap().into_iter().map(|entry| entry.name).collect();
-            names.sort();
-            assert_eq!(names, ["long", "os-release", "self", "with space"], "what has a newline is left out");
-            for path in ["etc", "/a\"b", "/a\nrm /etc", "<2>", "", "/a\\b"] {
-                assert!(matches!(files.stat(path), Err(Error::Path { .. })), "{path:?}");
-            }
-            assert!(Debugfs::open(&image, offset + 512).is_err());
+    fn a_request_has_no_more_words_than_were_meant() {
+        assert_eq!(quoted("/a b\\").unwrap(), "\"/a b\\\"");
+        for path in ["a", "", "/a\"b", "/a\nrm /b", "/\u{7f}"] {
+            assert!(quoted(path).is_err(), "{path:?}");
         }
     }
 
     #[test]
-    fn changes_are_roots_and_leave_a_sound_file_system() {
-        let dir = tempfile::tempdir().unwrap();
-        let offset = 1 << 20;
-        let image = image(dir.path(), offset);
-        let files = Debugfs::open(&image, offset).unwrap();
-        let file = |path: &str, content: &[u8]| Change::File {
-            path: path.into(),
-            mode: 0o755,
-            content: content.into(),
-        };
-        let link = |path: &str| Change::Symlink { path: path.into(), target: "../unit".into() };
-        files
-            .edit(&[
-                Change::Directory { path: "/usr/lib/a b".into() },
-                Change::Directory { path: "/usr/lib/a b".into() },
-                file("/usr/lib/a b/program", b"one"),
-                file("/usr/lib/a b/program", &[9; 3_000_000]),
-                file("/etc/self/through", b"link"),
-                link("/usr/lib/link"),
-                link("/usr/lib/link"),
-                Change::Remove { path: "/etc/os-release".into() },
-                Change::Remove { path: "/etc/os-release".into() },
-            ])
-            .unwrap();
-        let stat = files.stat("/usr/lib/a b/program").unwrap().unwrap();
-        assert_eq!((stat.mode, stat.uid, stat.gid, stat.size), (0o755, 0, 0, 3_000_000));
-        assert_eq!(files.read("/usr/lib/a b/program", 1 << 30).unwrap(), vec![9; 3_000_000]);
-        assert_eq!(files.read("/etc/through", 4).unwrap(), b"link");
-        assert_eq!(files.stat("/usr/lib/link").unwrap().unwrap().target.as_deref(), Some("../unit"));
-        assert_eq!(files.stat("/etc/os-release").unwrap(), None);
-        assert!(files.edit(&[file("/nowhere/file", b"")]).is_err());
-        assert!(files.edit(&[file("/too-large", &[1; 30 << 20])]).is_err(), "it is full");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing stays beside the image");
-        Debugfs::replay(&image, offset).unwrap();
-        let mut check = files.command("e2fsck");
-        check.args(["-fn"]).arg(files.device().unwrap());
-        assert_eq!(check.output().unwrap().status.code(), Some(0), "{:?}", check.output());
+    fn names_are_listed_without_those_that_cannot_be_asked_about() {
+        let text = b"/2/040755/0/0/.//\n/12/100644/0/0/file/6/\n/13/120777/0/0/a link/1/\n/0/100644/0/0/gone/6/\n/14/100644/0/0/qu\"ote/6/\nnoise\n";
+        let names: Vec<_> = entries(text).into_iter().map(|entry| (entry.name, entry.kind)).collect();
+        assert_eq!(names, [("file".to_owned(), Kind::File), ("a link".to_owned(), Kind::Symlink)]);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_answers_are_no_panic(text in ".{0,200}") {
+            let _ = Stat::parse(&text);
+            let _ = entries(text.as_bytes());
+        }
     }
 }

@@ -1,0 +1,92 @@
+//! `skiff image export`: an image as a file for other programs.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ArgMatches;
+use images::progress::Progress;
+use images::store::{Image, Store as Images};
+
+use super::IMAGE;
+use crate::cmd::Verb;
+use crate::exit::SUCCESS;
+use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
+use crate::progress::Steps;
+use crate::store::Store;
+
+/// `skiff image export`.
+pub const VERB: Verb = Verb {
+    name: "export",
+    about: "Write an image to a file",
+    long: "Write an image to a file: its disk for other hypervisors, or all of it for container tools. Without --format the ending of FILE tells \
+           which: .qcow2, .raw or .img, .vmdk, .vhdx, .tar; a name without an ending is a directory with an OCI layout.",
+    after: String::new,
+    flags: || flags::describe(FLAGS),
+    operands: &[IMAGE, FILE],
+    run: export,
+};
+
+const FILE: Operand =
+    Operand { name: "FILE", count: Count::One, completes: Completes::Files, help: "The file to write, which must not be there" };
+
+/// What is written, each by its function.
+struct Exporter {
+    name: &'static str,
+    endings: &'static [&'static str],
+    export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
+}
+
+const EXPORTERS: &[Exporter] = &[];
+
+const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker", "tar"];
+
+#[derive(Default)]
+struct Asked {
+    format: Option<String>,
+    quiet: bool,
+}
+
+const FLAGS: &[Flag<Asked>] = &[
+    Flag {
+        name: "format",
+        short: None,
+        takes: Takes::Choice("FORMAT", FORMATS),
+        help: "What to write [default: by the ending of FILE]",
+        long: "qcow2, raw, vmdk and vhdx are the root disk. oci is a directory or, if FILE ends in .tar, a tar with an OCI layout; docker is what \
+               docker load reads; tar is the tree of files.",
+        example: Example { args: &["--format", "qcow2"], toml: "" },
+        apply: |asked, value| {
+            asked.format = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    },
+    Flag::quiet("Say nothing of what is done", |asked, _| {
+        asked.quiet = true;
+        Ok(())
+    }),
+];
+
+fn export(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = Asked::default();
+    flags::apply(FLAGS, matches, &mut asked)?;
+    let file = FILE.one(matches);
+    let path: PathBuf = std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?;
+    let images = Store::open()?.images();
+    let image = images.hold(&IMAGE.one(matches))?;
+    let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+    let fits = |exporter: &&Exporter| match &asked.format {
+        Some(format) => exporter.name == format,
+        None => exporter.endings.contains(&ending),
+    };
+    let Some(exporter) = EXPORTERS.iter().find(fits) else {
+        bail!("what to write to {file}? Choose with --format: {}", FORMATS.join(", "));
+    };
+    if path.exists() {
+        bail!("{file} is there already: choose another name, or remove it");
+    }
+    let mut steps = Steps::new(asked.quiet);
+    images.verify(&image.manifest, &mut |done, total| steps.advance(done, Some(total)))?;
+    (exporter.export)(&images, &image, &path, &mut steps)?;
+    Ok(SUCCESS)
+}
