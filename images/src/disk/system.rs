@@ -174,7 +174,11 @@ impl Files {
     fn resolve(&self, path: &str) -> Result<Option<(String, Kind)>, DiskError> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
-            let stat = self.files.stat(&path).map_err(ext4_failed("looking for a file on the disk"))?;
+            let stat = match self.files.stat(&path) {
+                // A name that cannot be asked about is none of those that matter.
+                Err(ext4::Error::Path { .. }) => return Ok(None),
+                stat => stat.map_err(ext4_failed("looking for a file on the disk"))?,
+            };
             match stat.map(|stat| stat.kind) {
                 None => return Ok(None),
                 Some(Kind::Symlink) => match self.files.read_link(&path) {
@@ -339,7 +343,7 @@ pub(super) fn extract(
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out);
         let mut file = file.map_err(write_failed(&out))?;
         files
-            .0
+            .files
             .read_to(from, &mut file, MAX_BOOT_FILE)
             .map_err(ext4_failed("taking the kernel out of the disk"))?;
         Ok(out)
