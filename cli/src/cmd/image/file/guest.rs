@@ -147,8 +147,10 @@ impl Guest {
             said.extend_from_slice(bytes.get(..room).unwrap_or_default());
         })?;
         if outcome != Outcome::Exited(0) {
-            let said: String =
-                String::from_utf8_lossy(&said).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            let said: String = String::from_utf8_lossy(&said)
+                .chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .collect();
             bail!("{} failed in the guest: {}", exec.argv.join(" "), said.trim());
         }
         Ok(())
@@ -174,7 +176,11 @@ impl Guest {
         let mut to = BufWriter::with_capacity(MAX_FRAME, Input(talk.sender()));
         let written = write(&mut to);
         let sent = to.flush().and_then(|()| talk.sender().input_end());
-        if let Err(error @ (images::file::context::ContextError::Read { .. } | images::file::context::ContextError::Changed { .. })) = written {
+        if let Err(
+            error @ (images::file::context::ContextError::Read { .. }
+            | images::file::context::ContextError::Changed { .. }),
+        ) = written
+        {
             talk.sender().close();
             return Err(error.into());
         }

@@ -30,12 +30,12 @@ use vmm::spec::{Memory, PortForward, VmSpec};
 use self::guest::{Guest, Outcome};
 use self::show::Screen;
 use super::warm;
-use crate::cmd::clone;
+use crate::cmd::{clone, run};
 use crate::copy;
 use crate::exit::Usage;
 use crate::flags::closest;
 use crate::store::Store;
-use crate::store::time::now_ms;
+use crate::store::time::now;
 
 pub mod guest;
 pub mod show;
@@ -81,8 +81,9 @@ struct Build<'a> {
 /// Build it. Says which image it is.
 pub fn build(store: &Store, images: &Images, asked: &Asked) -> Result<Image> {
     let file = read(&asked.file)?;
-    let names = if asked.names.is_empty() { vec![default_name(&file, &asked.file)?] } else { asked.names.clone() };
-    let base = super::build::find_or_build(store, images, &file.base, asked.quiet)?;
+    let names =
+        if asked.names.is_empty() { vec![default_name(&file, &asked.file)?] } else { asked.names.clone() };
+    let base = run::image::find(images, &file.base.to_string())?;
     let mut build = Build::prepare(store, images, asked, file, base)?;
     let id = match build.known()? {
         Some(id) => id,
@@ -104,7 +105,8 @@ fn read(path: &Path) -> Result<File> {
     let failed = || format!("cannot read {}", path.display());
     let mut text = String::new();
     let opened = std::fs::File::open(path).with_context(failed)?;
-    std::io::Read::read_to_string(&mut std::io::Read::take(opened, LONGEST + 1), &mut text).with_context(failed)?;
+    std::io::Read::read_to_string(&mut std::io::Read::take(opened, LONGEST + 1), &mut text)
+        .with_context(failed)?;
     images::file::parse(&text).map_err(|error| mistake(path, &error))
 }
 
@@ -130,7 +132,8 @@ fn default_name(file: &File, path: &Path) -> Result<Name> {
     let name = name.and_then(|name| name.parse().ok());
     name.ok_or_else(|| {
         let dir = dir.display();
-        Usage(format!("the name of the directory {dir} is none for an image: give it one with -t NAME")).into()
+        Usage(format!("the name of the directory {dir} is none for an image: give it one with -t NAME"))
+            .into()
     })
 }
 
@@ -142,13 +145,23 @@ fn directory(path: &Path) -> Result<PathBuf> {
 
 impl<'a> Build<'a> {
     /// Everything that can be wrong before something is done.
-    fn prepare(store: &'a Store, images: &'a Images, asked: &'a Asked, file: File, base: Image) -> Result<Self> {
+    fn prepare(
+        store: &'a Store,
+        images: &'a Images,
+        asked: &'a Asked,
+        file: File,
+        base: Image,
+    ) -> Result<Self> {
         let wrong = |line: usize, text: String| Usage(format!("{}:{line}: {text}", asked.file.display()));
         let disk = &base.manifest.disk;
         let size = file.size.as_ref().map_or(disk.grows_to, |size| size.value).max(disk.size);
         if let Some(At { line, value }) = file.size.as_ref().filter(|size| size.value < disk.size) {
             let (asked, least) = (Memory(*value), Memory(disk.size));
-            return Err(wrong(*line, format!("{asked} is less than the disk of {} has, which is {least}", file.base)).into());
+            return Err(wrong(
+                *line,
+                format!("{asked} is less than the disk of {} has, which is {least}", file.base),
+            )
+            .into());
         }
         if let Some(At { line, value }) = &file.publish {
             let bad = value.iter().find_map(|port| port.parse::<PortForward>().err());
@@ -157,7 +170,7 @@ impl<'a> Build<'a> {
             }
         }
         let context = Context::open(&directory(&asked.file)?)?;
-        let mut spec = crate::cmd::run::image::spec(images, &base)?;
+        let mut spec = run::image::spec(images, &base)?;
         if let Some(cpus) = file.cpus {
             spec.cpus = cpus;
         }
@@ -199,7 +212,8 @@ impl<'a> Build<'a> {
     fn make(&mut self) -> Result<images::digest::Digest> {
         let cache = self.cache.clone();
         let screen = &mut self.screen;
-        let _making = cache.make(self.plan.image, || screen.note("the same is being built already: waiting for it"))?;
+        let _making =
+            cache.make(self.plan.image, || screen.note("the same is being built already: waiting for it"))?;
         if let Some(id) = self.known()? {
             return Ok(id);
         }
@@ -236,7 +250,9 @@ impl<'a> Build<'a> {
                 Ok(guest) => return Ok((guest, done)),
                 Err(error) => {
                     self.screen.fail();
-                    self.screen.note(&format!("what was built before cannot be used, so all steps are done again: {error:#}"));
+                    self.screen.note(&format!(
+                        "what was built before cannot be used, so all steps are done again: {error:#}"
+                    ));
                 }
             }
         }
@@ -279,7 +295,7 @@ impl<'a> Build<'a> {
         let Some(step) = self.plan.steps.get(at) else { return Ok(()) };
         self.screen.step(number, &step.title);
         let did = match &step.action {
-            Action::Run(exec) => run(guest, exec, &mut self.screen),
+            Action::Run(exec) => exec_in(guest, exec, &mut self.screen),
             Action::Copy(copy, tree) => put(guest, &self.context, copy, tree, &mut self.screen),
         };
         did.and_then(|()| remember(self.store, &self.cache, guest, step, number)).map_err(|error| {
@@ -316,10 +332,12 @@ impl<'a> Build<'a> {
         let base = &self.base.manifest;
         let below = base.disk.layers.first().context("the base has no disk")?;
         let (screen, layers) = (&mut self.screen, self.store.places().layers());
-        let layer = self.images.disk_over(&top, &layers, below, &mut |done, total| screen.advance(done, total))?;
-        let size = self.spec.disks.first().and_then(|disk| disk.size).map_or(base.disk.grows_to, |size| size.0);
+        let layer =
+            self.images.disk_over(&top, &layers, below, &mut |done, total| screen.advance(done, total))?;
+        let size =
+            self.spec.disks.first().and_then(|disk| disk.size).map_or(base.disk.grows_to, |size| size.0);
         let manifest = Manifest {
-            created_ms: now_ms(),
+            created_ms: now(),
             source: Source::File { base: self.file.base.to_string() },
             disk: Disk {
                 layers: [layer].into_iter().chain(base.disk.layers.iter().copied()).collect(),
@@ -334,7 +352,7 @@ impl<'a> Build<'a> {
 }
 
 /// Let a command be done.
-fn run(guest: &Guest, exec: &plan::Exec, screen: &mut Screen) -> Result<()> {
+fn exec_in(guest: &Guest, exec: &plan::Exec, screen: &mut Screen) -> Result<()> {
     match guest.exec(exec, &mut |bytes| screen.output(bytes)) {
         Ok(Outcome::Exited(0)) => Ok(()),
         Ok(Outcome::Exited(code)) => bail!("failed with exit code {code}"),
@@ -362,10 +380,13 @@ fn put(
     guest.must(&["/bin/mkdir", "-p", "--", dir])?;
     let mut sent = 0_u64;
     guest.unpack(dir, copy.owner.as_deref(), |to| {
-        let mut to = Counted { to, count: |more| {
-            sent = sent.saturating_add(more);
-            screen.advance(sent, tree.bytes());
-        } };
+        let mut to = Counted {
+            to,
+            count: |more| {
+                sent = sent.saturating_add(more);
+                screen.advance(sent, tree.bytes());
+            },
+        };
         context.pack(tree, name, copy.mode, &mut to)
     })
 }
@@ -379,7 +400,7 @@ fn remember(store: &Store, cache: &Cache<'_>, guest: &Guest, step: &Planned, num
         snapshot: snapshot.to_string(),
         vm: vm.to_string(),
         title: step.title.clone(),
-        created_ms: now_ms(),
+        created_ms: now(),
     };
     Ok(cache.put_step(step.key, &result)?)
 }

@@ -153,7 +153,8 @@ impl Screen {
         if std::mem::take(&mut self.open) {
             self.write("\n");
         }
-        let text = if self.terminal { format!("    \x1b[2m{line}\x1b[0m\n") } else { format!("    {line}\n") };
+        let text =
+            if self.terminal { format!("    \x1b[2m{line}\x1b[0m\n") } else { format!("    {line}\n") };
         self.write(&text);
     }
 
