@@ -39,12 +39,31 @@ impl Bar {
 
     /// So much is done, of so much.
     pub fn show(&mut self, done: u64, total: u64) {
-        if !self.terminal || self.since.elapsed() < MOMENT {
-            return;
+        if let Some(bar) = self.bar(SHARE) {
+            bar.set_length(total);
+            bar.set_position(done.min(total));
         }
-        let bar = self.bar.get_or_insert_with(|| shown(&self.what, SHARE));
-        bar.set_length(total);
-        bar.set_position(done.min(total));
+    }
+
+    /// It goes on, and nobody knows how much there is.
+    pub fn tick(&mut self) {
+        if let Some(bar) = self.bar(WAITING) {
+            bar.tick();
+        }
+    }
+
+    /// So many bytes have gone, and nobody knows how many there are.
+    pub fn count(&mut self, bytes: u64) {
+        if let Some(bar) = self.bar(SPINNER) {
+            bar.set_position(bytes);
+        }
+    }
+
+    fn bar(&mut self, style: &str) -> Option<&ProgressBar> {
+        if !self.terminal || self.since.elapsed() < MOMENT {
+            return None;
+        }
+        Some(self.bar.get_or_insert_with(|| shown(&self.what, style)))
     }
 }
 

@@ -47,7 +47,7 @@ const IMAGE: Operand = Operand {
 
 const COMMAND: Operand = Operand {
     name: "CMD",
-    count: Count::Rest,
+    count: Count::MaybeRest,
     completes: Completes::Nothing,
     help: "A command to run in the VM, with its arguments",
 };
@@ -120,6 +120,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         remove: remove || throw_away,
         ends_with_owner: throw_away,
         copy,
+        has_agent: of.is_some(),
         image: of,
     };
     let logging = Logging { verbose, file, guest_on_stdout, detached: detach };

@@ -64,6 +64,7 @@ impl Guest {
             spec: Box::new(spec.clone()),
             remove: true,
             ends_with_owner: true,
+            has_agent: true,
             copy: from.map(|from| Copy { from, ports: Vec::new() }),
             image: None,
         };
