@@ -90,17 +90,8 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
         Which::Again { name, from } => {
             let (held, spec, before) = launch.store.take(name)?;
             let (held, remove, has_agent) = (Arc::new(held), before.remove, before.has_agent);
-            let (before, from) = (Some(before), *from);
-            Ok(Prepared {
-                held,
-                spec,
-                before,
-                from,
-                remove,
-                has_agent,
-                ends_with_owner: false,
-                image: None,
-            })
+            let (before, from, ends_with_owner) = (Some(before), *from, false);
+            Ok(Prepared { held, spec, before, from, remove, has_agent, ends_with_owner, image: None })
         }
     }
 }

@@ -143,8 +143,8 @@ impl State {
 
     /// The same VM, started again now.
     pub fn again(&self) -> Self {
-        let new = Self::new(self.remove).with_agent(self.has_agent).of(self.image.clone());
-        Self { created: self.created, ..new }
+        let same = Self::new(self.remove).with_agent(self.has_agent).of(self.image.clone());
+        Self { created: self.created, ..same }
     }
 
     /// It was told to pause, or to go on.

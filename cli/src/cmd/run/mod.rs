@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
+use images::manifest::Agent;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
@@ -74,6 +75,9 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(options::FLAGS, matches, &mut asked)?;
     asked.image = IMAGE.maybe(matches);
+    if !COMMAND.all(matches).is_empty() {
+        return Err(Usage("a CMD cannot be run yet: run it with skiff exec".to_owned()).into());
+    }
     if let Some(path) = asked.config.clone() {
         asked = asked.over(Asked::from_file(&path)?);
     }
@@ -86,7 +90,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
     // It keeps what it has held until the VM's spec names it, which is before this returns.
     let images = store.images();
-    let mut of = None;
+    let (mut of, mut has_agent) = (None, false);
     let (spec, copy) = match (&asked.from, asked.image.take()) {
         (Some(_), Some(_)) => {
             return Err(Usage("the snapshot says what the VM is: leave out the image".to_owned()).into());
@@ -98,6 +102,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         (None, Some(text)) => {
             let image = image::find(&images, &text)?;
             of = Some(OfImage { name: text, id: image.id });
+            has_agent = image.manifest.agent != Agent::None;
             let ports = asked.publish.clone();
             let spec = with_layers(image::apply(asked, &images, &image)?.resolve()?, stays && !remove);
             match image::warm(&store, &images, &image, &spec)?.filter(|_| !dry_run) {
@@ -118,9 +123,9 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         name,
         spec: Box::new(spec.clone()),
         remove: remove || throw_away,
+        has_agent,
         ends_with_owner: throw_away,
         copy,
-        has_agent: of.is_some(),
         image: of,
     };
     let logging = Logging { verbose, file, guest_on_stdout, detached: detach };
