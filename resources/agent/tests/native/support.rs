@@ -22,7 +22,8 @@ impl Agent {
         let dir = tempfile::tempdir().unwrap();
         let unix = |name: &str| format!("unix:{}", dir.path().join(name).display());
         let process = Command::new(env!("CARGO_BIN_EXE_skiff-agent"))
-            .args(["--listen", &unix("agent"), "--link", &unix("link")])
+            .args(["--listen", &unix("agent"), "--link", &unix("link"), "--root"])
+            .arg(dir.path())
             .spawn()
             .unwrap();
         let agent = Self { dir, process };

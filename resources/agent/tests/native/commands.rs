@@ -1,17 +1,15 @@
 //! Commands through a running agent.
 
-mod support;
-
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use crate::support::{Agent, control, finish, input, shell, until};
 use agent::frame::{Frame, MAX_FRAME};
 use agent::message::{Control, Ended, Exec, Open, Refusal, Request, Terminal};
 use sha2::{Digest as _, Sha256};
-use support::{Agent, control, finish, input, shell, until};
 
 const BIG: usize = 100 << 20;
 
