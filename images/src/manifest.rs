@@ -43,8 +43,12 @@ impl Manifest {
     /// All files that it names.
     #[must_use]
     pub fn blobs(&self) -> Vec<Blob> {
-        let boot = [Some(self.kernel), self.initrd].into_iter().flatten();
-        boot.chain(self.disk.layers.iter().copied()).collect()
+        let boot = [Some(self.kernel), self.initrd, self.modules].into_iter().flatten();
+        let content = match &self.source {
+            Source::Oci { content, .. } => content.as_slice(),
+            _ => &[],
+        };
+        boot.chain(self.disk.layers.iter().copied()).chain(content.iter().copied()).collect()
     }
 }
 
