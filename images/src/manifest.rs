@@ -43,7 +43,7 @@ impl Manifest {
     /// All files that it names.
     #[must_use]
     pub fn blobs(&self) -> Vec<Blob> {
-        let boot = [Some(self.kernel), self.initrd].into_iter().flatten();
+        let boot = [Some(self.kernel), self.initrd, self.modules].into_iter().flatten();
         boot.chain(self.disk.layers.iter().copied()).collect()
     }
 }

@@ -187,7 +187,7 @@ fn placed(operand: &Operand) -> Vec<Inline> {
         Count::One => (" ", ""),
         Count::Maybe => (" [", "]"),
         Count::Some => (" ", " ..."),
-        Count::Any => (" [", " ...]"),
+        Count::Any | Count::Rest => (" [", " ...]"),
     };
     vec![roman(before), italic(operand.name), roman(after)]
 }

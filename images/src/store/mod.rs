@@ -104,6 +104,32 @@ impl Store {
         }
     }
 
+    /// Whether `blob` is there; if it is, no prune touches it for as long as this store lives.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn keep(&self, blob: &Blob) -> Result<bool, StoreError> {
+        let shared = self.shared()?;
+        let there = self.has(blob)?;
+        if there {
+            self.note(&shared, blob.digest)?;
+        }
+        Ok(there)
+    }
+
+    /// What all of the store takes of the host's file system, in bytes, what is being made included.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn size(&self) -> Result<u64, StoreError> {
+        let mut size = 0_u64;
+        for dir in [self.blobs(), self.manifests(), self.root.join("partial")] {
+            let files = self.list_dir(&dir)?;
+            size = files.iter().map(|file| prune::taken(&dir.join(file))).fold(size, u64::saturating_add);
+        }
+        Ok(size)
+    }
+
     /// What the blob takes of the host's file system, in bytes; 0 if it is not there.
     #[must_use]
     pub fn taken(&self, digest: &Digest) -> u64 {

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use images::progress::Progress;
 use images::store::{Image, Store as Images};
 
-use super::IMAGE;
+use super::{IMAGE, disk};
 use crate::cmd::Verb;
 use crate::exit::SUCCESS;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -27,17 +27,24 @@ pub const VERB: Verb = Verb {
     run: export,
 };
 
-const FILE: Operand =
-    Operand { name: "FILE", count: Count::One, completes: Completes::Files, help: "The file to write, which must not be there" };
+const FILE: Operand = Operand {
+    name: "FILE",
+    count: Count::One,
+    completes: Completes::Files,
+    help: "The file to write, which must not be there",
+};
 
 /// What is written, each by its function.
-struct Exporter {
-    name: &'static str,
-    endings: &'static [&'static str],
-    export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
+pub struct Exporter {
+    /// As `--format` takes it.
+    pub name: &'static str,
+    /// Of files' names.
+    pub endings: &'static [&'static str],
+    /// Writes it.
+    pub export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
 }
 
-const EXPORTERS: &[Exporter] = &[];
+const EXPORTERS: &[Exporter] = &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX];
 
 const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker", "tar"];
 
@@ -71,7 +78,8 @@ fn export(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let file = FILE.one(matches);
-    let path: PathBuf = std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?;
+    let path: PathBuf =
+        std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?;
     let images = Store::open()?.images();
     let image = images.hold(&IMAGE.one(matches))?;
     let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();
