@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use serde::Serialize;
+use vmm::agent::Agent;
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::Manifest;
 use vmm::spec::VmSpec;
@@ -82,6 +83,8 @@ struct Shown<'a> {
     /// The image that it is of, as it was called when the VM was made.
     image: Option<&'a str>,
     image_id: Option<String>,
+    /// Whether the agent in its guest takes requests.
+    ready: bool,
     pid: Option<i32>,
     cpus: Option<u8>,
     /// In bytes.
@@ -101,6 +104,7 @@ struct Shown<'a> {
 struct Whole<'a> {
     #[serde(flatten)]
     shown: Shown<'a>,
+    agent: Option<&'a Agent>,
     directory: String,
     console_log: String,
     vm_log: String,
@@ -155,6 +159,7 @@ impl<'a> Shown<'a> {
             status: status.word(),
             image: image(look),
             image_id: state.and_then(|state| Some(state.image.as_ref()?.id.to_string())),
+            ready: look.is_ready(),
             pid: pid(look),
             cpus: spec.map(|spec| spec.cpus),
             memory: spec.map(|spec| spec.memory.size.0),
@@ -283,6 +288,7 @@ fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
     };
     Whole {
         shown: Shown::new(look),
+        agent: agent(look),
         directory: look.entry.dir().display().to_string(),
         console_log: file(CONSOLE_LOG),
         vm_log: file(VM_LOG),
@@ -290,6 +296,11 @@ fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
         place,
         spec: look.spec.as_ref(),
     }
+}
+
+/// The agent that takes requests in its guest.
+fn agent(look: &Look) -> Option<&Agent> {
+    look.state.as_ref()?.agent.as_ref().filter(|_| look.is_ready())
 }
 
 /// For people, and for `skiff run --config`.
@@ -302,6 +313,7 @@ fn described(look: &Look, place: &Place) -> Result<String> {
         }
     };
     line("pid", shown.pid.map(|pid| pid.to_string()));
+    line("agent", agent(look).map(|agent| format!("ready, of skiff {}", agent.version)));
     line("error", shown.error);
     line("image", shown.image.map(str::to_owned));
     line("image id", shown.image_id);

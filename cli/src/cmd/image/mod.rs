@@ -7,13 +7,16 @@ use super::Group;
 use crate::flags::{Completes, Count, Operand};
 
 mod disk;
+mod build;
 mod export;
+mod file;
 mod import;
 mod inspect;
 mod list;
 mod prune;
 mod remove;
 mod tag;
+pub mod warm;
 
 /// `skiff image`.
 pub const GROUP: Group = Group {
@@ -22,7 +25,16 @@ pub const GROUP: Group = Group {
     long: "Guest operating systems by name. An image is a disk that is never written, a kernel, an initial RAM disk and what a VM of it has if \
            nobody says otherwise; skiff run starts VMs of it. An image has an ID, which is the SHA-256 of all that it is, and any number of names, \
            such as debian:12; a name without a tag means that with :latest. At least 4 first digits of the ID stand for the image, too.",
-    verbs: &[list::LS, inspect::VERB, tag::VERB, remove::VERB, prune::VERB, import::VERB, export::VERB],
+    verbs: &[
+        build::VERB,
+        list::LS,
+        inspect::VERB,
+        tag::VERB,
+        remove::VERB,
+        prune::VERB,
+        import::VERB,
+        export::VERB,
+    ],
 };
 
 /// One image.

@@ -56,7 +56,6 @@ pub fn apply(mut asked: Asked, images: &Images, image: &Image) -> Result<Asked> 
 }
 
 /// The VM of an image of whom nobody asked anything.
-#[allow(dead_code, reason = "for what is built in a VM")]
 pub fn spec(images: &Images, image: &Image) -> Result<VmSpec> {
     apply(Asked::default(), images, image)?.resolve()
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
+use images::manifest::Agent;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
@@ -47,7 +48,7 @@ const IMAGE: Operand = Operand {
 
 const COMMAND: Operand = Operand {
     name: "CMD",
-    count: Count::Rest,
+    count: Count::MaybeRest,
     completes: Completes::Nothing,
     help: "A command to run in the VM, with its arguments",
 };
@@ -89,7 +90,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
     // It keeps what it has held until the VM's spec names it, which is before this returns.
     let images = store.images();
-    let mut of = None;
+    let (mut of, mut has_agent) = (None, false);
     let (spec, copy) = match (&asked.from, asked.image.take()) {
         (Some(_), Some(_)) => {
             return Err(Usage("the snapshot says what the VM is: leave out the image".to_owned()).into());
@@ -101,6 +102,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         (None, Some(text)) => {
             let image = image::find(&images, &text)?;
             of = Some(OfImage { name: text, id: image.id });
+            has_agent = image.manifest.agent != Agent::None;
             let ports = asked.publish.clone();
             let spec = with_layers(image::apply(asked, &images, &image)?.resolve()?, stays && !remove);
             match image::warm(&store, &images, &image, &spec)?.filter(|_| !dry_run) {
@@ -121,6 +123,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         name,
         spec: Box::new(spec.clone()),
         remove: remove || throw_away,
+        has_agent,
         ends_with_owner: throw_away,
         copy,
         image: of,
