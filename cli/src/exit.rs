@@ -14,6 +14,12 @@ pub const USAGE: u8 = 2;
 pub const GUEST_PANIC: u8 = 3;
 /// The VM was killed, by somebody else: as if SIGKILL had ended it.
 pub const KILLED: u8 = SIGNAL + 9;
+/// skiff itself failed where the exit code is that of a command in a guest.
+pub const NOT_THE_COMMANDS: u8 = 125;
+/// A command in a guest cannot be run.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// There is no such command in the guest.
+pub const NOT_FOUND: u8 = 127;
 /// Ended by a signal: this and the signal's number, as shells count.
 pub const SIGNAL: u8 = 128;
 

@@ -128,8 +128,10 @@ pub enum Count {
     Some,
     /// As often as wanted, or not at all.
     Any,
-    /// All that is left, each as it stands.
+    /// All that follows, once or more, what begins with a dash included: a command of the guest's.
     Rest,
+    /// The same, or nothing.
+    MaybeRest,
 }
 
 /// What a shell can complete an [`Operand`] with.
@@ -179,7 +181,8 @@ impl Operand {
             Count::Maybe => arg,
             Count::Some => arg.required(true).num_args(1..).action(ArgAction::Append),
             Count::Any => arg.num_args(0..).action(ArgAction::Append),
-            Count::Rest => arg.num_args(0..).action(ArgAction::Append).trailing_var_arg(true),
+            Count::Rest => rest(arg).required(true),
+            Count::MaybeRest => rest(arg),
         }
     }
 
@@ -194,7 +197,7 @@ impl Operand {
         given
     }
 
-    /// What was given for it, in order, as it stands.
+    /// What was given for it, in order.
     pub fn all(&self, matches: &ArgMatches) -> Vec<String> {
         matches.get_many::<String>(self.name).into_iter().flatten().cloned().collect()
     }
@@ -272,6 +275,11 @@ impl<T> Flag<T> {
 /// `word` as a shell needs it.
 fn quoted(word: &str) -> String {
     if word.contains(' ') { format!("'{word}'") } else { word.to_owned() }
+}
+
+/// It takes whatever comes.
+fn rest(arg: Arg) -> Arg {
+    arg.num_args(1..).action(ArgAction::Append).trailing_var_arg(true).allow_hyphen_values(true)
 }
 
 fn text(arg: Arg, name: &'static str) -> Arg {

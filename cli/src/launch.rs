@@ -46,6 +46,8 @@ pub enum Which {
         ends_with_owner: bool,
         /// The image that it is of.
         image: Option<OfImage>,
+        /// Its guest is known to have an agent.
+        has_agent: bool,
         /// It starts from a snapshot, whose spec it has; otherwise its kernel is booted.
         copy: Option<Copy>,
     },

@@ -44,6 +44,7 @@ struct Prepared {
     /// The snapshot to start from.
     from: Option<Id>,
     remove: bool,
+    has_agent: bool,
     ends_with_owner: bool,
     image: Option<OfImage>,
 }
@@ -75,22 +76,22 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
     let _ = rustix::process::setsid();
     raise_file_limit();
     match &launch.which {
-        Which::New { name, spec, copy, remove, ends_with_owner, image } => {
+        Which::New { name, spec, copy, remove, has_agent, ends_with_owner, image } => {
             let held = Arc::new(launch.store.create(name.as_deref())?);
             let spec = match copy {
                 Some(copy) => copy::adapt(VmSpec::clone(spec), &held.name(), copy.ports.clone()),
                 None => VmSpec::clone(spec),
             };
             let from = copy.as_ref().map(|copy| copy.from);
-            let (remove, ends_with_owner) = (*remove, *ends_with_owner);
+            let (remove, has_agent, ends_with_owner) = (*remove, *has_agent, *ends_with_owner);
             let image = image.clone();
-            Ok(Prepared { held, spec, before: None, from, remove, ends_with_owner, image })
+            Ok(Prepared { held, spec, before: None, from, remove, has_agent, ends_with_owner, image })
         }
         Which::Again { name, from } => {
             let (held, spec, before) = launch.store.take(name)?;
-            let (held, remove) = (Arc::new(held), before.remove);
-            let (before, from) = (Some(before), *from);
-            Ok(Prepared { held, spec, before, from, remove, ends_with_owner: false, image: None })
+            let (held, remove, has_agent) = (Arc::new(held), before.remove, before.has_agent);
+            let (before, from, ends_with_owner) = (Some(before), *from, false);
+            Ok(Prepared { held, spec, before, from, remove, has_agent, ends_with_owner, image: None })
         }
     }
 }
@@ -121,7 +122,7 @@ fn start(
     prepared: Prepared,
     owner: Option<UnixStream>,
 ) -> Result<(vmm::control::Vm, server::Server)> {
-    let Prepared { held, spec, before, from, remove, ends_with_owner, image } = prepared;
+    let Prepared { held, spec, before, from, remove, has_agent, ends_with_owner, image } = prepared;
     if let Some(before) = &before {
         held.write_state(before.again(), false)?;
     }
@@ -150,10 +151,12 @@ fn start(
     // The VM runs. All that follows is not to keep it from its first words; if it fails, this process ends, and the VM with it.
     let listener = held.listen()?;
     if before.is_none() {
-        held.write_state(State::new(remove).of(image), false)?;
+        held.write_state(State::new(remove).with_agent(has_agent).of(image), false)?;
         held.write_spec(&spec, false)?;
     }
     let controller = vm.controller();
+    // It may have come before there was a state to note it in.
+    held.set_agent(|| controller.agent());
     signals.handle_all(move |_| drop(controller.request(VmAction::Kill))).context("cannot start a thread")?;
     let owner = owner.map(|stream| Owner { stream, ends_vm: ends_with_owner });
     let server =

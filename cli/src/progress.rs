@@ -15,7 +15,7 @@ const MOMENT: Duration = Duration::from_millis(300);
 const TURN: Duration = Duration::from_millis(120);
 
 /// While the amount is not known.
-const SPINNER: &str = "{spinner} {msg}  {bytes} {elapsed}";
+const SPINNER: &str = "{spinner} {msg}  {bytes}  {bytes_per_sec}";
 /// While nothing is known but that it goes on.
 const WAITING: &str = "{spinner} {msg}  {elapsed}";
 /// With the amount.
@@ -39,12 +39,27 @@ impl Bar {
 
     /// So much is done, of so much.
     pub fn show(&mut self, done: u64, total: u64) {
+        self.say(SHARE, |bar| {
+            bar.set_length(total);
+            bar.set_position(done.min(total));
+        });
+    }
+
+    /// It goes on, and nobody knows how much there is.
+    pub fn tick(&mut self) {
+        self.say(WAITING, ProgressBar::tick);
+    }
+
+    /// So many bytes have gone, and nobody knows how many there are.
+    pub fn count(&mut self, bytes: u64) {
+        self.say(SPINNER, |bar| bar.set_position(bytes));
+    }
+
+    fn say(&mut self, style: &str, how_far: impl FnOnce(&ProgressBar)) {
         if !self.terminal || self.since.elapsed() < MOMENT {
             return;
         }
-        let bar = self.bar.get_or_insert_with(|| shown(&self.what, SHARE));
-        bar.set_length(total);
-        bar.set_position(done.min(total));
+        how_far(self.bar.get_or_insert_with(|| shown(&self.what, style)));
     }
 }
 

@@ -8,11 +8,15 @@ use std::io;
 /// What end the program unless something better is done about them.
 const DEADLY: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
 const OTHERS: [libc::c_int; 3] = [libc::SIGTSTP, libc::SIGCONT, libc::SIGWINCH];
+/// What a command elsewhere may want to hear, beside those.
+const WORDS: [libc::c_int; 3] = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM];
+/// So many deadly signals end the program although the command elsewhere does not end.
+const INSISTENT: u32 = 3;
 
 /// A signal that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// End.
+    /// End; or, to a command elsewhere, any signal.
     End(i32),
     /// End, for the second time: the program does when this has been told.
     EndNow,
@@ -26,11 +30,20 @@ pub struct Signals(libc::sigset_t);
 impl Signals {
     /// Block the signals for this thread and those it starts.
     pub fn block() -> io::Result<Self> {
+        Self::block_these(DEADLY.into_iter().chain(OTHERS))
+    }
+
+    /// Block these and those that can be handed on to a command elsewhere, likewise.
+    pub fn block_to_forward() -> io::Result<Self> {
+        Self::block_these(DEADLY.into_iter().chain(OTHERS).chain(WORDS))
+    }
+
+    fn block_these(signals: impl Iterator<Item = libc::c_int>) -> io::Result<Self> {
         // SAFETY: an all-zero sigset_t is a valid object for sigemptyset to initialise.
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: `set` is a live sigset_t.
         unsafe { libc::sigemptyset(&raw mut set) };
-        for signal in DEADLY.into_iter().chain(OTHERS) {
+        for signal in signals {
             // SAFETY: `set` is initialised and `signal` is the number of a signal.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
@@ -72,6 +85,33 @@ impl Signals {
                     number => {
                         if std::mem::replace(&mut ending, true) {
                             act(Signal::EndNow);
+                            crate::terminal::restore();
+                            std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
+                        }
+                        act(Signal::End(number));
+                    }
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Start the thread of a process that stands for a command elsewhere. It stops and continues the program with the terminal in order, and
+    /// tells `act` the rest, which must not block. Who insists ends the program.
+    pub fn forward(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<()> {
+        vmm::named_thread("signals").spawn(move || {
+            let mut deadly = 0_u32;
+            loop {
+                match self.wait() {
+                    libc::SIGTSTP => stop(),
+                    libc::SIGCONT => {
+                        crate::terminal::resume();
+                        act(Signal::Resized);
+                    }
+                    libc::SIGWINCH => act(Signal::Resized),
+                    number => {
+                        deadly = deadly.saturating_add(u32::from(DEADLY.contains(&number)));
+                        if deadly >= INSISTENT {
                             crate::terminal::restore();
                             std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
                         }

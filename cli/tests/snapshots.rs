@@ -288,7 +288,10 @@ fn a_vm_that_is_killed_leaves_snapshots_and_no_garbage() {
     home.wait_until("the end of both", |home| home.ok(&["ps", "-q"]).is_empty());
     assert_eq!(home.ok(&["ps", "-aq"]), "web\n");
     home.ok(&["system", "prune"]);
-    assert_eq!(home.ok(&["system", "prune", "--dry-run"]), "would free 0 B: snapshots 0, layers 0\n");
+    assert_eq!(
+        home.ok(&["system", "prune", "--dry-run"]),
+        "would free 0 B: snapshots 0, layers 0, images 0\n"
+    );
     home.ok(&["rollback", "web", "s1"]);
     echoes(&home, "web", "risen");
 }

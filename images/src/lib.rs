@@ -17,4 +17,3 @@ pub mod registry;
 pub mod seed;
 pub mod store;
 pub mod tree;
-pub mod warm;

@@ -11,7 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("devices", &["arch"]),
     ("resources/agent", &[]),
     ("vmm", &["arch", "devices", "agent"]),
-    ("images", &["devices"]),
+    ("images", &["agent", "devices"]),
     ("cli", &["agent", "images", "vmm"]),
     ("tests", &["vmm"]),
     ("tests/xtask", &[]),

@@ -8,6 +8,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Agent;
+use crate::agent::readiness::Readiness;
 use crate::console::Console;
 use crate::error::VmError;
 use crate::event::Message;
@@ -142,11 +144,27 @@ pub(crate) struct Request {
 pub struct Controller {
     messages: Sender<Message>,
     console: Arc<Console>,
+    readiness: Option<Arc<Readiness>>,
 }
 
 impl Controller {
-    pub(crate) fn new(messages: Sender<Message>, console: Arc<Console>) -> Self {
-        Self { messages, console }
+    pub(crate) fn new(
+        messages: Sender<Message>,
+        console: Arc<Console>,
+        readiness: Option<Arc<Readiness>>,
+    ) -> Self {
+        Self { messages, console, readiness }
+    }
+
+    /// The agent in the guest, if it takes requests.
+    #[must_use]
+    pub fn agent(&self) -> Option<Agent> {
+        self.readiness.as_ref()?.agent()
+    }
+
+    /// Whether it does, for those who wait. `None`: the agent has no way to say so.
+    pub(crate) fn readiness(&self) -> Option<&Readiness> {
+        self.readiness.as_deref()
     }
 
     /// Ask for something and wait until it is done.
@@ -192,9 +210,10 @@ impl Vm {
     pub(crate) fn new(
         messages: Sender<Message>,
         console: Arc<Console>,
+        readiness: Option<Arc<Readiness>>,
         outcome: Receiver<Result<Outcome, VmError>>,
     ) -> Self {
-        Self { controller: Controller::new(messages, console), outcome }
+        Self { controller: Controller::new(messages, console, readiness), outcome }
     }
 
     /// A way to this VM for another thread.

@@ -3,6 +3,7 @@
 //! [`machine::start`] takes a [`spec::VmSpec`] and returns a handle to a running VM. Everything that is asked of it
 //! goes through [`control::VmAction`]; how it ended is a [`control::Outcome`].
 
+pub mod agent;
 pub mod api;
 mod board;
 mod console;

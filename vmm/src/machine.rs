@@ -25,6 +25,8 @@ use devices::ratelog::Chained;
 use devices::virtio::console::ConsoleSize;
 use kvm_ioctls::VmFd;
 
+use crate::agent::link::{Identity, Link};
+use crate::agent::readiness::Readiness;
 use crate::api::types::Ended;
 use crate::board::{Board, Parts};
 use crate::console::Hub;
@@ -36,7 +38,7 @@ use crate::memory;
 use crate::notice::{Listener, Notice};
 use crate::snapshot::Id;
 use crate::snapshot::memory::{Image, Reaper};
-use crate::spec::{Memory, VmSpec};
+use crate::spec::{Mac, Memory, VmSpec};
 use crate::stats::VmStats;
 use crate::vcpu::{self, Start, Vcpus};
 
@@ -86,7 +88,10 @@ pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     let (messages, inbox) = mpsc::channel();
     let (outcome, outcomes) = mpsc::channel();
     let listener: Arc<dyn Fn(Notice) + Send + Sync> = Arc::from(setup.listener);
-    let keeper = Keeper::start(host, point.as_ref(), Arc::clone(&listener), messages.clone(), inbox)?;
+    let link = start_link(&host, setup.name, &listener)?;
+    let readiness = link.as_ref().map(|(_, readiness)| Arc::clone(readiness));
+    let link = link.map(|(link, _)| link);
+    let keeper = Keeper::start(host, point.as_ref(), link, Arc::clone(&listener), messages.clone(), inbox)?;
     log::debug!("the guest runs after {:?}: the host's side was open after {opened:?}", begun.elapsed());
     let run = move || {
         let console = Arc::clone(&keeper.host.console);
@@ -98,7 +103,34 @@ pub fn start(spec: VmSpec, setup: Setup) -> Result<Vm, VmError> {
     };
     let builder = devices::worker::named_thread("vmm");
     builder.spawn(run).map_err(VmError::resources("start the vmm thread"))?;
-    Ok(Vm::new(messages, console, outcomes))
+    Ok(Vm::new(messages, console, readiness, outcomes))
+}
+
+/// Listen for the agent of a guest that has a vsock.
+fn start_link(
+    host: &Host,
+    hostname: String,
+    listener: &Arc<dyn Fn(Notice) + Send + Sync>,
+) -> Result<Option<(Link, Arc<Readiness>)>, VmError> {
+    let Some(vsock) = &host.vsock else { return Ok(None) };
+    let socket = match vsock.of_port(::agent::LINK_PORT) {
+        Ok(socket) => socket,
+        Err(error) => {
+            // A program of the user's has that port for itself.
+            log::warn!("skiff exec will not reach this guest: {}", Chained(&error));
+            return Ok(None);
+        }
+    };
+    let vm = match &host.lineage {
+        Some(lineage) => lineage.record().vm,
+        None => Id::draw().map_err(VmError::resources("draw an id"))?,
+    };
+    let macs = host.nets.iter().map(|net| Mac(net.options.mac).to_string()).collect();
+    let identity = Identity { vm: vm.to_string(), hostname, macs };
+    let failed = VmError::resources("listen for the guest's agent");
+    let readiness = Arc::new(Readiness::new().map_err(failed)?);
+    let link = Link::start(socket, identity, Arc::clone(&readiness), Arc::clone(listener));
+    Ok(Some((link.map_err(VmError::resources("start the agent thread"))?, readiness)))
 }
 
 /// A VM's end for those who only read of it.
@@ -192,6 +224,8 @@ fn load(host: &Host, ram: &GuestRam) -> Result<Entry, VmError> {
 /// machine stays before its first instruction until the VM is resumed.
 struct Keeper {
     host: Host,
+    /// To the agent in the guest.
+    link: Option<Link>,
     listener: Arc<dyn Fn(Notice) + Send + Sync>,
     messages: Sender<Message>,
     inbox: Receiver<Message>,
@@ -223,6 +257,7 @@ impl Keeper {
     fn start(
         mut host: Host,
         from: Option<&Point>,
+        link: Option<Link>,
         listener: Arc<dyn Fn(Notice) + Send + Sync>,
         messages: Sender<Message>,
         inbox: Receiver<Message>,
@@ -235,6 +270,7 @@ impl Keeper {
         let (state, now) = (RunState::Running, Instant::now());
         Ok(Self {
             host,
+            link,
             listener,
             messages,
             inbox,
@@ -268,7 +304,7 @@ impl Keeper {
     /// Devices and consoles are done before anybody hears of the end.
     fn end(self, result: Result<Outcome, VmError>) -> Result<Outcome, VmError> {
         self.ended.store(true, Ordering::Relaxed);
-        drop(self.machine);
+        drop((self.machine, self.link));
         let Ok(Outcome::Panicked { .. }) = result else { return result };
         let last_lines = self.host.console.last_lines();
         (self.listener)(Notice::Panicked { last_lines: last_lines.clone() });
@@ -297,6 +333,7 @@ impl Keeper {
             VmAction::ResizeMemory { size } => balloon::resize(&self.host, Memory(size)),
             VmAction::PressPowerButton => {
                 self.machine.board.press_power_button();
+                self.link.iter().for_each(Link::power_off);
                 VmReply::Done
             }
             VmAction::ResizeConsole { columns, rows } => {
@@ -389,6 +426,7 @@ impl Keeper {
         log::info!("the guest resets");
         let life = self.machine.life + 1;
         drop(self.machine);
+        self.link.iter().for_each(Link::reset);
         self.host.console.next_boot();
         let machine = build(&self.host, None, EventSender::new(self.messages.clone(), life))?;
         if self.state == RunState::Running {
@@ -442,6 +480,7 @@ impl Keeper {
         let Machine { vcpus, board, vm, ram, mapped, life, .. } = self.machine;
         drop((vcpus, board));
         let gone = begun.elapsed();
+        self.link.iter().for_each(Link::reset);
         host.console.next_boot();
         host.put_disks(disks);
         let machine = build(&host, Some(&point), EventSender::new(self.messages.clone(), life + 1))?;

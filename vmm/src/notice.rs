@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Agent;
 use crate::api::types::Ended;
 use crate::snapshot::Id;
 
@@ -13,6 +14,13 @@ pub enum Notice {
     Started,
     /// The guest's kernel has taken over: the first driver of this boot has started its virtio device.
     Booted,
+    /// The agent in the guest takes requests.
+    Ready {
+        /// Which.
+        agent: Agent,
+    },
+    /// It does not any more: it has ended, or the guest was reset or put back.
+    NotReady,
     /// It was paused.
     Paused,
     /// It goes on.

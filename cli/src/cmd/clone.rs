@@ -150,6 +150,7 @@ fn clone(matches: &ArgMatches) -> Result<u8> {
             copy: Some(copy),
             image: image.clone(),
             remove: false,
+            has_agent: false,
             ends_with_owner: false,
         };
         let logging = Logging { verbose: 0, file: None, guest_on_stdout: false, detached: true };

@@ -186,8 +186,8 @@ fn placed(operand: &Operand) -> Vec<Inline> {
     let (before, after) = match operand.count {
         Count::One => (" ", ""),
         Count::Maybe => (" [", "]"),
-        Count::Some => (" ", " ..."),
-        Count::Any => (" [", " ...]"),
+        Count::Some | Count::Rest => (" ", " ..."),
+        Count::Any | Count::MaybeRest => (" [", " ...]"),
     };
     vec![roman(before), italic(operand.name), roman(after)]
 }

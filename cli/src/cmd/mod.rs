@@ -16,10 +16,11 @@ mod clone;
 mod completions;
 mod doctor;
 mod events;
+mod exec;
 mod image;
 mod logs;
 mod man;
-mod many;
+pub mod many;
 mod point;
 mod power;
 mod ps;
@@ -197,6 +198,8 @@ pub const WORDS: &[Word] = &[
     Word::Verb(power::KILL),
     Word::Verb(power::PAUSE),
     Word::Verb(power::RESUME),
+    Word::Verb(exec::EXEC),
+    Word::Verb(exec::SHELL),
     Word::Verb(start::ATTACH),
     Word::Verb(logs::VERB),
     Word::Verb(power::WAIT),

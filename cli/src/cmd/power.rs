@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::ArgMatches;
 use vmm::api::client::Client;
 use vmm::control::VmAction;
 
 use super::many::{self, RUNNING, VMS, each};
 use super::{Verb, print};
-use crate::flags::{self, Example, Flag, Takes, utf8};
+use crate::exit::Usage;
+use crate::flags::{self, Example, Flag, Takes};
 use crate::store::Store;
 use crate::store::entry::Status;
 use crate::store::state::End;
-use crate::store::time::parse_span;
-use crate::{exit, terminal};
+use crate::{exit, guest, terminal};
 
 /// How long after one press of the power button the next follows.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -67,11 +67,12 @@ pub const RESUME: Verb = Verb {
 /// `skiff wait`.
 pub const WAIT: Verb = Verb {
     name: "wait",
-    about: "Wait until VMs have ended, and print their exit codes",
+    about: "Wait until VMs have ended, and print their exit codes; or until they are ready",
     long: "Wait until VMs have ended, and print their exit codes, one a line in the order given: what skiff run would have \
-           ended with. With one VM it is this program's exit code, too; with several, the first that is not 0 is.",
+           ended with. With one VM it is this program's exit code, too; with several, the first that is not 0 is. With --ready: wait \
+           until the agents in their guests take requests, and print the VMs' names.",
     after: || crate::exit::HELP.to_owned(),
-    flags: Vec::new,
+    flags: || flags::describe(WAIT_FLAGS),
     operands: &[VMS],
     run: wait,
 };
@@ -94,13 +95,43 @@ const STOP_FLAGS: &[Flag<StopAsked>] = &[Flag {
     long: "A number of seconds, or one with s, m or h behind it. 0 kills at once, without the power button.",
     example: Example { args: &["--timeout", "90"], toml: "" },
     apply: |asked, value| {
-        let text = utf8(value)?;
-        let span = parse_span(text);
-        asked.timeout =
-            span.with_context(|| format!("'{text}' is no time: write seconds, such as 30, or 5m"))?;
+        asked.timeout = super::exec::span(value)?;
         Ok(())
     },
 }];
+
+#[derive(Default)]
+struct WaitAsked {
+    ready: bool,
+    timeout: Option<Duration>,
+}
+
+const WAIT_FLAGS: &[Flag<WaitAsked>] = &[
+    Flag {
+        name: "ready",
+        short: None,
+        takes: Takes::Nothing,
+        help: "Wait until their guests take commands (skiff exec), not until they have ended",
+        long: "",
+        example: Example { args: &["--ready"], toml: "" },
+        apply: |asked, _| {
+            asked.ready = true;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "timeout",
+        short: Some('t'),
+        takes: Takes::Text("SECONDS"),
+        help: "With --ready: fail if it takes longer than this [default: for ever]",
+        long: "A number of seconds, or one with s, m or h behind it.",
+        example: Example { args: &["--timeout", "90"], toml: "" },
+        apply: |asked, value| {
+            asked.timeout = Some(super::exec::span(value)?);
+            Ok(())
+        },
+    },
+];
 
 fn stop(matches: &ArgMatches) -> Result<u8> {
     let mut asked = StopAsked::default();
@@ -175,7 +206,18 @@ fn ask_each(matches: &ArgMatches, action: &VmAction) -> Result<u8> {
 }
 
 fn wait(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = WaitAsked::default();
+    flags::apply(WAIT_FLAGS, matches, &mut asked)?;
     let store = Store::open()?;
+    if asked.ready {
+        return each(&VMS.given(matches), |name| {
+            guest::wait_ready(&store, name, asked.timeout)?;
+            Ok(format!("{name}\n"))
+        });
+    }
+    if asked.timeout.is_some() {
+        return Err(Usage("--timeout goes with --ready: leave one out, or give both".to_owned()).into());
+    }
     let mut code = exit::SUCCESS;
     for name in VMS.given(matches) {
         let end = wait_one(&store, &name)?;

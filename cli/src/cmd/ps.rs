@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use serde::Serialize;
+use vmm::agent::Agent;
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::Manifest;
 use vmm::spec::VmSpec;
@@ -79,6 +80,11 @@ struct Shown<'a> {
     name: &'a str,
     /// See [`Status::word`].
     status: &'static str,
+    /// The image that it is of, as it was called when the VM was made.
+    image: Option<&'a str>,
+    image_id: Option<String>,
+    /// Whether the agent in its guest takes requests.
+    ready: bool,
     pid: Option<i32>,
     cpus: Option<u8>,
     /// In bytes.
@@ -98,6 +104,7 @@ struct Shown<'a> {
 struct Whole<'a> {
     #[serde(flatten)]
     shown: Shown<'a>,
+    agent: Option<&'a Agent>,
     directory: String,
     console_log: String,
     vm_log: String,
@@ -150,6 +157,9 @@ impl<'a> Shown<'a> {
         Self {
             name: look.entry.name(),
             status: status.word(),
+            image: image(look),
+            image_id: state.and_then(|state| Some(state.image.as_ref()?.id.to_string())),
+            ready: look.is_ready(),
             pid: pid(look),
             cpus: spec.map(|spec| spec.cpus),
             memory: spec.map(|spec| spec.memory.size.0),
@@ -166,6 +176,10 @@ impl<'a> Shown<'a> {
 
 fn pid(look: &Look) -> Option<i32> {
     Some(look.holder?.pid?.as_raw_nonzero().get())
+}
+
+fn image(look: &Look) -> Option<&str> {
+    Some(&look.state.as_ref()?.image.as_ref()?.name)
 }
 
 fn ports(spec: &VmSpec) -> Vec<String> {
@@ -189,7 +203,9 @@ fn ps(matches: &ArgMatches) -> Result<u8> {
 
 fn people(looks: &[Look]) -> String {
     let with_ports = looks.iter().any(|look| look.spec.as_ref().is_some_and(|spec| !spec.ports.is_empty()));
+    let with_images = looks.iter().any(|look| image(look).is_some());
     let mut header = vec!["NAME", "STATUS", "CPUS", "MEMORY", "PID"];
+    header.extend(with_images.then_some("IMAGE"));
     header.extend(with_ports.then_some("PORTS"));
     let row = |look: &Look| {
         let spec = look.spec.as_ref();
@@ -200,6 +216,7 @@ fn people(looks: &[Look]) -> String {
             spec.map(|spec| spec.memory.size.to_string()).unwrap_or_default(),
             pid(look).map(|pid| pid.to_string()).unwrap_or_default(),
         ];
+        row.extend(with_images.then(|| image(look).unwrap_or_default().to_owned()));
         row.extend(with_ports.then(|| spec.map(ports).unwrap_or_default().join(", ")));
         row
     };
@@ -271,6 +288,7 @@ fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
     };
     Whole {
         shown: Shown::new(look),
+        agent: agent(look),
         directory: look.entry.dir().display().to_string(),
         console_log: file(CONSOLE_LOG),
         vm_log: file(VM_LOG),
@@ -278,6 +296,11 @@ fn whole<'a>(look: &'a Look, place: &'a Place) -> Whole<'a> {
         place,
         spec: look.spec.as_ref(),
     }
+}
+
+/// The agent that takes requests in its guest.
+fn agent(look: &Look) -> Option<&Agent> {
+    look.state.as_ref()?.agent.as_ref().filter(|_| look.is_ready())
 }
 
 /// For people, and for `skiff run --config`.
@@ -290,7 +313,10 @@ fn described(look: &Look, place: &Place) -> Result<String> {
         }
     };
     line("pid", shown.pid.map(|pid| pid.to_string()));
+    line("agent", agent(look).map(|agent| format!("ready, of skiff {}", agent.version)));
     line("error", shown.error);
+    line("image", shown.image.map(str::to_owned));
+    line("image id", shown.image_id);
     line("created", shown.created);
     line("started", shown.started);
     line("finished", shown.finished);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::ArgMatches;
+use images::store::Pruned;
 use serde::Serialize;
 
 use super::snapshot::bytes;
@@ -23,8 +24,8 @@ pub const GROUP: Group = Group {
 
 const DF: Verb = Verb {
     name: "df",
-    about: "Show what VMs, snapshots and layers take",
-    long: "Show what VMs, snapshots and layers take of the host's file systems, and what skiff system prune would free of it. What a merge \
+    about: "Show what VMs, snapshots, layers and images take",
+    long: "Show what VMs, snapshots, layers and images take of the host's file systems, and what skiff system prune would free of it. What a merge \
            frees is not known before, and not counted.",
     after: String::new,
     flags: || flags::describe(DF_FLAGS),
@@ -35,7 +36,7 @@ const DF: Verb = Verb {
 const PRUNE: Verb = Verb {
     name: "prune",
     about: "Free what nobody needs",
-    long: "Free what nobody needs: removed snapshots and layers, and what was left behind by processes that were killed. It goes \
+    long: "Free what nobody needs: removed snapshots and layers, images without a name that no VM uses, and what was left behind by processes that were killed. It goes \
            on by itself after every removal; this waits for its end. Says what it has freed.",
     after: String::new,
     flags: || flags::describe(PRUNE_FLAGS),
@@ -99,6 +100,7 @@ struct Shown {
     /// Removed ones among the snapshots, which stay while others need them.
     hidden_snapshots: usize,
     layers: Row,
+    images: Row,
     /// Something is to be merged, which frees more.
     merges: bool,
 }
@@ -124,6 +126,7 @@ fn df(matches: &ArgMatches) -> Result<u8> {
         },
         hidden_snapshots: usage.hidden,
         layers: Row { count: usage.layers, size: usage.layer_bytes, reclaimable: garbage.layer_bytes },
+        images: images(&store)?,
         merges: garbage.merges,
     };
     if asked.json {
@@ -132,11 +135,23 @@ fn df(matches: &ArgMatches) -> Result<u8> {
     print(people(&shown))
 }
 
+/// Images, their files counted once.
+fn images(store: &Store) -> Result<Row> {
+    let images = store.images();
+    let reclaimable = images.would_prune(|| store.image_needs())?.bytes;
+    Ok(Row { count: images.ids()?.len(), size: images.size()?, reclaimable })
+}
+
 fn people(shown: &Shown) -> String {
     let row = |kind: &str, row: &Row| {
         vec![kind.to_owned(), row.count.to_string(), bytes(row.size), bytes(row.reclaimable)]
     };
-    let rows = [row("VMs", &shown.vms), row("Snapshots", &shown.snapshots), row("Layers", &shown.layers)];
+    let rows = [
+        row("VMs", &shown.vms),
+        row("Snapshots", &shown.snapshots),
+        row("Layers", &shown.layers),
+        row("Images", &shown.images),
+    ];
     let mut text = table(&["KIND", "COUNT", "SIZE", "RECLAIMABLE"], &rows);
     if shown.merges {
         text.push_str("There are removed snapshots to merge: skiff system prune does it.\n");
@@ -162,11 +177,13 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
     if asked.dry_run {
         super::snapshot::tell_wrong(snapshots.all()?.1);
         let garbage = snapshots.garbage(&|| store.users())?;
+        let images = store.images().would_prune(|| store.image_needs())?;
         return print(format!(
-            "would free {}: snapshots {}, layers {}{}\n",
-            bytes(garbage.bytes()),
+            "would free {}: snapshots {}, layers {}, images {}{}\n",
+            bytes(garbage.bytes().saturating_add(images.bytes)),
             garbage.snapshots.len(),
             garbage.layers.len(),
+            images.images.len(),
             if garbage.merges { ", and what merges free" } else { "" }
         ));
     }
@@ -175,11 +192,30 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
             crate::exit::say(&anyhow::Error::new(error).context("removed"));
         }
     }
+    // What only a warm image's snapshot needs of images is free after the second time.
+    let before = prune_images(&store)?;
     let mut bar = Bar::new("merging".to_owned());
     let swept = snapshots.sweep(&|| store.users(), &mut |done, total| bar.show(done, total));
     drop(bar);
     let swept = swept?;
     // What they might need stays.
     super::snapshot::tell_wrong(snapshots.all()?.1);
-    print(format!("freed {}: snapshots {}, layers {}\n", bytes(swept.bytes), swept.snapshots, swept.layers))
+    let after = prune_images(&store)?;
+    let freed = [swept.bytes, before.bytes, after.bytes].into_iter().fold(0, u64::saturating_add);
+    let images = before.images.len().saturating_add(after.images.len());
+    print(format!(
+        "freed {}: snapshots {}, layers {}, images {images}\n",
+        bytes(freed),
+        swept.snapshots,
+        swept.layers
+    ))
+}
+
+/// Nothing of the images goes as long as something cannot be read that might need it.
+fn prune_images(store: &Store) -> Result<Pruned> {
+    let needs = || store.image_needs();
+    store.images().prune(false, needs).or_else(|error| {
+        crate::terminal::note(&format!("skiff: warning: {error:#}"));
+        Ok(Pruned::default())
+    })
 }

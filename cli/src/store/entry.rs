@@ -99,6 +99,12 @@ impl Look {
         self.holder.is_some()
     }
 
+    /// Whether the agent in its guest takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.is_live()
+            && self.state.as_ref().is_some_and(|state| state.end.is_none() && state.agent.is_some())
+    }
+
     /// Whether its process is gone without having said how.
     pub(super) fn is_unsettled(&self) -> bool {
         !self.is_live() && self.state.as_ref().map_or(self.broken.is_none(), |state| state.end.is_none())

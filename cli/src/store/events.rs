@@ -28,7 +28,7 @@ pub struct Event {
     pub time: String,
     /// The VM's name at that time.
     pub vm: String,
-    /// `started`, `booted`, `paused`, `resumed`, `rebooted`, `snapshot`, `rolled-back`, `panicked` or `stopped`.
+    /// `started`, `booted`, `ready`, `paused`, `resumed`, `rebooted`, `snapshot`, `rolled-back`, `panicked` or `stopped`.
     pub event: String,
     /// With `snapshot` and `rolled-back`: its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,6 +76,9 @@ impl Event {
     pub(super) fn of(vm: &str, notice: &Notice) -> Option<Self> {
         Some(match notice {
             Notice::Started | Notice::Stopped { .. } => return None,
+            // It is said by what it comes with, or follows: a reboot, a rollback, the next `ready`.
+            Notice::NotReady => return None,
+            Notice::Ready { .. } => Self::new(vm, "ready"),
             Notice::Booted => Self::new(vm, "booted"),
             Notice::Paused => Self::new(vm, "paused"),
             Notice::Resumed => Self::new(vm, "resumed"),

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
+use vmm::agent::Agent;
 use vmm::notice::Notice;
 use vmm::snapshot::Record;
 use vmm::spec::VmSpec;
@@ -111,6 +112,21 @@ impl Held {
         Ok(())
     }
 
+    /// Write down the state as `change` makes it, if there is one to change. Several threads do.
+    fn change_state(&self, change: impl FnOnce(&State) -> State) {
+        let mut last = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = last.as_ref().map(change) else { return };
+        if let Err(error) = state.write(&self.path(), false) {
+            log::warn!("{error:#}");
+        }
+        *last = Some(state);
+    }
+
+    /// `agent` takes requests, or none does. Asked for with the state held: whatever changes meanwhile is noted after it.
+    pub fn set_agent(&self, agent: impl FnOnce() -> Option<Agent>) {
+        self.change_state(|state| state.agent(agent()));
+    }
+
     /// Let what was written survive a power cut.
     pub fn sync(&self) {
         for name in [SPEC, super::state::FILE] {
@@ -124,16 +140,16 @@ impl Held {
 
     /// Something happened to the VM. Its start and its end are told by [`Held::started`] and [`Held::ended`].
     pub fn note(&self, notice: &Notice) {
-        let Some(event) = Event::of(&self.name(), notice) else { return };
-        if matches!(notice, Notice::Paused | Notice::Resumed) {
-            let paused = *notice == Notice::Paused;
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let written = state.map(|state| self.write_state(state.paused(paused), false));
-            if let Some(Err(error)) = written {
-                log::warn!("{error:#}");
-            }
+        match notice {
+            Notice::Paused => self.change_state(|state| state.paused(true)),
+            Notice::Resumed => self.change_state(|state| state.paused(false)),
+            Notice::Ready { agent } => self.set_agent(|| Some(agent.clone())),
+            Notice::NotReady => self.set_agent(|| None),
+            _ => {}
         }
-        events::append(&self.store, &event);
+        if let Some(event) = Event::of(&self.name(), notice) {
+            events::append(&self.store, &event);
+        }
     }
 
     /// The VM runs.

@@ -52,7 +52,9 @@ impl Store {
         let (snapshots, wrong) = self.snapshots().all()?;
         if let Some(error) = wrong.into_iter().next() {
             // What it needs is not known.
-            return Err(anyhow::Error::new(error).context("no image is freed while a snapshot cannot be read"));
+            return Err(
+                anyhow::Error::new(error).context("no image is freed while a snapshot cannot be read")
+            );
         }
         for snapshot in snapshots {
             needs.add_text(&snapshot.spec);
@@ -70,7 +72,10 @@ impl Store {
         let top = image.manifest.disk.layers.first().map(|top| self.images().blob_path(&top.digest));
         let uses = |look: &&Look| match look.state.as_ref().and_then(|state| state.image.as_ref()) {
             Some(of) => of.id == image.id,
-            None => look.spec.as_ref().is_some_and(|spec| spec.disks.iter().any(|disk| Some(&disk.path) == top.as_ref())),
+            None => look
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.disks.iter().any(|disk| Some(&disk.path) == top.as_ref())),
         };
         all.iter().filter(uses).map(|look| look.entry.name().to_owned()).collect()
     }

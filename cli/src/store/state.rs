@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use vmm::agent::Agent;
 use vmm::api::types::Ended;
 use vmm::control::Outcome;
 
@@ -41,6 +42,12 @@ pub struct State {
     /// The image that it is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<OfImage>,
+    /// Its guest is known to have an agent: it is worth waiting for.
+    #[serde(default)]
+    pub has_agent: bool,
+    /// The agent that takes requests now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
     /// How it ended, if it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
@@ -118,6 +125,8 @@ impl State {
             remove,
             paused: false,
             image: None,
+            has_agent: false,
+            agent: None,
             end: None,
         }
     }
@@ -127,9 +136,15 @@ impl State {
         Self { image, ..self }
     }
 
+    /// Of a VM whose guest is known to have an agent, or not.
+    pub fn with_agent(self, has_agent: bool) -> Self {
+        Self { has_agent, ..self }
+    }
+
     /// The same VM, started again now.
     pub fn again(&self) -> Self {
-        Self { created: self.created, image: self.image.clone(), ..Self::new(self.remove) }
+        let same = Self::new(self.remove).with_agent(self.has_agent).of(self.image.clone());
+        Self { created: self.created, ..same }
     }
 
     /// It was told to pause, or to go on.
@@ -137,9 +152,14 @@ impl State {
         Self { paused, ..self.clone() }
     }
 
+    /// Its agent takes requests, or none does any more.
+    pub fn agent(&self, agent: Option<Agent>) -> Self {
+        Self { agent, ..self.clone() }
+    }
+
     /// It has ended so, now or unseen at some time before.
     pub fn ended(&self, end: End) -> Self {
-        Self { finished: Some(time::now()), paused: false, end: Some(end), ..self.clone() }
+        Self { finished: Some(time::now()), paused: false, agent: None, end: Some(end), ..self.clone() }
     }
 
     /// How it must have ended if its process is gone without a word.

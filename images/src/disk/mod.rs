@@ -8,7 +8,14 @@
 //! Every format is read here, by owned parsers that check each number before it is used, and by no other program. A file cannot say which
 //! other file is opened: the one exception is the `-flat.vmdk` beside a descriptor. Runs on the caller's thread.
 
+mod bytes;
 mod error;
+mod filesystem;
+mod raw;
+mod recognise;
+mod table;
+mod vhdx;
+mod vmdk;
 
 use std::path::{Path, PathBuf};
 

@@ -6,11 +6,13 @@
 
 mod debugfs;
 mod make;
+mod run;
 
 pub use debugfs::{Change, Debugfs, Entry, Kind, Stat};
 pub use make::{Made, Making, check, make};
 
 use std::io;
+use std::path::Path;
 
 /// Something about an ext4 file system failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +67,13 @@ pub enum Error {
         /// How much it may have.
         limit: u64,
     },
-    /// The tree cannot be measured.
-    #[error("the tree cannot be measured")]
-    Tree(#[source] crate::tree::Error),
 }
+
+/// The host refuses to do something with a file.
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let doing = format!("{doing} {}", path.display());
+    move |source| Error::Io { doing, source }
+}
+
+#[cfg(test)]
+mod tests;

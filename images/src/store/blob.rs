@@ -34,8 +34,8 @@ impl Store {
     pub fn draft(&self) -> Result<Draft, StoreError> {
         let _shared = self.shared()?;
         let dir = self.blobs();
-        let (path, file) =
-            session::create_locked(&*self.storage, &dir, ".new-").map_err(StoreError::io("write in", &dir))?;
+        let (path, file) = session::create_locked(&*self.storage, &dir, ".new-")
+            .map_err(StoreError::io("write in", &dir))?;
         Ok(Draft { store: self.clone(), path, file, hasher: Sha256::new(), len: 0, committed: false })
     }
 

@@ -7,17 +7,16 @@ use devices::disk::layer::{self, Base, Format};
 use super::{Store, StoreError, file_name};
 use crate::manifest::Blob;
 
+/// The most layers of one disk.
+const MOST_LAYERS: usize = 1000;
+
 impl Store {
     /// A disk of the content of the raw file at `raw`, on nothing. Holes and zeroes take no place. `progress` is told how many bytes are done,
     /// and of how many.
     ///
     /// # Errors
     /// If it is no raw disk, there is no room, or the host fails.
-    pub fn disk_from_raw(
-        &self,
-        raw: &Path,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Blob, StoreError> {
+    pub fn disk_from_raw(&self, raw: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Blob, StoreError> {
         // Its first bytes may be a guest's, and would lead to other files of the host.
         let info = layer::inspect(&*self.storage, raw)?;
         if info.format != Format::Raw {
@@ -48,6 +47,41 @@ impl Store {
         layer::gather(&*self.storage, layers, &base, &out, progress)?;
         self.adopt(&out, None, &mut |_| ())
     }
+
+    /// The same of all layers from `top` down to `below`, which they lie on. Those that are named without a directory are in `dir`.
+    ///
+    /// # Errors
+    /// As [`Store::disk_on`]; and if `top` does not lie on `below`.
+    pub fn disk_over(
+        &self,
+        top: &Path,
+        dir: &Path,
+        below: &Blob,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Blob, StoreError> {
+        let end = self.blob_path(&below.digest);
+        let mut layers = vec![top.to_owned()];
+        loop {
+            let lowest = layers.last().map_or(top, |layer| layer.as_path());
+            let lower = layer::backing(&*self.storage, lowest)?;
+            let lower = lower.map(|lower| dir.join(lower));
+            match lower {
+                Some(lower) if same(&lower, &end) => break,
+                Some(lower) if layers.len() < MOST_LAYERS => layers.push(lower),
+                _ => return Err(StoreError::NotOver { path: top.to_owned(), below: end }),
+            }
+        }
+        layers.reverse();
+        let layers: Vec<&Path> = layers.iter().map(std::path::PathBuf::as_path).collect();
+        self.disk_on(&layers, below, progress)
+    }
+}
+
+/// Whether two paths lead to one file.
+fn same(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    one == other || id(one).is_some_and(|one| Some(one) == id(other))
 }
 
 /// What a file takes of its file system, in bytes.

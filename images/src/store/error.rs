@@ -94,6 +94,14 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// A disk is to stand on another, and does not.
+    #[error("the disk {} does not lie on {}", path.display(), below.display())]
+    NotOver {
+        /// The disk's top.
+        path: PathBuf,
+        /// What it is to lie on.
+        below: PathBuf,
+    },
     /// A disk's file.
     #[error(transparent)]
     Disk(#[from] DiskError),

@@ -163,7 +163,8 @@ impl Store {
 
     fn unknown(&self, text: &str) -> Result<StoreError, StoreError> {
         let names: Vec<String> = self.names()?.keys().map(ToString::to_string).collect();
-        let repository = |name: &str| name.rsplit_once(':').map_or(name.to_owned(), |(name, _)| name.to_owned());
+        let repository =
+            |name: &str| name.rsplit_once(':').map_or(name.to_owned(), |(name, _)| name.to_owned());
         let tags: Vec<&str> =
             names.iter().filter(|name| repository(name) == text).map(String::as_str).take(SHOWN).collect();
         let hint = if !tags.is_empty() {
@@ -185,7 +186,8 @@ fn parse(path: &std::path::Path, text: &[u8]) -> Result<Manifest, StoreError> {
     struct Schema {
         schema: u32,
     }
-    let damaged = |error: serde_json::Error| StoreError::Damaged { path: path.to_owned(), why: error.to_string() };
+    let damaged =
+        |error: serde_json::Error| StoreError::Damaged { path: path.to_owned(), why: error.to_string() };
     let Schema { schema } = serde_json::from_slice(text).map_err(damaged)?;
     if schema > SCHEMA {
         return Err(StoreError::Newer { path: path.to_owned(), found: schema, known: SCHEMA });

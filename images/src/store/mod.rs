@@ -12,7 +12,7 @@
 //!   scratch/…                     directories of living processes
 //!   partial/…                     downloads that can go on
 //!   warm/HEX.json                 the snapshot that an image is started from
-//!   cache/…                       results of build steps; a digest in such a file keeps what it names
+//!   cache/…                       results of build steps: see [`crate::file::cache`]; a digest in such a file keeps what it names
 //! ```
 //! All is written aside, synced and renamed, through [`Storage`]: after a crash a file is there whole or not at all. Blobs and manifests are
 //! never written again; the same content is the same file. [`Store::prune`] deletes what nobody needs.
@@ -59,7 +59,7 @@ const MAX_SMALL: u64 = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
-    storage: Arc<dyn Storage>,
+    pub(crate) storage: Arc<dyn Storage>,
     session: Arc<Mutex<Option<Session>>>,
 }
 
@@ -102,6 +102,32 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             len => Ok(len.map_err(StoreError::io("open", &path))? == blob.size),
         }
+    }
+
+    /// Whether `blob` is there; if it is, no prune touches it for as long as this store lives.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn keep(&self, blob: &Blob) -> Result<bool, StoreError> {
+        let shared = self.shared()?;
+        let there = self.has(blob)?;
+        if there {
+            self.note(&shared, blob.digest)?;
+        }
+        Ok(there)
+    }
+
+    /// What all of the store takes of the host's file system, in bytes, what is being made included.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn size(&self) -> Result<u64, StoreError> {
+        let mut size = 0_u64;
+        for dir in [self.blobs(), self.manifests(), self.root.join("partial")] {
+            let files = self.list_dir(&dir)?;
+            size = files.iter().map(|file| prune::taken(&dir.join(file))).fold(size, u64::saturating_add);
+        }
+        Ok(size)
     }
 
     /// What the blob takes of the host's file system, in bytes; 0 if it is not there.
@@ -165,7 +191,7 @@ impl Store {
     }
 
     /// All of a small file; `None` if it is not there.
-    fn read_small(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn read_small(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
         let read = || -> io::Result<Vec<u8>> {
             let file = self.storage.open(path, false)?;
             let len = file.len()?;
@@ -184,7 +210,7 @@ impl Store {
 
     /// Let the file at `path` have this content: the old or the new whatever happens, and with `sync` the new one, power cuts included,
     /// from the return on.
-    fn replace(&self, path: &Path, content: &[u8], sync: bool) -> Result<(), StoreError> {
+    pub(crate) fn replace(&self, path: &Path, content: &[u8], sync: bool) -> Result<(), StoreError> {
         let dir = path.parent().unwrap_or(&self.root);
         let write = || -> io::Result<()> {
             self.storage.create_dir(dir)?;
@@ -204,7 +230,7 @@ impl Store {
         write().map_err(StoreError::io("write", path))
     }
 
-    fn list_dir(&self, dir: &Path) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn list_dir(&self, dir: &Path) -> Result<Vec<String>, StoreError> {
         let names = self.storage.list(dir).map_err(StoreError::io("list", dir))?;
         let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
         names.sort();

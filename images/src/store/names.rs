@@ -50,7 +50,8 @@ impl Store {
     pub fn names(&self) -> Result<BTreeMap<Name, Digest>, StoreError> {
         let mut names = BTreeMap::new();
         for file in self.list_dir(&self.names_dir())? {
-            let Some(name) = file.replace('+', "/").parse::<Name>().ok().filter(|_| !file.starts_with('.')) else {
+            let Some(name) = file.replace('+', "/").parse::<Name>().ok().filter(|_| !file.starts_with('.'))
+            else {
                 continue;
             };
             names.extend(self.named(&name)?.map(|id| (name, id)));

@@ -160,7 +160,7 @@ impl Store {
                 _ => {}
             }
         }
-        for dir in [stamps, warm, self.manifests(), self.root.join("names")] {
+        for dir in [stamps, warm, self.manifests(), self.root.join("names"), self.root.join("cache")] {
             for name in self.list_dir(&dir)? {
                 let plain = name.strip_suffix(".json").unwrap_or(&name);
                 let dead = digest_of(plain).is_some_and(|digest| !kept.contains(&digest));

@@ -15,7 +15,8 @@ impl Store {
         let there = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
         let Ok(host) = rustix::fs::statvfs(there) else { return Ok(()) };
         let unit = host.f_frsize;
-        let free = host.f_bavail.saturating_mul(unit).saturating_sub(reserve(host.f_blocks.saturating_mul(unit)));
+        let free =
+            host.f_bavail.saturating_mul(unit).saturating_sub(reserve(host.f_blocks.saturating_mul(unit)));
         if bytes > free {
             return Err(StoreError::Room { path: self.root.clone(), needed: bytes, free });
         }

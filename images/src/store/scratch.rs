@@ -177,6 +177,10 @@ fn open_up(path: &Path) {
     while let Some(dir) = next.pop() {
         let _ = fs::set_permissions(&dir, fs::Permissions::from_mode(0o700));
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-        next.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        next.extend(
+            entries
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
     }
 }

@@ -54,7 +54,8 @@ impl Store {
 
     fn begin(&self) -> Result<Session, StoreError> {
         let dir = self.dir("using")?;
-        let (path, file) = create_locked(&*self.storage, &dir, "").map_err(StoreError::io("write in", &dir))?;
+        let (path, file) =
+            create_locked(&*self.storage, &dir, "").map_err(StoreError::io("write in", &dir))?;
         Ok(Session { path, file, end: 0, digests: BTreeSet::new(), storage: self.storage.clone() })
     }
 

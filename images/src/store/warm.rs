@@ -36,7 +36,8 @@ impl Store {
         let Some(warm) = warm else {
             return self.storage.remove_file(&path).map_err(StoreError::io("delete", &path));
         };
-        let text = serde_json::to_vec_pretty(warm).map_err(|error| StoreError::io("write", &path)(error.into()))?;
+        let text =
+            serde_json::to_vec_pretty(warm).map_err(|error| StoreError::io("write", &path)(error.into()))?;
         self.replace(&path, &text, true)
     }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 
+mod beneath;
 mod pack;
 mod remove;
 mod tar;
@@ -165,3 +166,6 @@ fn shown(name: &[u8]) -> String {
         .collect();
     format!("{text:?}")
 }
+
+#[cfg(test)]
+mod tests;

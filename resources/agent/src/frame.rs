@@ -69,6 +69,24 @@ impl Frame {
         to.write_all(&bytes)
     }
 
+    /// The frame that `bytes` begin with, and how many of them it is. `None` if it is not whole yet.
+    ///
+    /// # Errors
+    /// If they begin with none.
+    pub fn split(bytes: &[u8]) -> io::Result<Option<(Self, usize)>> {
+        let Some((kind, [a, b, c, d])) =
+            bytes.split_first().and_then(|(kind, rest)| Some((kind, rest.first_chunk()?)))
+        else {
+            return Ok(None);
+        };
+        let len = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+        if len > MAX_FRAME || *kind > 4 {
+            return Err(io::Error::new(ErrorKind::InvalidData, "this is no frame"));
+        }
+        let Some(whole) = bytes.get(..len.saturating_add(5)) else { return Ok(None) };
+        Ok(Self::read(&mut &*whole)?.map(|frame| (frame, whole.len())))
+    }
+
     /// Read the next one. `None` at an end between two frames.
     ///
     /// # Errors
@@ -122,6 +140,20 @@ mod tests {
             assert_eq!(Frame::read(&mut from).unwrap().as_ref(), Some(frame));
         }
         assert_eq!(Frame::read(&mut from).unwrap(), None);
+    }
+
+    #[test]
+    fn frames_are_split_off_as_soon_as_they_are_whole() {
+        let mut bytes = Vec::new();
+        Frame::Output(b"out".to_vec()).write(&mut bytes).unwrap();
+        for short in 0..bytes.len() {
+            assert_eq!(Frame::split(&bytes[..short]).unwrap(), None);
+        }
+        Frame::InputEnd.write(&mut bytes).unwrap();
+        assert_eq!(Frame::split(&bytes).unwrap(), Some((Frame::Output(b"out".to_vec()), 8)));
+        assert_eq!(Frame::split(&bytes[8..]).unwrap(), Some((Frame::InputEnd, 5)));
+        assert!(Frame::split(&[9, 0, 0, 0, 0]).is_err());
+        assert!(Frame::split(&[1, 1, 0, 1, 0]).is_err());
     }
 
     #[test]

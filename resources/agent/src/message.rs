@@ -131,6 +131,10 @@ pub enum Answer {
         /// Of the command, if there is one.
         #[serde(default)]
         pid: Option<u32>,
+        /// How many bytes of `Input` may be on their way that no [`Heard::Taken`] has told of: whoever sends more waits, so that a
+        /// [`Control`] never stands behind input that the command does not read. 0: nothing is told, and nobody waits.
+        #[serde(default)]
+        window: u64,
     },
     /// It is not, and that is all.
     Refused {
@@ -167,6 +171,17 @@ pub enum Ended {
     Signaled(i32),
     /// Of a transfer: it failed, for this reason.
     Failed(String),
+}
+
+/// What the agent says while it does something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Heard {
+    /// So many more bytes of `Input` have gone where they belong.
+    Taken(u64),
+    /// The last word.
+    #[serde(untagged)]
+    Ended(Ended),
 }
 
 /// The agent's first frame on its link to the host.

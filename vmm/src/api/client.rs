@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::line::{LineError, read_line};
 use super::types::{Attach, Ended, Frame, Request, Response};
+use crate::agent::Agent;
 use crate::control::{VmAction, VmReply};
 
 /// The longest answer that is read, in bytes: the figures of a VM with very many devices are the largest.
@@ -39,6 +40,15 @@ impl From<io::Error> for ClientError {
             _ => Self::Io(error),
         }
     }
+}
+
+/// What came first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The agent takes requests.
+    Ready(Agent),
+    /// The VM has ended.
+    Ended(Ended),
 }
 
 /// A connection to a VM.
@@ -92,6 +102,18 @@ impl Client {
     pub fn wait(mut self) -> Result<Ended, ClientError> {
         match self.ask(&Request::Wait)? {
             Response::Ended(ended) => Ok(ended),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Wait until the agent in the guest takes requests.
+    ///
+    /// # Errors
+    /// If the VM cannot be asked, its process died, or its guest can have no agent ([`ClientError::Refused`]).
+    pub fn wait_ready(&mut self) -> Result<Waited, ClientError> {
+        match self.ask(&Request::WaitReady)? {
+            Response::Ready(agent) => Ok(Waited::Ready(agent)),
+            Response::Ended(ended) => Ok(Waited::Ended(ended)),
             other => Err(unexpected(other)),
         }
     }

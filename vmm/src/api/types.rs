@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Agent;
 use crate::control::{Outcome, VmAction, VmReply};
 
 /// What a client asks, one JSON value a line.
@@ -15,6 +16,9 @@ pub enum Request {
     Attach(Attach),
     /// Answer with [`Response::Ended`] once the VM has ended.
     Wait,
+    /// Answer with [`Response::Ready`] once the agent in the guest takes requests, at once if it does already, or with
+    /// [`Response::Ended`] if the VM ends before.
+    WaitReady,
 }
 
 /// How to join the console.
@@ -36,6 +40,8 @@ pub enum Response {
     Attached,
     /// To [`Request::Wait`].
     Ended(Ended),
+    /// To [`Request::WaitReady`].
+    Ready(Agent),
     /// The request cannot be understood or not be served; the text says why and what to do.
     Error(String),
 }

@@ -27,8 +27,12 @@ pub const VERB: Verb = Verb {
     run: export,
 };
 
-const FILE: Operand =
-    Operand { name: "FILE", count: Count::One, completes: Completes::Files, help: "The file to write, which must not be there" };
+const FILE: Operand = Operand {
+    name: "FILE",
+    count: Count::One,
+    completes: Completes::Files,
+    help: "The file to write, which must not be there",
+};
 
 /// What is written, each by its function.
 struct Exporter {
@@ -71,7 +75,8 @@ fn export(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let file = FILE.one(matches);
-    let path: PathBuf = std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?;
+    let path: PathBuf =
+        std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?;
     let images = Store::open()?.images();
     let image = images.hold(&IMAGE.one(matches))?;
     let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();

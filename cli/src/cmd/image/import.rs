@@ -142,7 +142,8 @@ fn name_of(given: Option<&str>, file: &str) -> Result<Name> {
         }
         stem = rest.to_owned();
     }
-    let nameless = || Usage(format!("say what the image of {file} is to be called: add a NAME, such as web:1"));
+    let nameless =
+        || Usage(format!("say what the image of {file} is to be called: add a NAME, such as web:1"));
     Ok(stem.parse().map_err(|_| nameless())?)
 }
 

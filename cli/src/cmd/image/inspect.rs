@@ -63,11 +63,8 @@ fn inspect(matches: &ArgMatches) -> Result<u8> {
     let store = Store::open()?;
     let vms = store.all()?;
     let images = store.images();
-    let results: Vec<Result<Whole>> = IMAGES
-        .given(matches)
-        .iter()
-        .map(|text| whole(&store, &images.resolve(text)?, &vms))
-        .collect();
+    let results: Vec<Result<Whole>> =
+        IMAGES.given(matches).iter().map(|text| whole(&store, &images.resolve(text)?, &vms)).collect();
     if !asked.json {
         return many::tell(results.into_iter().map(|result| described(&result?)).collect());
     }

@@ -108,7 +108,8 @@ fn ls(matches: &ArgMatches) -> Result<u8> {
     }
     if asked.json {
         let vms = store.all()?;
-        let shown: Result<Vec<Shown>> = all.iter().map(|image| Shown::new(&store, &images, image, &vms)).collect();
+        let shown: Result<Vec<Shown>> =
+            all.iter().map(|image| Shown::new(&store, &images, image, &vms)).collect();
         return print_json(&shown?);
     }
     let mut rows = Vec::new();

@@ -66,7 +66,10 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
         let vms = store.all()?;
         for image in all.iter().filter(|image| store.vms_of(image, &vms).is_empty()) {
             for name in &image.names {
-                lines.push_str(&format!("{} {name}\n", if asked.dry_run { "would remove" } else { "removed" }));
+                lines.push_str(&format!(
+                    "{} {name}\n",
+                    if asked.dry_run { "would remove" } else { "removed" }
+                ));
                 if !asked.dry_run {
                     images.untag(name)?;
                 }

@@ -29,7 +29,8 @@ const NAME: Operand = Operand {
 };
 
 fn tag(matches: &ArgMatches) -> Result<u8> {
-    let name: Name = NAME.one(matches).parse().map_err(|error: images::name::NameError| Usage(error.to_string()))?;
+    let name: Name =
+        NAME.one(matches).parse().map_err(|error: images::name::NameError| Usage(error.to_string()))?;
     let images = Store::open()?.images();
     let image = images.hold(&IMAGE.one(matches))?;
     images.tag(&name, &image.id)?;

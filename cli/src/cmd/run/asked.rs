@@ -65,6 +65,8 @@ pub struct Asked {
     /// Let it stay when it stops.
     #[serde(skip)]
     pub keep: bool,
+    /// The image that it is of.
+    pub image: Option<String>,
 }
 
 impl Asked {
@@ -139,12 +141,14 @@ impl Asked {
             rm: self.rm.or(file.rm),
             from: self.from.or(file.from),
             keep: self.keep || file.keep,
+            image: self.image.or(file.image),
         }
     }
 
     /// The flags that were given and have no place beside `--from`, since the snapshot says what they would.
     pub fn against_from(&self) -> Vec<&'static str> {
         let given = [
+            ("IMAGE", self.image.is_some()),
             ("--kernel", self.kernel.is_some()),
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.cmdline.is_some()),
@@ -169,10 +173,7 @@ impl Asked {
         let Some(kernel) = self.kernel else {
             return Err(usage(NO_KERNEL.to_owned()));
         };
-        let (serial, console) = match (self.serial, self.console) {
-            (None, Some(Stream::Stdio)) => (Stream::Null, Stream::Stdio),
-            (serial, console) => (serial.unwrap_or(Stream::Stdio), console.unwrap_or(Stream::Null)),
-        };
+        let (serial, console) = streams(self.serial, self.console);
         let cpus = self.cpus.unwrap_or(1);
         let nets = net::settle(self.net, !self.publish.is_empty()).map_err(usage)?;
         let spec = VmSpec {
@@ -196,12 +197,23 @@ impl Asked {
     }
 }
 
+/// The key in a file that no flag has, but an operand.
+const IMAGE_KEY: &str = "image";
+
 /// What to do about a missing kernel.
-const NO_KERNEL: &str = "no kernel: give --kernel FILE, such as --kernel /boot/vmlinuz-$(uname -r), or a --config FILE \
-                         with a line kernel = \"FILE\"";
+const NO_KERNEL: &str = "no image and no kernel: name an image, as in skiff run debian:12, or give --kernel FILE, such as --kernel \
+                         /boot/vmlinuz-$(uname -r), or a --config FILE with a line image = \"NAME\" or kernel = \"FILE\"";
+
+/// Where the serial port and the virtio console lead: one of them to the terminal.
+pub fn streams(serial: Option<Stream>, console: Option<Stream>) -> (Stream, Stream) {
+    match (serial, console) {
+        (None, Some(Stream::Stdio)) => (Stream::Null, Stream::Stdio),
+        (serial, console) => (serial.unwrap_or(Stream::Stdio), console.unwrap_or(Stream::Null)),
+    }
+}
 
 /// The kernel speaks where its words can be seen.
-fn default_cmdline(serial: &Stream, console: &Stream) -> &'static str {
+pub fn default_cmdline(serial: &Stream, console: &Stream) -> &'static str {
     match (serial, console) {
         (_, Stream::Stdio) | (Stream::Null, Stream::File(_)) => "console=hvc0",
         _ => "console=ttyS0",
@@ -211,8 +223,8 @@ fn default_cmdline(serial: &Stream, console: &Stream) -> &'static str {
 /// The first key that means nothing, and what was most likely meant. Those of a disk or a network are refused by their
 /// own parsers.
 fn unknown_key(table: &DeTable<'_>) -> Option<(Range<usize>, String)> {
-    let known: Vec<&str> =
-        FLAGS.iter().filter(|flag| !flag.example.toml.is_empty()).map(|flag| flag.name).collect();
+    let flags = FLAGS.iter().filter(|flag| !flag.example.toml.is_empty()).map(|flag| flag.name);
+    let known: Vec<&str> = flags.chain([IMAGE_KEY]).collect();
     let key = table.keys().find(|key| !known.contains(&key.get_ref().as_ref()))?;
     let name = key.get_ref().as_ref();
     let fix = match closest(name, known.iter().copied()) {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
+use images::manifest::Agent;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
@@ -9,12 +10,15 @@ use super::point::Point;
 use super::{Verb, clone};
 use crate::copy;
 use crate::exit::Usage;
+use crate::flags::{Completes, Count, Operand};
 use crate::launch::{Copy, Launch, Which};
 use crate::logging::Logging;
 use crate::store::Store;
+use crate::store::images::OfImage;
 use crate::{flags, front};
 
 mod asked;
+pub mod image;
 mod net;
 mod options;
 mod template;
@@ -31,12 +35,28 @@ pub const VERB: Verb = Verb {
            again; any other is thrown away at its end.",
     after: || format!("{EXAMPLES}\n\n{}", crate::exit::HELP),
     flags: || flags::describe(options::FLAGS),
-    operands: &[],
+    operands: &[IMAGE, COMMAND],
     run,
+};
+
+const IMAGE: Operand = Operand {
+    name: "IMAGE",
+    count: Count::Maybe,
+    completes: Completes::Images,
+    help: "The image to run, by a name or its ID; without one, there is a --kernel",
+};
+
+const COMMAND: Operand = Operand {
+    name: "CMD",
+    count: Count::MaybeRest,
+    completes: Completes::Nothing,
+    help: "A command to run in the VM, with its arguments",
 };
 
 const EXAMPLES: &str = "\
 Examples:
+  skiff run debian:12
+  skiff run -d --name web --memory 2G -p 8080:80 web:1
   skiff run --kernel /boot/vmlinuz-6.1.0-28-cloud-amd64 --initrd initrd.img
   skiff run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda1'
   skiff run --kernel vmlinuz --initrd initrd.img --console stdio --serial file=boot.log
@@ -54,6 +74,10 @@ Keys, when the guest has a terminal:
 fn run(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(options::FLAGS, matches, &mut asked)?;
+    asked.image = IMAGE.maybe(matches);
+    if !COMMAND.all(matches).is_empty() {
+        return Err(Usage("a CMD cannot be run yet: run it with skiff exec".to_owned()).into());
+    }
     if let Some(path) = asked.config.clone() {
         asked = asked.over(Asked::from_file(&path)?);
     }
@@ -64,13 +88,31 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         return Err(Usage("--keep and --rm exclude each other: choose one".to_owned()).into());
     }
     let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
-    let (spec, copy) = match &asked.from {
-        Some(point) => from_snapshot(&store, &asked, point, name.as_deref(), dry_run)?,
-        None if asked.keep => {
+    // It keeps what it has held until the VM's spec names it, which is before this returns.
+    let images = store.images();
+    let (mut of, mut has_agent) = (None, false);
+    let (spec, copy) = match (&asked.from, asked.image.take()) {
+        (Some(_), Some(_)) => {
+            return Err(Usage("the snapshot says what the VM is: leave out the image".to_owned()).into());
+        }
+        (Some(point), None) => from_snapshot(&store, &asked, point, name.as_deref(), dry_run)?,
+        (None, _) if asked.keep => {
             return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
         }
-        None => (with_layers(asked.resolve()?, stays && !remove), None),
+        (None, Some(text)) => {
+            let image = image::find(&images, &text)?;
+            of = Some(OfImage { name: text, id: image.id });
+            has_agent = image.manifest.agent != Agent::None;
+            let ports = asked.publish.clone();
+            let spec = with_layers(image::apply(asked, &images, &image)?.resolve()?, stays && !remove);
+            match image::warm(&store, &images, &image, &spec)?.filter(|_| !dry_run) {
+                Some(warm) => (spec, Some(Copy { from: warm.id, ports })),
+                None => (spec, None),
+            }
+        }
+        (None, None) => (with_layers(asked.resolve()?, stays && !remove), None),
     };
+    let of = of.or_else(|| store.image_of(&spec));
     if dry_run {
         return print(&spec);
     }
@@ -81,8 +123,10 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         name,
         spec: Box::new(spec.clone()),
         remove: remove || throw_away,
+        has_agent,
         ends_with_owner: throw_away,
         copy,
+        image: of,
     };
     let logging = Logging { verbose, file, guest_on_stdout, detached: detach };
     let launch = Launch { store, which, foreground: !detach, logging };

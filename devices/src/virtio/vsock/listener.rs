@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -76,6 +76,18 @@ impl VsockListener {
         if len > MAX_VSOCK_PATH {
             return Err(VsockError::TooLong { path: path.to_owned(), len });
         }
+        Self::bind_any(path)
+    }
+
+    /// Listen where the guest's connections to the host's `port` arrive.
+    ///
+    /// # Errors
+    /// If the path cannot be had.
+    pub fn of_port(&self, port: u32) -> Result<Self, VsockError> {
+        Self::bind_any(&self.path_of(port))
+    }
+
+    fn bind_any(path: &Path) -> Result<Self, VsockError> {
         let failed = |source: io::Error| VsockError::Bind { path: path.to_owned(), source };
         // Held while this one looks, removes and binds: of two VMs that find the same old socket one must see the other's.
         let _turn = take_turn(path);
@@ -100,7 +112,7 @@ impl VsockListener {
     ///
     /// # Errors
     /// [`Errno::AGAIN`] if nobody waits; others if the host is out of file descriptors or memory.
-    pub(super) fn accept(&self) -> rustix::io::Result<OwnedFd> {
+    pub fn accept(&self) -> rustix::io::Result<OwnedFd> {
         loop {
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -114,6 +126,12 @@ impl VsockListener {
         let mut path = self.path.clone().into_os_string();
         path.push(format!("_{port}"));
         path.into()
+    }
+}
+
+impl AsFd for VsockListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -1,14 +1,19 @@
 //! One client: a line asked, a line answered.
 
 use std::io::{self, BufReader, ErrorKind, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Place, attached};
 use crate::api::line::{LineError, read_line};
 use crate::api::types::{Request, Response};
 use crate::control::{VmAction, VmReply};
 
+/// Why a guest cannot say that it is ready.
+const NO_VSOCK: &str = "the VM has no vsock, by which its agent would be reached: start it with --vsock auto";
 /// The longest request, in bytes.
 const MAX_LINE: usize = 64 * 1024;
 /// How long a client may keep its place without asking anything.
@@ -47,6 +52,10 @@ fn converse(place: &Place) -> io::Result<()> {
                 Some(ended) => answer(stream, &Response::Ended(ended.clone()))?,
                 None => return Ok(()),
             },
+            Ok(Request::WaitReady) => match wait_ready(place, stream)? {
+                Some(response) => answer(stream, &response)?,
+                None => return Ok(()),
+            },
             Ok(Request::Attach(how)) => return attached::viewer(place, reader, how),
             Err(error) => answer(stream, &Response::Error(not_understood(&error)))?,
         }
@@ -63,6 +72,33 @@ fn act(place: &Place, stream: &UnixStream, action: VmAction) -> io::Result<()> {
         }
     }
     answer(stream, &Response::Reply(VmReply::Ended))
+}
+
+/// Wait for the agent in the guest, or for the VM's end. `None` if the client has gone.
+fn wait_ready(place: &Place, stream: &UnixStream) -> io::Result<Option<Response>> {
+    let Some(readiness) = place.shared.controller.readiness() else {
+        return Ok(Some(Response::Error(NO_VSOCK.to_owned())));
+    };
+    loop {
+        if let Some(ended) = place.shared.end.get() {
+            return Ok(Some(Response::Ended(ended.clone())));
+        }
+        if let Some(agent) = readiness.agent() {
+            return Ok(Some(Response::Ready(agent)));
+        }
+        if let Some(stranger) = readiness.stranger() {
+            return Ok(Some(Response::Error(stranger.skew())));
+        }
+        let mut fds = [
+            PollFd::new(stream, PollFlags::empty()),
+            PollFd::from_borrowed_fd(place.shared.end.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(readiness.as_fd(), PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+        if !fds[0].revents().is_empty() {
+            return Ok(None);
+        }
+    }
 }
 
 /// Why a client that sent no line is not listened to any more.

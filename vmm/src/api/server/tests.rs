@@ -79,7 +79,7 @@ impl FakeVm {
         std::thread::spawn(move || serve_actions(&inbox, &told));
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
-        let controller = Controller::new(messages, Arc::clone(&console));
+        let controller = Controller::new(messages, Arc::clone(&console), None);
         let server = Some(start(controller, listener, owner).unwrap());
         let output = console.output(&Sink::Stdio, Pace::Pieces).unwrap();
         Self { console, output, typed, actions, server, dir }

@@ -1,0 +1,219 @@
+//! `skiff run IMAGE`: what an image says of its VMs, where nobody says otherwise.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use images::manifest::{Agent, Manifest};
+use images::store::{Image, Store as Images, StoreError};
+use vmm::snapshot::Id;
+use vmm::snapshot::manifest::Manifest as Snapshot;
+use vmm::spec::{DiskSpec, Memory, MemorySpec, NetBackend, NetSpec, Stream, VmSpec, VsockSpec};
+
+use super::asked::{Asked, default_cmdline, streams};
+use super::net::NetAsked;
+use crate::copy;
+use crate::progress::Bar;
+use crate::store::Store;
+
+/// The memory of an image's VM that nobody chose.
+const DEFAULT_MEMORY: Memory = Memory(1 << 30);
+
+/// The image that is called `text`, checked, and safe from prunes for as long as `images` lives.
+pub fn find(images: &Images, text: &str) -> Result<Image> {
+    let image = match images.hold(text) {
+        Err(StoreError::Unknown { .. }) if super::super::image::make(images, text)? => images.hold(text)?,
+        held => held?,
+    };
+    let mut bar = Bar::new(format!("checking {}", image.called()));
+    images.verify(&image.manifest, &mut |done, total| bar.show(done, total))?;
+    Ok(image)
+}
+
+/// What `asked` comes to for a VM of `image`: flags and files win.
+pub fn apply(mut asked: Asked, images: &Images, image: &Image) -> Result<Asked> {
+    let manifest = &image.manifest;
+    let own_kernel = asked.kernel.is_some();
+    let path = |blob: &images::manifest::Blob| images.blob_path(&blob.digest);
+    asked.kernel.get_or_insert_with(|| path(&manifest.kernel));
+    // Another kernel has no use for these modules, but for the guest's init that is with them.
+    if asked.initrd.is_none() && (!own_kernel || manifest.agent == Agent::Init) {
+        asked.initrd = manifest.initrd.as_ref().map(path);
+    }
+    if asked.cmdline.is_none() {
+        let (serial, console) = streams(asked.serial.clone(), asked.console.clone());
+        let text = format!("{} {}", manifest.cmdline, default_cmdline(&serial, &console));
+        asked.cmdline = Some(text.trim_start().to_owned());
+    }
+    asked.disk.insert(0, root(manifest, path)?);
+    defaults(&mut asked, manifest)?;
+    if asked.vsock.is_none() && manifest.agent != Agent::None {
+        asked.vsock = Some(VsockSpec::own());
+    }
+    if asked.net.is_empty() && (!asked.publish.is_empty() || has_passt()) {
+        asked.net.push(NetAsked::Net(NetSpec::new(NetBackend::User)));
+    }
+    Ok(asked)
+}
+
+/// The VM of an image of whom nobody asked anything.
+#[allow(dead_code, reason = "for what is built in a VM")]
+pub fn spec(images: &Images, image: &Image) -> Result<VmSpec> {
+    apply(Asked::default(), images, image)?.resolve()
+}
+
+/// The root disk: never written itself, whoever the VM is.
+fn root(manifest: &Manifest, path: impl Fn(&images::manifest::Blob) -> PathBuf) -> Result<DiskSpec> {
+    let top = manifest.disk.layers.first().context("the image has no disk: it is damaged")?;
+    let mut disk = DiskSpec::new(path(top));
+    disk.layers = Some(true);
+    disk.size = Some(Memory(manifest.disk.grows_to.max(manifest.disk.size)));
+    Ok(disk)
+}
+
+fn defaults(asked: &mut Asked, manifest: &Manifest) -> Result<()> {
+    let defaults = &manifest.defaults;
+    asked.cpus = asked.cpus.or(defaults.cpus.map(u64::from));
+    if asked.memory.is_none() {
+        let given = defaults.memory.as_deref().map(str::parse::<MemorySpec>).transpose();
+        let given = given.context("the image's default memory makes no sense: choose with --memory")?;
+        let default = MemorySpec { size: DEFAULT_MEMORY, hugepages: false, overcommit: false };
+        asked.memory = Some(given.unwrap_or(default));
+    }
+    if asked.publish.is_empty() && asked.net.is_empty() {
+        for port in &defaults.publish {
+            let port =
+                port.parse().context("the image's default ports make no sense: choose with --publish")?;
+            asked.publish.push(port);
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is a `passt` to be the VM's network.
+fn has_passt() -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| is_program(&dir.join("passt"))))
+}
+
+fn is_program(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+}
+
+/// The snapshot that a VM of `image` starts from, if the image is warm and nothing that was asked for says otherwise: it is the same machine.
+pub fn warm(store: &Store, images: &Images, image: &Image, wanted: &VmSpec) -> Result<Option<Snapshot>> {
+    let Some(warm) = images.warm(&image.id)? else { return Ok(None) };
+    let Ok(id) = warm.snapshot.parse::<Id>() else { return Ok(None) };
+    let Ok(snapshot) = store.snapshots().get(id) else {
+        log::warn!("the snapshot that {} starts from is gone: it is booted", image.called());
+        return Ok(None);
+    };
+    let spec = copy::spec_of(&snapshot)?;
+    Ok(is_same(&spec, wanted).then_some(snapshot))
+}
+
+/// Whether a restored VM of `spec` is what `wanted` asks for. Ports are given to it as it starts, addresses are made anew, and where its consoles lead
+/// is the host's affair.
+fn is_same(spec: &VmSpec, wanted: &VmSpec) -> bool {
+    let plain = |spec: &VmSpec| {
+        let mut plain = copy::adapt(spec.clone(), "", Vec::new());
+        (plain.serial, plain.console) = (Stream::Null, Stream::Null);
+        let words = plain.cmdline.split_whitespace().filter(|word| !word.starts_with("console="));
+        plain.cmdline = words.collect::<Vec<_>>().join(" ");
+        plain
+    };
+    plain(spec) == plain(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use images::manifest::{Blob, Defaults, Disk, SCHEMA, Source};
+
+    use super::*;
+    use crate::flags;
+
+    fn blob(of: &str) -> Blob {
+        Blob { digest: images::digest::Digest::of(of.as_bytes()), size: 1 }
+    }
+
+    fn image() -> Image {
+        let manifest = Manifest {
+            schema: SCHEMA,
+            os: "Test".to_owned(),
+            created_ms: 0,
+            source: Source::Rootfs,
+            kernel: blob("kernel"),
+            initrd: Some(blob("initrd")),
+            modules: None,
+            cmdline: "root=/dev/vda rw".to_owned(),
+            disk: Disk { layers: vec![blob("top"), blob("base")], size: 1 << 30, grows_to: 10 << 30 },
+            agent: Agent::Service,
+            defaults: Defaults {
+                cpus: Some(2),
+                memory: Some("256M".to_owned()),
+                publish: vec!["8080:80".to_owned()],
+                ..Defaults::default()
+            },
+        };
+        Image { id: blob("manifest").digest, manifest, names: Vec::new() }
+    }
+
+    /// The VM of [`image`] that `args` ask for.
+    fn vm(args: &[&str]) -> VmSpec {
+        let matches = super::super::VERB.command().try_get_matches_from([&["run"], args].concat()).unwrap();
+        let mut asked = Asked::default();
+        flags::apply(super::super::options::FLAGS, &matches, &mut asked).unwrap();
+        apply(asked, &Images::open("/images"), &image()).unwrap().resolve().unwrap()
+    }
+
+    #[test]
+    fn an_image_says_what_nobody_else_says() {
+        let path = |of: &str| Images::open("/images").blob_path(&blob(of).digest);
+        let spec = vm(&[]);
+        assert_eq!((&spec.kernel, spec.initrd.as_ref()), (&path("kernel"), Some(&path("initrd"))));
+        assert_eq!(spec.cmdline, "root=/dev/vda rw console=ttyS0");
+        assert_eq!((spec.cpus, spec.memory.size), (2, Memory(256 << 20)));
+        let disk = &spec.disks[0];
+        assert_eq!((&disk.path, disk.layers, disk.size), (&path("top"), Some(true), Some(Memory(10 << 30))));
+        assert_eq!(spec.vsock, Some(VsockSpec::own()));
+        assert_eq!(spec.ports.len(), 1);
+        assert_eq!(spec.nets, [NetSpec::new(NetBackend::User)]);
+    }
+
+    #[test]
+    fn whatever_is_asked_for_wins_and_disks_come_after_the_root() {
+        let spec = vm(&[
+            "--cpus",
+            "3",
+            "--memory",
+            "1G",
+            "--console",
+            "stdio",
+            "--net",
+            "none",
+            "--disk",
+            "path=/d",
+        ]);
+        assert_eq!((spec.cpus, spec.memory.size), (3, Memory(1 << 30)));
+        assert_eq!(spec.cmdline, "root=/dev/vda rw console=hvc0");
+        assert!(spec.nets.is_empty() && spec.ports.is_empty());
+        assert_eq!(spec.disks.iter().map(|disk| disk.path.clone()).nth(1), Some("/d".into()));
+        let spec = vm(&["--kernel", "/k", "--cmdline", "x", "-p", "1:2"]);
+        assert_eq!((spec.kernel, spec.initrd, spec.cmdline.as_str()), ("/k".into(), None, "x"));
+        assert_eq!(spec.ports.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1:2"]);
+    }
+
+    #[test]
+    fn a_snapshot_stands_for_the_same_machine_only() {
+        let same = vm(&["--console", "stdio", "-p", "1:2"]);
+        assert!(is_same(&vm(&[]), &same));
+        for other in [
+            ["--cpus", "3"],
+            ["--memory", "1G"],
+            ["--cmdline", "single"],
+            ["--disk", "path=/d"],
+            ["--net", "none"],
+        ] {
+            assert!(!is_same(&vm(&[]), &vm(&other)), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The way from a VM's name to the agent in its guest.
+//!
+//! The VM's process knows whether the agent takes requests, and is asked to say when it does; the requests go past it, over the VM's
+//! vsock socket.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use agent::message::Request;
+use anyhow::{Context as _, Result, bail};
+use vmm::agent::Agent;
+use vmm::agent::client::{AgentError, Connection, Talk};
+use vmm::api::client::{ClientError, Waited};
+use vmm::spec::VsockSpec;
+
+use crate::cmd::many;
+use crate::progress::Bar;
+use crate::store::Store;
+use crate::store::entry::{Entry, Look, Status};
+use crate::store::state::End;
+
+/// How long an agent that must come may take: as long as a slow guest boots.
+pub const BOOT: Duration = Duration::from_secs(120);
+/// How long one may take of which nobody knows whether there is one.
+const GUESS: Duration = Duration::from_secs(3);
+/// How long a guest may take for each step of a request.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How often somebody who waits is shown that it goes on.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A guest whose agent takes requests.
+#[derive(Debug)]
+pub struct Guest {
+    entry: Entry,
+    /// Of its socket; otherwise it is in the VM's directory.
+    path: Option<PathBuf>,
+}
+
+impl Guest {
+    /// That of the running VM `name`. If its agent takes no requests yet, it is waited for: for `limit`, or a time that depends on what is known of
+    /// the guest.
+    pub fn find(store: &Store, name: &str, limit: Option<Duration>) -> Result<Self> {
+        let look = many::running(store, name)?;
+        let Some(vsock) = look.spec.as_ref().and_then(|spec| spec.vsock.as_ref()) else {
+            bail!(
+                "{name} has no vsock, by which its agent would be reached: start it with --vsock auto; VMs of images have one"
+            );
+        };
+        let path = vsock.path.clone();
+        if look.status() == Status::Paused {
+            bail!("{name} is paused: skiff resume {name} lets it go on");
+        }
+        if !look.is_ready() {
+            wait(&look, limit)?;
+        }
+        Ok(Self { entry: look.entry, path })
+    }
+
+    /// Ask for something.
+    ///
+    /// # Errors
+    /// [`AgentError`], with what to do about it.
+    pub fn ask(&self, request: &Request) -> Result<Talk> {
+        let name = self.entry.name();
+        let stream = self.socket().with_context(|| format!("the vsock socket of {name} cannot be used"))?;
+        let talk = Connection::to_guest(stream, ANSWER).and_then(|connection| connection.ask(request));
+        talk.map_err(|error| match error {
+            AgentError::Nobody => anyhow::anyhow!(no_agent(name)),
+            error => error.into(),
+        })
+    }
+
+    fn socket(&self) -> io::Result<UnixStream> {
+        match &self.path {
+            Some(path) => UnixStream::connect(path),
+            None => {
+                // Any directory fits this way into the 108 bytes that a socket's address has.
+                let dir = File::open(self.entry.dir())?;
+                UnixStream::connect(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), VsockSpec::OWN))
+            }
+        }
+    }
+}
+
+/// Wait until the agent of the VM `name` takes requests, for at most `limit`.
+pub fn wait_ready(store: &Store, name: &str, limit: Option<Duration>) -> Result<Agent> {
+    wait(&many::running(store, name)?, limit.or(Some(Duration::MAX)))
+}
+
+fn wait(look: &Look, limit: Option<Duration>) -> Result<Agent> {
+    let name = look.entry.name();
+    let has_agent = look.state.as_ref().is_some_and(|state| state.has_agent);
+    let limit_or = limit.unwrap_or(if has_agent { BOOT } else { GUESS });
+    let mut client = look.entry.client(Some(limit_or.min(Duration::from_secs(u32::MAX.into()))))?;
+    let _waiting = Waiting::show(name);
+    match client.wait_ready() {
+        Ok(Waited::Ready(agent)) => Ok(agent),
+        Ok(Waited::Ended(ended)) => {
+            bail!(
+                "{name} ended before it was ready ({}): skiff logs {name} shows what it did",
+                End::from(ended).word()
+            )
+        }
+        Err(ClientError::Silent) if has_agent || limit.is_some() => bail!(
+            "{name} is not ready after {} s: skiff logs {name} shows what it does",
+            limit_or.as_secs_f32()
+        ),
+        Err(ClientError::Silent) => bail!(no_agent(name)),
+        Err(error) => Err(error).with_context(|| name.to_owned()),
+    }
+}
+
+fn no_agent(name: &str) -> String {
+    format!(
+        "no agent answers in {name}: skiff agent FILE writes the program and says how a guest runs it; images that skiff builds or imports have it"
+    )
+}
+
+/// A line that says what is waited for, and how long.
+struct Waiting(Option<(std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>)>);
+
+impl Waiting {
+    fn show(name: &str) -> Self {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (mut bar, begin) = (Bar::new(format!("waiting until {name} is ready")), Instant::now());
+        let thread = vmm::named_thread("waiting").spawn(move || {
+            while stopped.recv_timeout(TICK) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                bar.tick();
+            }
+        });
+        Self(thread.ok().map(|thread| (stop, thread)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.0.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Images and the VMs of them, by the program: a tiny guest under /dev/kvm, and skiff's verbs at once.
+
+mod support;
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use images::manifest::{Agent, Defaults, Disk, Manifest, SCHEMA, Source};
+use images::name::Name;
+use images::store::Store;
+use support::{Home, READY, done, wait};
+
+/// The store of images of this place.
+fn store(home: &Home) -> Store {
+    Store::open(home.data().join("images"))
+}
+
+/// Keep an image of the guest called `name`, whose disk holds `content` on one that all such images share.
+fn keep(home: &Home, name: &str, content: &str) -> String {
+    let store = store(home);
+    let file = |text: &str, len: usize| {
+        let path = home.data().with_extension(format!("{}.raw", text.len()));
+        let mut disk = text.as_bytes().to_vec();
+        disk.resize(len, 0);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, disk).unwrap();
+        path
+    };
+    let base = store.disk_from_raw(&file("what all have", 1 << 20), &mut |_, _| ()).unwrap();
+    let top = store.disk_from_raw(&file(content, 2 << 20), &mut |_, _| ()).unwrap();
+    let top = store.disk_on(&[&store.blob_path(&top.digest)], &base, &mut |_, _| ()).unwrap();
+    let manifest = Manifest {
+        schema: SCHEMA,
+        os: "Tiny".to_owned(),
+        created_ms: 1,
+        source: Source::Rootfs,
+        kernel: store.add_file(&home.kernel, &mut |_| ()).unwrap(),
+        initrd: None,
+        modules: None,
+        cmdline: "quiet".to_owned(),
+        disk: Disk { layers: vec![top, base], size: 2 << 20, grows_to: 16 << 20 },
+        agent: Agent::None,
+        defaults: Defaults { memory: Some("64M".to_owned()), ..Defaults::default() },
+    };
+    let id = store.put(&manifest).unwrap();
+    store.tag(&name.parse::<Name>().unwrap(), &id).unwrap();
+    id.to_string()
+}
+
+/// How many files lie there.
+fn count(home: &Home, dir: &str) -> usize {
+    std::fs::read_dir(home.data().join(dir)).into_iter().flatten().count()
+}
+
+#[test]
+fn images_are_listed_tagged_removed_and_freed() {
+    let Some(home) = Home::new() else { return };
+    assert_eq!(home.ok(&["image", "ls", "-q"]), "");
+    assert_eq!(home.ok(&["image", "prune"]), "freed 0 B: images 0, files 0\n");
+    let id = keep(&home, "tiny:1", "one");
+    keep(&home, "other", "another");
+    let table = home.ok(&["image", "ls"]);
+    assert!(table.starts_with("NAME          ID            OS    SIZE"), "{table}");
+    assert_eq!(home.ok(&["image", "ls", "-q"]), "other:latest\ntiny:1\n");
+    let json: Vec<serde_json::Value> = serde_json::from_str(&home.ok(&["image", "ls", "--json"])).unwrap();
+    assert_eq!((json[1]["id"].as_str(), json[1]["names"][0].as_str()), (Some(id.as_str()), Some("tiny:1")));
+
+    home.ok(&["image", "tag", "tiny:1", "tiny"]);
+    home.ok(&["image", "tag", "tiny", "host.example/a/tiny:2"]);
+    let wrong = home.ask(&["image", "tag", "tiny", "Wrong"]);
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+    let inspected = home.ok(&["image", "inspect", "tiny"]);
+    assert!(
+        inspected.contains(&format!("# id: {id}\n")) && inspected.contains("os = \"Tiny\""),
+        "{inspected}"
+    );
+    let whole: Vec<serde_json::Value> =
+        serde_json::from_str(&home.ok(&["image", "inspect", "--json", "tiny"])).unwrap();
+    assert_eq!(whole[0]["files"].as_array().unwrap().len(), 3);
+    let near = home.ask(&["run", "tinny"]);
+    assert!(near.stderr.contains("there is no image 'tinny': did you mean 'tiny:latest'?"), "{near:?}");
+
+    // A name goes, then the image with its last ones, and of its files what the other does not need.
+    assert_eq!(home.ok(&["image", "rm", "tiny:1"]), "tiny:1\n");
+    let blobs = count(&home, "images/blobs");
+    assert_eq!(home.ok(&["image", "rm", &id]), "host.example/a/tiny:2\ntiny:latest\n");
+    assert_eq!(home.ok(&["image", "ls", "-q"]), "other:latest\n");
+    assert_eq!(blobs - count(&home, "images/blobs"), 1);
+    let freed = home.ok(&["image", "prune", "-a"]);
+    assert!(
+        freed.starts_with("removed other:latest\nfreed ") && freed.ends_with("images 1, files 3\n"),
+        "{freed}"
+    );
+    assert_eq!(count(&home, "images/blobs"), 0);
+}
+
+#[test]
+fn a_vm_of_an_image_is_thrown_away_with_what_it_wrote() {
+    let Some(home) = Home::new() else { return };
+    let id = keep(&home, "tiny", "one");
+    let dry = home.ok(&["run", "--dry-run", "--net", "none", "tiny"]);
+    assert!(dry.contains("cmdline = \"quiet console=ttyS0\"") && dry.contains("layers = true"), "{dry}");
+    let run = |name: &str| {
+        let mut run = home.skiff();
+        run.args(["run", "--net", "none", name]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        run.spawn().unwrap()
+    };
+    // Two at once, by a name and by the ID.
+    let mut vms = [run("tiny"), run(&id)];
+    home.wait_until("two VMs run", |home| home.ok(&["ps", "-q"]).lines().count() == 2);
+    assert_eq!(count(&home, "layers"), 2);
+    let shown: Vec<serde_json::Value> = serde_json::from_str(&home.ok(&["ps", "--json"])).unwrap();
+    assert!(shown.iter().all(|vm| vm["image_id"] == id.as_str()), "{shown:?}");
+    assert!(home.ok(&["ps"]).contains("IMAGE"));
+    // What it needs stays, even if it has no name any more.
+    let refused = home.ask(&["image", "rm", "tiny"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("tiny is in use by "), "{refused:?}");
+    assert_eq!(home.ok(&["image", "rm", "-f", "tiny"]), "tiny:latest\n");
+    assert_eq!(home.ok(&["image", "prune", "-a"]), "freed 0 B: images 0, files 0\n");
+    assert_eq!(count(&home, "images/blobs"), 3);
+    for vm in &mut vms {
+        vm.stdin.take().unwrap().write_all(b"o").unwrap();
+        assert!(wait(vm).success());
+    }
+    home.wait_until("the VMs are gone", |home| home.ok(&["ps", "-aq"]).is_empty());
+    assert_eq!(count(&home, "layers"), 0);
+    let freed = home.ok(&["system", "prune"]);
+    assert!(freed.ends_with("images 1\n"), "{freed}");
+    assert_eq!(count(&home, "images/blobs"), 0);
+}
+
+#[test]
+fn a_vm_that_stays_keeps_its_image_and_so_do_its_snapshots_and_clones() {
+    let Some(home) = Home::new() else { return };
+    keep(&home, "tiny", "one");
+    assert_eq!(home.ok(&["run", "-d", "--name", "web", "--net", "none", "tiny"]), "web\n");
+    home.wait_until("the guest speaks", |home| home.ok(&["logs", "web"]).contains(READY));
+    assert_eq!(home.ps("web").unwrap()["image"], "tiny");
+    home.ok(&["snapshot", "create", "web", "--name", "s1"]);
+    home.ok(&["clone", "web@s1", "--name", "copy", "-q"]);
+    assert_eq!(home.ps("copy").unwrap()["image"], "tiny:latest");
+    home.ok(&["rm", "-f", "--snapshots", "web"]);
+    home.ok(&["system", "prune"]);
+    assert_eq!(home.ok(&["image", "prune", "-a"]), "freed 0 B: images 0, files 0\n");
+    home.ok(&["stop", "--now", "copy"]);
+    home.ok(&["start", "copy"]);
+    assert_eq!(
+        (home.status("copy"), home.ps("copy").unwrap()["image"].as_str()),
+        ("running".to_owned(), Some("tiny:latest"))
+    );
+    let df: serde_json::Value = serde_json::from_str(&home.ok(&["system", "df", "--json"])).unwrap();
+    assert_eq!((df["images"]["count"].as_u64(), df["images"]["reclaimable"].as_u64()), (Some(1), Some(0)));
+    home.ok(&["rm", "-f", "copy"]);
+    assert!(home.ok(&["image", "prune", "-a"]).starts_with("removed tiny:latest\nfreed "));
+    assert_eq!(count(&home, "images/blobs"), 0);
+}
+
+#[test]
+fn verbs_at_once_do_not_harm_each_other() {
+    let Some(home) = Home::new() else { return };
+    std::thread::scope(|scope| {
+        for number in 0..3 {
+            let home = &home;
+            scope.spawn(move || {
+                let name = format!("tiny:{number}");
+                for _ in 0..3 {
+                    keep(home, &name, &name);
+                    // The guest ends at once: nobody types.
+                    let mut run = home.skiff();
+                    let ran = done(run.args(["run", "-d", "--rm", "--net", "none", &name]));
+                    assert_eq!(ran.code, Some(0), "{ran:?}");
+                    home.ok(&["rm", "-f", ran.stdout.trim_end()]);
+                    home.ok(&["image", "rm", &name]);
+                }
+            });
+        }
+        let home = &home;
+        scope.spawn(move || {
+            for _ in 0..6 {
+                home.ok(&["image", "prune"]);
+                home.ok(&["image", "ls", "--json"]);
+            }
+        });
+    });
+    home.ok(&["image", "prune"]);
+    assert_eq!((home.ok(&["image", "ls", "-q"]), count(&home, "images/blobs")), (String::new(), 0));
+}
+
+#[test]
+fn a_shell_completes_images() {
+    let Some(home) = Home::new() else { return };
+    keep(&home, "tiny:1", "one");
+    keep(&home, "web", "two");
+    for verb in [&["run"][..], &["image", "rm"], &["image", "inspect"]] {
+        let words = [&["--", "skiff"], verb, &[""]].concat();
+        let mut command = home.skiff();
+        command
+            .args(&words)
+            .env("SKIFF_COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", (words.len() - 2).to_string());
+        let offered = done(&mut command).stdout;
+        assert!(offered.contains("tiny") && offered.lines().any(|line| line == "web"), "{verb:?}: {offered}");
+    }
+}

@@ -1,3 +1,0 @@
-//! The agent: the small static program that skiff runs inside a guest.
-
-fn main() {}

@@ -1,0 +1,54 @@
+//! Commands: [`prepare`] finds the user and the environment, [`spawn`] starts it, [`session`] carries its bytes.
+//!
+//! All of a command is done by the thread of its connection, with one loop over `poll`.
+
+mod prepare;
+mod pty;
+mod session;
+mod spawn;
+
+use std::io;
+use std::time::Duration;
+
+use agent::frame::Frame;
+use agent::message::{Answer, Exec, Refusal};
+
+use crate::stream::Stream;
+use crate::{power, serve};
+
+/// How long the other side may take to read a command's end.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Run a command for who is at the other end.
+pub fn run(stream: Stream, exec: &Exec) -> io::Result<()> {
+    let started = match prepare::prepare(exec).and_then(|plan| spawn::start(exec, &plan)) {
+        Ok(started) => started,
+        Err(why) => return serve::refuse(stream, why),
+    };
+    let child = started.child();
+    let accepted = Frame::message(&Answer::Accepted { pid: Some(child.pid()) })?;
+    if exec.detach {
+        let mut stream = stream;
+        let told = accepted.write(&mut stream);
+        stream.finish(GOODBYE);
+        if exec.then_power_off {
+            child.wait();
+            power::off();
+        }
+        return told;
+    }
+    let ended = session::Session::new(stream, started, exec.stdin, &accepted)?.run();
+    if let Some(stream) = ended? {
+        stream.finish(GOODBYE);
+    }
+    if exec.then_power_off {
+        child.wait();
+        power::off();
+    }
+    Ok(())
+}
+
+/// A refusal that is none of a shell's.
+fn failed(why: impl Into<String>) -> Refusal {
+    Refusal::Failed(why.into())
+}
