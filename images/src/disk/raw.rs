@@ -10,8 +10,8 @@ use devices::disk::layer::Source;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::error::Malformed;
 use super::MAX_SIZE;
+use super::error::Malformed;
 
 /// How much is read and written at a time, in bytes.
 const CHUNK: u64 = 1 << 20;

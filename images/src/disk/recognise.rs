@@ -23,7 +23,12 @@ const OTHERS: [(usize, &[u8], &str, &str); 9] = [
     (0, b"WithoutFreeSpace", "a Parallels disk", CONVERT),
     (0, b"WithouFreSpacExt", "a Parallels disk", CONVERT),
     (0, b"LUKS\xba\xbe", "encrypted (LUKS)", "decrypt it first, with `qemu-img convert` or cryptsetup"),
-    (0x8001, b"CD001", "an ISO image, a medium to install from", "get the distribution's disk for clouds, qcow2 or raw"),
+    (
+        0x8001,
+        b"CD001",
+        "an ISO image, a medium to install from",
+        "get the distribution's disk for clouds, qcow2 or raw",
+    ),
     (0, b"hsqs", "a squashfs file system", "import it as a tar archive, as `sqfs2tar` makes one"),
 ];
 

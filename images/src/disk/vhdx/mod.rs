@@ -64,7 +64,8 @@ impl<F: Stored> Vhdx<F> {
         let page = at / PAGE;
         if self.page.as_ref().is_none_or(|(read, _)| *read != page) {
             let len = PAGE.min(self.bat.len - page * PAGE);
-            let bytes = self.file.bytes(self.bat.offset + page * PAGE, len as usize, "the block allocation table")?;
+            let bytes =
+                self.file.bytes(self.bat.offset + page * PAGE, len as usize, "the block allocation table")?;
             self.page = Some((page, bytes));
         }
         let bytes = self.page.as_ref().map(|(_, bytes)| bytes.as_slice()).unwrap_or_default();

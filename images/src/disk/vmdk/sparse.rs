@@ -134,7 +134,8 @@ impl<F: Stored> Sparse<F> {
         }
         if header.directory == AT_END {
             // The last sector is the end of the stream, before it stands the header again.
-            let place = len.checked_sub(2 * SECTOR).ok_or(Malformed::Outside { what: "the footer", offset: len })?;
+            let place =
+                len.checked_sub(2 * SECTOR).ok_or(Malformed::Outside { what: "the footer", offset: len })?;
             let footer = Header::parse(&file.bytes(place, SECTOR as usize, "the footer")?)?;
             let same = (footer.size, footer.grain, footer.per_table, footer.packed)
                 == (header.size, header.grain, header.per_table, header.packed);
