@@ -12,7 +12,7 @@ use agent::message::{Ended, Looked, Pack, Refusal, Request, Unpack};
 use tar::{Builder, EntryType, Header};
 
 fn pack(agent: &Agent, path: &Path) -> (Vec<u8>, Ended) {
-    let request = Request::Pack(Pack { path: path.display().to_string(), follow: false });
+    let request = Request::Pack(Pack { path: path.display().to_string(), follow: false, name: None });
     let mut stream = agent.accepted(&request);
     let mut archive = Vec::new();
     loop {
@@ -213,7 +213,7 @@ fn what_is_at_a_path_is_said() {
 fn what_is_not_there_is_refused() {
     let agent = Agent::start();
     let nowhere = agent.path("nowhere");
-    let request = Request::Pack(Pack { path: nowhere.display().to_string(), follow: false });
+    let request = Request::Pack(Pack { path: nowhere.display().to_string(), follow: false, name: None });
     assert!(matches!(agent.refused(&request), Refusal::Failed(why) if why.contains("nowhere")));
     assert!(matches!(agent.refused(&unpack_into(&nowhere, None)), Refusal::Failed(_)));
     for name in ["a/b", "..", "/", ""] {
