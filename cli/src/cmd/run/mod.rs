@@ -72,6 +72,7 @@ Examples:
   skiff run -d --name web --config web.toml
   skiff run --kernel vmlinuz --cpus 4 --dry-run > vm.toml
   skiff run --from web@s1
+  skiff run --from web@s1 make test
 
 Keys, when the guest has a terminal:
   Ctrl-] q       end the VM
@@ -82,8 +83,11 @@ Keys, when the guest has a terminal:
 fn run(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(options::FLAGS, matches, &mut asked)?;
-    asked.image = IMAGE.maybe(matches);
-    asked.wish.argv = COMMAND.all(matches);
+    (asked.image, asked.wish.argv) = (IMAGE.maybe(matches), COMMAND.all(matches));
+    if asked.from.is_some() {
+        // The snapshot says what the VM is: all words are the command's.
+        asked.wish.argv.splice(0..0, asked.image.take());
+    }
     if let Some(path) = asked.config.clone() {
         asked = asked.over(Asked::from_file(&path)?);
     }
@@ -142,16 +146,13 @@ fn what(
 ) -> Result<What> {
     let (mut of, mut has_agent) = (None, false);
     let (spec, copy) = match (&asked.from, asked.image.take()) {
-        (Some(_), Some(_)) => {
-            return Err(Usage("the snapshot says what the VM is: leave out the image".to_owned()).into());
-        }
-        (Some(point), None) => from_snapshot(store, &asked, point, name, dry_run)?,
+        (Some(point), _) => from_snapshot(store, &asked, point, name, dry_run)?,
         (None, _) if asked.keep => {
             return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
         }
         (None, Some(text)) => {
             let image = image::find(images, &text)?;
-            of = Some(OfImage { name: text, id: image.id });
+            of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
             has_agent = image.manifest.agent != Agent::None;
             let ports = asked.publish.clone();
             let spec = with_layers(image::apply(asked, images, &image)?.resolve()?, stays);

@@ -168,6 +168,20 @@ fn nothing_is_put_outside_the_directory() {
 }
 
 #[test]
+fn a_name_without_end_is_not_held_in_memory() {
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::GNULongName);
+    header.set_size(8 << 30);
+    header.set_cksum();
+    let mut archive = header.as_bytes().to_vec();
+    archive.resize(2 << 20, b'x');
+    let ended = unpack(&agent, dir.path(), None, &archive);
+    assert!(matches!(&ended, Ended::Failed(why) if why.contains("without end")), "{ended:?}");
+}
+
+#[test]
 fn half_an_archive_is_an_error_and_leaves_no_half_file() {
     let agent = Agent::start();
     let dir = tempfile::tempdir().unwrap();
