@@ -44,7 +44,11 @@ impl Manifest {
     #[must_use]
     pub fn blobs(&self) -> Vec<Blob> {
         let boot = [Some(self.kernel), self.initrd, self.modules].into_iter().flatten();
-        boot.chain(self.disk.layers.iter().copied()).collect()
+        let content = match &self.source {
+            Source::Oci { content, .. } => content.as_slice(),
+            _ => &[],
+        };
+        boot.chain(self.disk.layers.iter().copied()).chain(content.iter().copied()).collect()
     }
 }
 

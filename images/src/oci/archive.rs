@@ -105,7 +105,8 @@ impl Archive {
         while let Some(header) = self.header(at, len)? {
             let content = at.saturating_add(BLOCK);
             let kind = header.entry_type();
-            let is_extension = kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions();
+            let is_extension =
+                kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions();
             let own = header.entry_size()?;
             let size = if is_extension { own } else { said.size.unwrap_or(own) };
             let end = content.checked_add(size).filter(|end| *end <= len);
@@ -115,7 +116,11 @@ impl Archive {
             } else if !kind.is_pax_global_extensions() {
                 let said = std::mem::take(&mut said);
                 if count >= most {
-                    return if most == MAX_MEMBERS { Err(damaged("it has too many members")) } else { Ok(()) };
+                    return if most == MAX_MEMBERS {
+                        Err(damaged("it has too many members"))
+                    } else {
+                        Ok(())
+                    };
                 }
                 count = count.saturating_add(1);
                 self.member(&header, said, content, size, seen)?;
@@ -167,11 +172,22 @@ impl Archive {
         }
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         let text = Some(String::from_utf8_lossy(text).into_owned());
-        if kind.is_gnu_longname() { said.name = text } else { said.link = text }
+        if kind.is_gnu_longname() {
+            said.name = text
+        } else {
+            said.link = text
+        }
         Ok(())
     }
 
-    fn member(&mut self, header: &tar::Header, said: Said, at: u64, len: u64, seen: &mut dyn FnMut(&str)) -> io::Result<()> {
+    fn member(
+        &mut self,
+        header: &tar::Header,
+        said: Said,
+        at: u64,
+        len: u64,
+        seen: &mut dyn FnMut(&str),
+    ) -> io::Result<()> {
         let name = said.name.unwrap_or_else(|| String::from_utf8_lossy(&header.path_bytes()).into_owned());
         let name = tidy(&name);
         seen(&name);
@@ -274,7 +290,10 @@ mod tests {
     #[test]
     fn members_and_links_are_found() {
         let long = "d/".repeat(80) + "long";
-        let bytes = tar(&[("./a/layer.tar", b"one"), (&long, b"two")], &[("b/layer.tar", "../a/layer.tar"), ("loop", "loop"), ("out", "../../../../etc/passwd")]);
+        let bytes = tar(
+            &[("./a/layer.tar", b"one"), (&long, b"two")],
+            &[("b/layer.tar", "../a/layer.tar"), ("loop", "loop"), ("out", "../../../../etc/passwd")],
+        );
         let archive = Archive::open(file(&bytes)).unwrap();
         assert_eq!(content(&archive, "a/layer.tar").unwrap(), b"one");
         assert_eq!(content(&archive, "./b//layer.tar").unwrap(), b"one");

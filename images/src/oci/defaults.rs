@@ -16,17 +16,26 @@ pub fn defaults(execution: &Execution) -> Result<Defaults, Error> {
     if words.into_iter().any(|word| word.contains('\0')) {
         return Err(wrong("it has a NUL in what is run".to_owned()));
     }
-    if let Some(entry) = env.iter().find(|entry| !matches!(entry.split_once('='), Some((name, _)) if !name.is_empty())) {
+    if let Some(entry) =
+        env.iter().find(|entry| !matches!(entry.split_once('='), Some((name, _)) if !name.is_empty()))
+    {
         return Err(wrong(format!("its environment has {entry:.100?}, which is no NAME=VALUE")));
     }
     if user.chars().any(char::is_control) {
         return Err(wrong("its user is no name".to_owned()));
     }
-    let ports = execution.exposed_ports.keys().map(|port| ports(port).ok_or_else(|| wrong(format!("{port:.100?} is no port"))));
+    let ports = execution
+        .exposed_ports
+        .keys()
+        .map(|port| ports(port).ok_or_else(|| wrong(format!("{port:.100?} is no port"))));
     Ok(Defaults {
         user: user.clone(),
         env: env.clone(),
-        cwd: if working_dir.is_empty() || working_dir.starts_with('/') { working_dir.clone() } else { format!("/{working_dir}") },
+        cwd: if working_dir.is_empty() || working_dir.starts_with('/') {
+            working_dir.clone()
+        } else {
+            format!("/{working_dir}")
+        },
         entrypoint: entrypoint.clone(),
         command: cmd.clone(),
         ports: ports.collect::<Result<_, _>>()?,
@@ -39,7 +48,11 @@ pub fn defaults(execution: &Execution) -> Result<Defaults, Error> {
 pub fn execution(defaults: &Defaults) -> Execution {
     Execution {
         user: defaults.user.clone(),
-        exposed_ports: defaults.ports.iter().map(|port| (port.clone(), Nothing {})).collect::<BTreeMap<_, _>>(),
+        exposed_ports: defaults
+            .ports
+            .iter()
+            .map(|port| (port.clone(), Nothing {}))
+            .collect::<BTreeMap<_, _>>(),
         env: defaults.env.clone(),
         entrypoint: defaults.entrypoint.clone(),
         cmd: defaults.command.clone(),
@@ -51,7 +64,9 @@ pub fn execution(defaults: &Defaults) -> Execution {
 fn ports(text: &str) -> Option<String> {
     let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol.to_ascii_lowercase();
-    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0);
+    let is_port = |text: &str| {
+        text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
+    };
     let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
     let fits = is_port(first) && is_port(last) && matches!(protocol.as_str(), "tcp" | "udp" | "sctp");
     fits.then(|| format!("{numbers}/{protocol}"))
@@ -80,7 +95,9 @@ mod tests {
 
     #[test]
     fn what_no_program_can_be_started_with_is_refused() {
-        let with = |env: &str, user: &str| defaults(&Execution { env: vec![env.to_owned()], user: user.to_owned(), ..Execution::default() });
+        let with = |env: &str, user: &str| {
+            defaults(&Execution { env: vec![env.to_owned()], user: user.to_owned(), ..Execution::default() })
+        };
         assert!(with("A=b=c", "1000:1000").is_ok());
         for (env, user) in [("A", ""), ("=b", ""), ("A=\0", ""), ("A=b", "x\ny")] {
             assert!(with(env, user).is_err(), "{env:?} {user:?}");

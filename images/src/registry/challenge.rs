@@ -134,7 +134,8 @@ mod tests {
     #[test]
     fn challenges_are_read_as_registries_write_them() {
         let hub = r#"Bearer realm="https://auth.example/token",service="reg.example",scope="repository:library/x:pull,push""#;
-        let read = bearer("https://auth.example/token", Some("reg.example"), Some("repository:library/x:pull,push"));
+        let read =
+            bearer("https://auth.example/token", Some("reg.example"), Some("repository:library/x:pull,push"));
         for (header, challenges) in [
             (hub, vec![read]),
             (r#"Basic realm="a b", charset="UTF-8""#, vec![Challenge::Basic]),

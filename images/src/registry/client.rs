@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use super::reference::Reference;
 use super::{Options, tls};
 
 /// How often something is tried that may work later.
-const TRIES: u32 = 5;
+pub const TRIES: u32 = 5;
 /// The longest that a registry may ask us to wait.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// How many redirects are followed.
@@ -63,6 +63,15 @@ pub struct Call<'a> {
     pub headers: &'a [(header::HeaderName, String)],
     /// What it carries.
     pub payload: Payload<'a>,
+    /// Whether it is tried again as it is if it fails.
+    pub retried: bool,
+}
+
+impl<'a> Call<'a> {
+    /// A plain GET.
+    pub fn get(url: &'a str) -> Self {
+        Self { method: "GET", url, headers: &[], payload: Payload::None, retried: true }
+    }
 }
 
 /// Speaks to one repository.
@@ -106,7 +115,12 @@ impl Client {
     ///
     /// # Errors
     /// If the certificates cannot be read, or a registry of this machine does not answer.
-    pub fn new(reference: &Reference, actions: &str, others: &[&str], options: &Options) -> Result<Self, Error> {
+    pub fn new(
+        reference: &Reference,
+        actions: &str,
+        others: &[&str],
+        options: &Options,
+    ) -> Result<Self, Error> {
         let mut scopes = vec![format!("repository:{}:{actions}", reference.repository())];
         scopes.extend(others.iter().map(|other| format!("repository:{other}:pull")));
         let secure = !options.plain_http;
@@ -135,6 +149,11 @@ impl Client {
     /// The registry, for messages.
     pub fn registry(&self) -> String {
         self.reference.registry().to_owned()
+    }
+
+    /// The repository, for messages.
+    pub fn repository(&self) -> &str {
+        self.reference.repository()
     }
 
     /// The URL of something in the repository.
@@ -168,7 +187,8 @@ impl Client {
     /// If there is none.
     pub fn send(&self, call: &Call<'_>) -> Result<Response<Body>, Error> {
         let mut url = call.url.to_owned();
-        let (mut redirects, mut asked, mut tried) = (0_u32, 0_u32, 0_u32);
+        let (mut redirects, mut asked) = (0_u32, 0_u32);
+        let mut tried = if call.retried { 0_u32 } else { TRIES };
         loop {
             let answer = match self.once(call, &url) {
                 Ok(answer) => answer,
@@ -208,7 +228,8 @@ impl Client {
         let (status, registry) = (answer.status().as_u16(), self.registry());
         match status {
             401 | 403 => {
-                let known = lock(&self.credentials).as_ref().is_some_and(|who| *who != Credentials::Anonymous);
+                let known =
+                    lock(&self.credentials).as_ref().is_some_and(|who| *who != Credentials::Anonymous);
                 let who = if known { "you" } else { "anybody" };
                 Error::Denied { registry, who, repository: self.reference.repository().to_owned() }
             }
@@ -218,11 +239,12 @@ impl Client {
     }
 
     fn is_own(&self, url: &str) -> bool {
-        Origin::of(url).is_some_and(|origin| origin == Origin::of(&self.origin.url("/")).unwrap_or(self.origin.clone()))
+        Origin::of(url)
+            .is_some_and(|origin| origin == Origin::of(&self.origin.url("/")).unwrap_or(self.origin.clone()))
     }
 
     /// Wait before another try, as long as the registry asks for or twice as long as before.
-    fn wait(&self, tried: u32, after: Option<&str>) {
+    pub fn wait(&self, tried: u32, after: Option<&str>) {
         let asked = after.and_then(|after| after.trim().parse().ok()).map(Duration::from_secs);
         let own = self.options.patience.saturating_mul(1_u32.checked_shl(tried).unwrap_or(u32::MAX));
         thread::sleep(asked.unwrap_or(own).min(MAX_WAIT));
@@ -256,12 +278,18 @@ impl Client {
     /// Find out what to answer to a registry that wants to know who asks. Whether there is anything.
     fn authorize(&self, answer: &Response<Body>) -> Result<bool, Error> {
         let headers = answer.headers().get_all(header::WWW_AUTHENTICATE);
-        let challenges: Vec<_> =
-            headers.iter().take(8).filter_map(|header| header.to_str().ok()).flat_map(Challenge::parse).collect();
+        let challenges: Vec<_> = headers
+            .iter()
+            .take(8)
+            .filter_map(|header| header.to_str().ok())
+            .flat_map(Challenge::parse)
+            .collect();
         let who = self.credentials()?;
         let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
         let value = match (bearer.or(challenges.first()), &who) {
-            (Some(Challenge::Bearer { .. }), Credentials::Token(token)) => Some(format!("Bearer {}", token.reveal())),
+            (Some(Challenge::Bearer { .. }), Credentials::Token(token)) => {
+                Some(format!("Bearer {}", token.reveal()))
+            }
             (Some(Challenge::Bearer { realm, service, scope }), _) => {
                 let token = self.token(realm, service.as_deref(), scope.as_deref(), &who)?;
                 Some(format!("Bearer {}", token.reveal()))
@@ -290,10 +318,18 @@ impl Client {
     }
 
     /// A token from the service at `realm`.
-    fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>, who: &Credentials) -> Result<Secret, Error> {
-        let origin = Origin::of(realm).ok_or_else(|| self.protocol("its service of tokens has no usable address"))?;
+    fn token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+        scope: Option<&str>,
+        who: &Credentials,
+    ) -> Result<Secret, Error> {
+        let origin =
+            Origin::of(realm).ok_or_else(|| self.protocol("its service of tokens has no usable address"))?;
         if self.origin.secure && !origin.secure && *who != Credentials::Anonymous {
-            return Err(self.protocol("its service of tokens wants credentials over http, where anybody could listen"));
+            return Err(self
+                .protocol("its service of tokens wants credentials over http, where anybody could listen"));
         }
         let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         scopes.extend(scope.filter(|scope| !self.scopes.iter().any(|known| known == scope)));
@@ -306,13 +342,18 @@ impl Client {
                     ("scope", &scopes.join(" ")),
                     ("refresh_token", identity.reveal()),
                 ];
-                let form: Vec<String> = form.iter().map(|(key, value)| format!("{key}={}", address::escape(value))).collect();
+                let form: Vec<String> =
+                    form.iter().map(|(key, value)| format!("{key}={}", address::escape(value))).collect();
                 let form = Secret::new(form.join("&"));
                 self.ask_token("POST", realm, None, form.reveal().as_bytes())?
             }
             _ => {
                 let mut url = realm.to_owned();
-                for (key, value) in service.map(|service| ("service", service)).into_iter().chain(scopes.iter().map(|scope| ("scope", *scope))) {
+                for (key, value) in service
+                    .map(|service| ("service", service))
+                    .into_iter()
+                    .chain(scopes.iter().map(|scope| ("scope", *scope)))
+                {
                     url = address::with_query(&url, key, value);
                 }
                 let authorization = match who {
@@ -325,10 +366,19 @@ impl Client {
         let token: Option<Token> = serde_json::from_slice(&answer).ok();
         let token = token.and_then(|token| token.token.or(token.access_token));
         let fits = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        token.filter(fits).map(Secret::new).ok_or_else(|| self.protocol("its service of tokens answers without a token"))
+        token
+            .filter(fits)
+            .map(Secret::new)
+            .ok_or_else(|| self.protocol("its service of tokens answers without a token"))
     }
 
-    fn ask_token(&self, method: &'static str, url: &str, authorization: Option<String>, form: &[u8]) -> Result<Vec<u8>, Error> {
+    fn ask_token(
+        &self,
+        method: &'static str,
+        url: &str,
+        authorization: Option<String>,
+        form: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         let unreachable = |source| Error::Unreachable { registry: host(url), source };
         let mut tried = 0_u32;
         loop {
@@ -353,7 +403,11 @@ impl Client {
                 answer => answer.map_err(|error| unreachable(error.cause))?,
             };
             match answer.status().as_u16() {
-                200 => return bounded(answer.into_body(), MAX_TOKEN).map_err(unreachable)?.ok_or_else(|| self.protocol("its token has no end")),
+                200 => {
+                    return bounded(answer.into_body(), MAX_TOKEN)
+                        .map_err(unreachable)?
+                        .ok_or_else(|| self.protocol("its token has no end"));
+                }
                 429 | 500 | 502..=504 if again => self.wait(tried, text(&answer, header::RETRY_AFTER)),
                 _ => return Err(self.refused(answer, "a token")),
             }
@@ -382,12 +436,17 @@ impl Failed {
 impl From<ureq::Error> for Failed {
     /// Without addresses, which may have secrets in them.
     fn from(error: ureq::Error) -> Self {
-        let passes = matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed);
+        let passes =
+            matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed);
         let cause = match error {
             // What a peer's certificate is wrong by does not change.
-            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => return Self::for_good(error),
+            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Self::for_good(error);
+            }
             ureq::Error::Io(error) => error,
-            ureq::Error::BadUri(_) | ureq::Error::RequireHttpsOnly(_) => io::Error::other("its address is wrong"),
+            ureq::Error::BadUri(_) | ureq::Error::RequireHttpsOnly(_) => {
+                io::Error::other("its address is wrong")
+            }
             other => io::Error::other(other.to_string()),
         };
         Self { cause, passes }
@@ -466,6 +525,3 @@ fn said(answer: Response<Body>) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Shared by the threads of a pull or push.
-pub type Shared = Arc<Client>;

@@ -94,7 +94,9 @@ pub enum Error {
         line: usize,
     },
     /// What stands there for a registry is no name and password.
-    #[error("docker's configuration {path} has an auth for {registry} that is not the base64 of USER:PASSWORD: log in again")]
+    #[error(
+        "docker's configuration {path} has an auth for {registry} that is not the base64 of USER:PASSWORD: log in again"
+    )]
     Auth {
         /// The file.
         path: PathBuf,
@@ -102,7 +104,9 @@ pub enum Error {
         registry: String,
     },
     /// A helper's name is none.
-    #[error("docker's configuration {path} names {helper:?} as a helper for credentials, which is no name of one")]
+    #[error(
+        "docker's configuration {path} names {helper:?} as a helper for credentials, which is no name of one"
+    )]
     Name {
         /// The file.
         path: PathBuf,
@@ -110,7 +114,9 @@ pub enum Error {
         helper: String,
     },
     /// A helper cannot be run.
-    #[error("cannot run {program}, which docker's configuration names: install it, or log in again without it")]
+    #[error(
+        "cannot run {program}, which docker's configuration names: install it, or log in again without it"
+    )]
     Run {
         /// The program.
         program: String,
@@ -236,7 +242,9 @@ impl Entry {
         if self.auth.is_empty() {
             return Ok(match self.username.is_empty() {
                 true => Credentials::Anonymous,
-                false => Credentials::Password { user: self.username.clone(), password: self.password.clone() },
+                false => {
+                    Credentials::Password { user: self.username.clone(), password: self.password.clone() }
+                }
             });
         }
         self.decoded().ok_or_else(|| Error::Auth { path: path.to_owned(), registry: registry.to_owned() })
@@ -259,12 +267,17 @@ fn ask(path: &Path, helper: &str, registry: &str) -> Result<Credentials, Error> 
         return Err(Error::Name { path: path.to_owned(), helper: helper.chars().take(100).collect() });
     }
     let program = format!("docker-credential-{helper}");
-    let (answer, succeeded) = run(&program, registry).map_err(|source| Error::Run { program: program.clone(), source })?;
+    let (answer, succeeded) =
+        run(&program, registry).map_err(|source| Error::Run { program: program.clone(), source })?;
     if succeeded {
         return match serde_json::from_slice(&answer) {
             Ok(Answer { username, secret }) if username == TOKEN_USER => Ok(Credentials::Identity(secret)),
             Ok(Answer { username, secret }) => Ok(Credentials::Password { user: username, password: secret }),
-            Err(_) => Err(Error::Helper { program, registry: registry.to_owned(), said: "its answer is no JSON".to_owned() }),
+            Err(_) => Err(Error::Helper {
+                program,
+                registry: registry.to_owned(),
+                said: "its answer is no JSON".to_owned(),
+            }),
         };
     }
     let said = String::from_utf8_lossy(&answer);
@@ -336,10 +349,14 @@ mod tests {
     #[test]
     fn errors_say_where_and_nothing_secret() {
         let auth = base64("hidden");
-        let error = found(&format!(r#"{{"auths":{{"a.example":{{"auth":"{auth}"}}}}}}"#), "a.example").unwrap_err();
+        let error =
+            found(&format!(r#"{{"auths":{{"a.example":{{"auth":"{auth}"}}}}}}"#), "a.example").unwrap_err();
         assert!(matches!(&error, Error::Auth { .. }) && !format!("{error:?}{error}").contains(&auth));
         let error = found("{\n\"auths\":{\"a.example\":{\"auth\":\"hidden\"", "a.example").unwrap_err();
-        assert!(matches!(&error, Error::Damaged { line: 2, .. }) && !format!("{error:?}{error}").contains("hidden"));
+        assert!(
+            matches!(&error, Error::Damaged { line: 2, .. })
+                && !format!("{error:?}{error}").contains("hidden")
+        );
         let error = found(r#"{"auths":{"a.example":{"password":["hidden"]}}}"#, "a.example").unwrap_err();
         assert!(!format!("{error:?}").contains("hidden"));
         assert!(!format!("{:?}", password("me", "hidden")).contains("hidden"));

@@ -21,7 +21,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The certificates of this machine cannot be read.
-    #[error("cannot read the certificates of authorities in {path}: install ca-certificates, or set SSL_CERT_FILE")]
+    #[error(
+        "cannot read the certificates of authorities in {path}: install ca-certificates, or set SSL_CERT_FILE"
+    )]
     Certificates {
         /// Where they should be.
         path: String,
@@ -30,7 +32,9 @@ pub enum Error {
         source: io::Error,
     },
     /// Whoever asks is not known, or may not.
-    #[error("{registry} does not let {who} do this with {repository}: log in to it with docker login, or check the name")]
+    #[error(
+        "{registry} does not let {who} do this with {repository}: log in to it with docker login, or check the name"
+    )]
     Denied {
         /// The registry.
         registry: String,

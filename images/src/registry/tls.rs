@@ -32,13 +32,16 @@ pub(super) fn config(reference: &Reference, insecure: bool) -> Result<TlsConfig,
     let mut certificates = match load(&path) {
         // Those of a registry of this machine may do without.
         Err(_) if reference.is_loopback() => Vec::new(),
-        loaded => loaded.map_err(|source| Error::Certificates { path: path.display().to_string(), source })?,
+        loaded => {
+            loaded.map_err(|source| Error::Certificates { path: path.display().to_string(), source })?
+        }
     };
     for entry in fs::read_dir(Path::new(DOCKER).join(reference.host())).into_iter().flatten().flatten() {
         if entry.path().extension().is_some_and(|extension| extension == "crt") {
             let path = entry.path();
             certificates.extend(
-                load(&path).map_err(|source| Error::Certificates { path: path.display().to_string(), source })?,
+                load(&path)
+                    .map_err(|source| Error::Certificates { path: path.display().to_string(), source })?,
             );
         }
     }

@@ -1,60 +1,125 @@
-//! `skiff image build`: an image of a distribution, by its name.
+//! `skiff image build`.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ArgMatches;
-use images::debian::{self, Mirror, Recipe};
-use images::name::Name;
-use images::progress::Progress;
-use images::store::Store as Images;
+use images::debian::{self, Mirror};
+use images::name::{Name, NameError};
+use images::store::{Image, Store as Images};
 use vmm::spec::Memory;
 
+use super::file::show::Screen;
+use super::{distribution, file, warm};
 use crate::cmd::{Verb, print};
 use crate::exit::Usage;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
 use crate::progress::Steps;
 use crate::store::Store;
 
-/// `skiff image build`.
 pub const VERB: Verb = Verb {
     name: "build",
-    about: "Make an image of a distribution",
-    long: "Make an image of a distribution from its archive, with its own kernel and init, and with skiff's agent. It needs mmdebstrap, e2fsprogs \
-           and root, or for other users uidmap and user namespaces. Prints the image's name. skiff run makes an image that is not there \
-           by itself.",
-    after: known,
+    about: "Make an image: of a distribution by its name, or as a file says",
+    long: "Make an image: of a distribution by its name, or as a file says: from which image it starts, which packages it has, which files are \
+           copied into it and which commands are run in it.\n\n\
+           A distribution comes from its archive, with its own kernel and init, and with skiff's agent. That needs mmdebstrap, e2fsprogs and root, \
+           or for other users uidmap and user namespaces. skiff run makes one that is not there by itself.\n\n\
+           The steps of a file are done in a VM. The result of each is kept, and a step is done again only if it, a file that it copies or something \
+           before it has changed. Unless the file says warm = false, the image is booted at last and carries a snapshot of that: its VMs start from \
+           there in milliseconds. Prints the image's name and ID.",
+    after: || format!("{EXAMPLES}\n\n{}", distribution::known()),
     flags: || flags::describe(FLAGS),
     operands: &[NAME],
     run: build,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  skiff image build debian:12
+  skiff image build debian:12 --warm
+  skiff image build -f web.toml -t web:1.2
+
+A file:
+  base = \"debian:12\"
+  packages = [\"nginx\"]
+  command = [\"nginx\", \"-g\", \"daemon off;\"]
+  publish = [\"8080:80\"]
+
+  [[step]]
+  copy = [\"site/\", \"/var/www/html\"]
+
+  [[step]]
+  run = \"nginx -t\"
+
+Keys of a file:
+  base name packages user workdir env ports publish entrypoint command cpus memory size warm
+  of a step: run env user workdir timeout, or copy owner mode exclude";
+
 const NAME: Operand = Operand {
     name: "NAME",
-    count: Count::One,
-    completes: Completes::Nothing,
-    help: "What to make, such as debian:12",
+    count: Count::Maybe,
+    completes: Completes::Images,
+    help: "A distribution, as in debian:12",
 };
 
-/// What was asked for beside the name.
 #[derive(Default)]
 struct Asked {
-    tag: Option<Name>,
+    file: Option<PathBuf>,
+    names: Vec<Name>,
+    no_cache: bool,
     mirror: Option<String>,
     size: Option<u64>,
+    warm: bool,
     quiet: bool,
 }
 
 const FLAGS: &[Flag<Asked>] = &[
     Flag {
+        name: "file",
+        short: Some('f'),
+        takes: Takes::File("FILE"),
+        help: "Make what this file says",
+        long: "What it copies is in its directory.",
+        example: Example { args: &["-f", "web.toml"], toml: "" },
+        apply: |asked, value| {
+            asked.file = Some(PathBuf::from(value));
+            Ok(())
+        },
+    },
+    Flag {
         name: "tag",
         short: Some('t'),
-        takes: Takes::Text("NAME"),
-        help: "Call the image so instead",
+        takes: Takes::Texts("NAME"),
+        help: "Call the image so [default: as the file says, or its directory is called]",
         long: "",
-        example: Example { args: &["-t", "base:1"], toml: "" },
+        example: Example { args: &["-t", "web:1.2"], toml: "" },
         apply: |asked, value| {
-            asked.tag = Some(name(utf8(value)?)?);
+            asked.names.push(utf8(value)?.parse()?);
+            Ok(())
+        },
+    },
+    Flag {
+        name: "no-cache",
+        short: None,
+        takes: Takes::Nothing,
+        help: "Do every step of the file again",
+        long: "As when packages are to be those of today.",
+        example: Example { args: &["--no-cache"], toml: "" },
+        apply: |asked, _| {
+            asked.no_cache = true;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "warm",
+        short: None,
+        takes: Takes::Nothing,
+        help: "Boot the image once and keep a snapshot of that, from which its VMs start",
+        long: "With an image that is warm, take a new one.",
+        example: Example { args: &["--warm"], toml: "" },
+        apply: |asked, _| {
+            asked.warm = true;
             Ok(())
         },
     },
@@ -83,64 +148,79 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
-    Flag::quiet("Print the name, and nothing of what is done for it", |asked, _| {
+    Flag::quiet("Print the ID only, and nothing of what is done for it", |asked, _| {
         asked.quiet = true;
         Ok(())
     }),
 ];
 
-/// What stands below the flags in its help.
-fn known() -> String {
-    let names: Vec<&str> =
-        debian::all().iter().flat_map(|recipe| &recipe.names).map(String::as_str).collect();
-    format!("Known: {}", names.join(", "))
-}
-
 fn build(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
-    let wanted = name(&NAME.one(matches))?;
-    let recipe = Recipe::named(&wanted)
-        .ok_or_else(|| Usage(format!("there is no recipe for {wanted}. {}", known())))?;
-    let images = Store::open()?.images();
-    let mut steps = Steps::new(asked.quiet);
-    let called = asked.tag.clone().unwrap_or_else(|| wanted.clone());
-    let options = debian::Options {
-        mirror: Mirror::choose(asked.mirror.as_deref()),
-        size: asked.size.unwrap_or(debian::SIZE),
+    let (store, quiet) = (Store::open()?, asked.quiet);
+    let images = store.images();
+    let image = match (asked.file.take(), NAME.maybe(matches)) {
+        (Some(_), None) if asked.mirror.is_some() || asked.size.is_some() => {
+            let text = "--mirror and --size are for distributions: the file says size = …".to_owned();
+            return Err(Usage(text).into());
+        }
+        (Some(path), None) => {
+            let (names, no_cache) = (asked.names, asked.no_cache);
+            let again = asked.warm;
+            let image = file::build(&store, &images, &file::Asked { file: path, names, no_cache, quiet })?;
+            if again {
+                warm::make(&store, &images, &image, &mut Screen::new(quiet, 0))?;
+            }
+            image
+        }
+        (None, Some(name)) if !asked.no_cache => by_name(&store, &images, &name, &asked)?,
+        (None, Some(_)) => {
+            return Err(Usage("--no-cache goes with -f FILE: a distribution has no steps".to_owned()).into());
+        }
+        (Some(_), Some(_)) => {
+            return Err(Usage(
+                "give the name of a distribution or -f FILE, not both: -t names the result".to_owned(),
+            )
+            .into());
+        }
+        (None, None) => {
+            return Err(Usage(
+                "nothing to build: give the name of a distribution, as in debian:12, or -f FILE".to_owned(),
+            )
+            .into());
+        }
     };
-    with_recipe(&images, &wanted, recipe, &called, &options, &mut steps)?;
-    drop(steps);
-    print(format!("{called}\n"))
+    match quiet {
+        true => print(format!("{}\n", image.id)),
+        false => print(format!("{} {}\n", image.called(), image.id.short())),
+    }
 }
 
-/// Make the image `text`, which is not there, if there is a recipe for it. Says whether there is.
-pub fn by_name(images: &Images, text: &str, progress: &mut dyn Progress) -> Result<bool> {
-    let Some((name, recipe)) =
-        text.parse::<Name>().ok().and_then(|name| Recipe::named(&name).map(|recipe| (name, recipe)))
-    else {
-        return Ok(false);
+/// A distribution; with `--warm` alone, any image that is there.
+fn by_name(store: &Store, images: &Images, name: &str, asked: &Asked) -> Result<Image> {
+    let there =
+        images.hold(name).ok().filter(|_| asked.warm && asked.mirror.is_none() && asked.size.is_none());
+    let image = match there {
+        Some(image) => image,
+        None => {
+            let wanted: Name = name.parse().map_err(|error: NameError| Usage(error.to_string()))?;
+            let called = asked.names.first().unwrap_or(&wanted);
+            let options = debian::Options {
+                mirror: Mirror::choose(asked.mirror.as_deref()),
+                size: asked.size.unwrap_or(debian::SIZE),
+            };
+            distribution::build(images, &wanted, called, &options, &mut Steps::new(asked.quiet))?;
+            images.hold(&called.to_string())?
+        }
     };
-    let options = debian::Options { mirror: Mirror::choose(None), size: debian::SIZE };
-    with_recipe(images, &name, recipe, &name, &options, progress).map(|()| true)
-}
-
-fn with_recipe(
-    images: &Images,
-    wanted: &Name,
-    recipe: &Recipe,
-    called: &Name,
-    options: &debian::Options,
-    progress: &mut dyn Progress,
-) -> Result<()> {
-    let manifest = debian::build(images, wanted, recipe, crate::agent::PROGRAM, options, progress)
-        .with_context(|| format!("cannot build {wanted}"))?;
-    let id = images.put(&manifest)?;
-    Ok(images.tag(called, &id)?)
-}
-
-fn name(text: &str) -> Result<Name> {
-    text.parse().map_err(|error: images::name::NameError| Usage(error.to_string()).into())
+    for name in &asked.names {
+        images.tag(name, &image.id)?;
+    }
+    if asked.warm {
+        warm::make(store, images, &image, &mut Screen::new(asked.quiet, 0))?;
+        store.sweep_behind();
+    }
+    Ok(image)
 }
 
 /// An archive's, which becomes a word of apt's sources.

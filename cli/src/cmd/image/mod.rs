@@ -7,14 +7,18 @@ use super::Group;
 use crate::flags::{Completes, Count, Operand};
 use crate::progress::Steps;
 
+mod disk;
 mod build;
+mod distribution;
 mod export;
+mod file;
 mod import;
 mod inspect;
 mod list;
 mod prune;
 mod remove;
 mod tag;
+pub mod warm;
 
 /// `skiff image`.
 pub const GROUP: Group = Group {
@@ -53,5 +57,5 @@ pub const IMAGES: Operand = Operand {
 
 /// Make the image `text`, which is not there, if there is a recipe for it. Says whether there is.
 pub fn make(images: &Images, text: &str) -> Result<bool> {
-    build::by_name(images, text, &mut Steps::new(false))
+    distribution::by_name(images, text, &mut Steps::new(false))
 }
