@@ -8,9 +8,11 @@ use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use images::manifest::Manifest;
 use images::name::Name;
+use images::oci;
 use images::progress::Progress;
 use images::store::{Scratch, Store as Images};
 
+use super::container::with_machine;
 use crate::cmd::{Verb, print};
 use crate::exit::Usage;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -49,6 +51,8 @@ const NAME: Operand = Operand {
 pub struct Asked {
     /// The image whose kernel it is to have.
     pub kernel_from: Option<String>,
+    /// Which of several images in an archive or layout.
+    pub image: Option<String>,
     quiet: bool,
 }
 
@@ -62,6 +66,18 @@ const FLAGS: &[Flag<Asked>] = &[
         example: Example { args: &["--kernel-from", "debian:12"], toml: "" },
         apply: |asked, value| {
             asked.kernel_from = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "image",
+        short: None,
+        takes: Takes::Text("NAME"),
+        help: "Take the image of this name or tag from a layout or archive that has several",
+        long: "",
+        example: Example { args: &["--image", "app:1"], toml: "" },
+        apply: |asked, value| {
+            asked.image = Some(utf8(value)?.to_owned());
             Ok(())
         },
     },
@@ -80,7 +96,14 @@ struct Importer {
 }
 
 /// Of all kinds, in the order in which they are asked: archives before disks, since any file can be a raw disk.
-const IMPORTERS: &[Importer] = &[];
+const IMPORTERS: &[Importer] = &[Importer {
+    recognises: |path| Ok(oci::recognise(path)?.is_some()),
+    import: |images, path, asked, progress| {
+        with_machine(asked.kernel_from.as_deref(), |machine| {
+            Ok(oci::import(images, path, asked.image.as_deref(), machine, progress)?)
+        })
+    },
+}];
 
 fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();

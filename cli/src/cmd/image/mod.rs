@@ -6,11 +6,14 @@ use images::store::Store as Images;
 use super::Group;
 use crate::flags::{Completes, Count, Operand};
 
+mod container;
 mod export;
 mod import;
 mod inspect;
 mod list;
 mod prune;
+mod pull;
+mod push;
 mod remove;
 mod tag;
 
@@ -21,7 +24,7 @@ pub const GROUP: Group = Group {
     long: "Guest operating systems by name. An image is a disk that is never written, a kernel, an initial RAM disk and what a VM of it has if \
            nobody says otherwise; skiff run starts VMs of it. An image has an ID, which is the SHA-256 of all that it is, and any number of names, \
            such as debian:12; a name without a tag means that with :latest. At least 4 first digits of the ID stand for the image, too.",
-    verbs: &[list::LS, inspect::VERB, tag::VERB, remove::VERB, prune::VERB, import::VERB, export::VERB],
+    verbs: &[list::LS, inspect::VERB, tag::VERB, remove::VERB, prune::VERB, import::VERB, export::VERB, pull::VERB, push::VERB],
 };
 
 /// One image.
