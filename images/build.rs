@@ -16,7 +16,8 @@ fn main() -> io::Result<()> {
     for path in paths {
         let name = path.file_stem().unwrap_or_default().display();
         // Writing to a string does not fail.
-        let _ = writeln!(list, "    ({:?}, include_str!({:?})),", name.to_string(), path.display().to_string());
+        let _ =
+            writeln!(list, "    ({:?}, include_str!({:?})),", name.to_string(), path.display().to_string());
     }
     list.push(']');
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent::message::Request;
 use anyhow::{Context as _, Result, bail};
@@ -126,7 +126,7 @@ struct Waiting(Option<(std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>)
 impl Waiting {
     fn show(name: &str) -> Self {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let (mut bar, begin) = (Bar::new(format!("waiting until {name} is ready")), Instant::now());
+        let mut bar = Bar::new(format!("waiting until {name} is ready"));
         let thread = vmm::named_thread("waiting").spawn(move || {
             while stopped.recv_timeout(TICK) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 bar.tick();

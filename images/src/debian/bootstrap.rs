@@ -46,7 +46,8 @@ pub fn bootstrap(
     into: &Path,
     progress: &mut dyn Progress,
 ) -> Result<(), Error> {
-    let output = File::create_new(into).map_err(|source| Error::Io { doing: format!("create {}", into.display()), source })?;
+    let output = File::create_new(into)
+        .map_err(|source| Error::Io { doing: format!("create {}", into.display()), source })?;
     let mut command = command(recipe, variant, mirror, work)?;
     let mut child = command
         .stdin(Stdio::null())
@@ -112,7 +113,11 @@ fn hint(said: &str, mirror: &Mirror) -> String {
         return "it needs root, or user namespaces: the package uidmap, and a line for you in /etc/subuid and /etc/subgid".to_owned();
     }
     if any(&["Could not resolve", "Failed to fetch", "Unable to fetch", "Could not connect", "404"]) {
-        return format!("is {} right? --mirror and ${} name another", mirror.archive, super::mirror::VARIABLE);
+        return format!(
+            "is {} right? --mirror and ${} name another",
+            mirror.archive,
+            super::mirror::VARIABLE
+        );
     }
     if any(&["No space left"]) {
         return "it works below $TMPDIR: name a directory with 2 GiB to spare".to_owned();
@@ -190,8 +195,11 @@ mod tests {
     #[test]
     fn sources_are_of_the_mirror() {
         let recipe = Recipe::named(&"debian:12".parse().unwrap()).unwrap();
-        let lines: Vec<String> =
-            recipe.sources.iter().map(|source| line(source, recipe, &Mirror::at("http://m.example/debian"))).collect();
+        let lines: Vec<String> = recipe
+            .sources
+            .iter()
+            .map(|source| line(source, recipe, &Mirror::at("http://m.example/debian")))
+            .collect();
         assert_eq!(lines[0], "deb http://m.example/debian bookworm main");
         assert_eq!(lines[2], "deb http://m.example/debian-security bookworm-security main");
     }

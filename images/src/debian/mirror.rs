@@ -55,8 +55,11 @@ impl Mirror {
 
     /// From apt's sources. Security updates that are not among them are beside the archive.
     fn of_sources<'a>(texts: impl Iterator<Item = &'a str>) -> Option<Self> {
-        let addresses: Vec<&str> =
-            texts.flat_map(str::lines).flat_map(addresses).map(|address| address.trim_end_matches('/')).collect();
+        let addresses: Vec<&str> = texts
+            .flat_map(str::lines)
+            .flat_map(addresses)
+            .map(|address| address.trim_end_matches('/'))
+            .collect();
         let ending = |end: &str| addresses.iter().find(|address| address.ends_with(end)).copied();
         let found = Self::at(ending("/debian")?);
         Some(match ending("/debian-security") {

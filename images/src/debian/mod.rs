@@ -109,7 +109,8 @@ pub fn build(
     let found = outcome.kernel.filter(|found| found.initrd).ok_or_else(no_kernel)?;
     let size = outcome.disk.unwrap_or_default();
     progress.step("writing the disk");
-    let disk = store.disk_from_raw(&work.join(rootless::DISK), &mut |done, total| progress.advance(done, Some(total)))?;
+    let disk = store
+        .disk_from_raw(&work.join(rootless::DISK), &mut |done, total| progress.advance(done, Some(total)))?;
     let file = |name: &str| store.adopt(&work.join(name), None, &mut |_| ());
     Ok(Manifest {
         schema: SCHEMA,

@@ -148,7 +148,9 @@ mod tests {
 
     #[test]
     fn releases_are_known_by_number_and_by_name() {
-        for (name, suite) in [("debian:12", "bookworm"), ("debian:bullseye", "bullseye"), ("debian:sid", "sid")] {
+        for (name, suite) in
+            [("debian:12", "bookworm"), ("debian:bullseye", "bullseye"), ("debian:sid", "sid")]
+        {
             let recipe = Recipe::named(&name.parse().unwrap()).unwrap();
             assert_eq!(recipe.sources.first().unwrap().suite, suite);
             assert!(recipe.packages.contains(&"systemd-sysv".to_owned()));

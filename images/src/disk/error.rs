@@ -49,6 +49,16 @@ pub enum DiskError {
         /// Why.
         source: io::Error,
     },
+    /// It cannot be copied: it cannot be read, or the copy cannot be written.
+    #[error("cannot copy {} to {}", path.display(), out.display())]
+    Copy {
+        /// The disk.
+        path: PathBuf,
+        /// The copy.
+        out: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// There is no system in it that can be started.
     #[error("no system was found on the disk {}: {reason}", path.display())]
     System {
@@ -132,6 +142,21 @@ pub(super) fn write_failed(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     |source| DiskError::Write { path: path.to_owned(), source }
 }
 
-pub(super) fn malformed(path: &Path) -> impl FnOnce(Malformed) -> DiskError {
-    |source| DiskError::Image { path: path.to_owned(), source }
+/// What an error of reading a file of some format means.
+pub(super) fn read_or_malformed(path: &Path) -> impl Fn(io::Error) -> DiskError {
+    |error| {
+        let path = path.to_owned();
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Malformed>()) {
+            Some(source) => DiskError::Image { path, source: source.clone() },
+            None => DiskError::Read { path, source: error },
+        }
+    }
+}
+
+/// What an error of copying from `path` to `out` means: either may be to blame.
+pub(super) fn copy_failed(path: &Path, out: &Path) -> impl FnOnce(io::Error) -> DiskError {
+    |error| match error.get_ref().is_some_and(|inner| inner.is::<Malformed>()) {
+        true => read_or_malformed(path)(error),
+        false => DiskError::Copy { path: path.to_owned(), out: out.to_owned(), source: error },
+    }
 }

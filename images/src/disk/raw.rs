@@ -1,7 +1,7 @@
 //! A disk whose offsets are the file's: read with its holes known, and written with them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -183,6 +183,52 @@ fn copy(
         progress(at, size);
     }
     Ok(())
+}
+
+/// Write what `from` holds to a file at `out`, for its owner only; zeroes are holes. `progress` is called now and then.
+///
+/// # Errors
+/// If it holds more than any disk, there is such a file, or the host fails; then no file stays.
+pub(super) fn unpack(mut from: impl Read, out: &Path, progress: &mut dyn FnMut()) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(out)?;
+    let mut unpacked = || {
+        let mut room = Room::new(out.parent().unwrap_or(Path::new(".")));
+        let mut buffer = vec![0; CHUNK as usize];
+        let (mut at, mut written) = (0_u64, 0_u64);
+        room.check(0)?;
+        loop {
+            let len = fill(&mut from, &mut buffer)?;
+            if len == 0 {
+                return file.set_len(at);
+            }
+            written = written.saturating_add(write_blocks(&file, buffer.get(..len).unwrap_or_default(), at)?);
+            at = bounded(at.saturating_add(len as u64))?;
+            room.check(written)?;
+            progress();
+        }
+    };
+    match unpacked() {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            // The first error is the one that matters.
+            let _ = std::fs::remove_file(out);
+            Err(error)
+        }
+    }
+}
+
+/// Read until `buffer` is full or there is nothing more.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while let Some(rest) = buffer.get_mut(len..).filter(|rest| !rest.is_empty()) {
+        match from.read(rest) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
 }
 
 /// Write what of `data` is not zeroes. Returns how much that was.

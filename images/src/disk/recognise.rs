@@ -1,13 +1,16 @@
 //! Which format a file has, by its content.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use super::error::{DiskError, read_failed};
 use super::filesystem::{self, FileSystem};
 use super::{Format, vhdx, vmdk};
+use crate::compress;
 
 /// How much of a file is looked at, in bytes: up to behind btrfs' superblock.
 const HEAD: usize = 68 << 10;
@@ -34,7 +37,7 @@ const OTHERS: [(usize, &[u8], &str, &str); 9] = [
 
 /// Open a regular file, and no link to a device or pipe: opening one could wait for ever.
 pub(super) fn open(path: &Path) -> Result<File, DiskError> {
-    let file = OpenOptions::new().read(true).custom_flags(libc_nonblock()).open(path);
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path);
     let file = file.map_err(read_failed(path))?;
     if !file.metadata().map_err(read_failed(path))?.is_file() {
         return Err(DiskError::NotAFile { path: path.to_owned() });
@@ -42,16 +45,23 @@ pub(super) fn open(path: &Path) -> Result<File, DiskError> {
     Ok(file)
 }
 
-fn libc_nonblock() -> i32 {
-    rustix::fs::OFlags::NONBLOCK.bits() as i32
-}
-
-/// The format of an open file that is not compressed; `None` if it is no disk as far as can be seen.
+/// The format of a file that begins so, compressed or not; `None` if it is no disk as far as can be seen.
 ///
 /// # Errors
-/// If it cannot be read, or is a disk of a format that is not read.
-pub(super) fn format(file: &File, path: &Path) -> Result<Option<Format>, DiskError> {
-    let head = head(file).map_err(read_failed(path))?;
+/// If it is a disk of a format that is not read.
+pub(super) fn format(head: &[u8], path: &Path) -> Result<Option<Format>, DiskError> {
+    if compress::Format::of(head) == compress::Format::None {
+        return plain(head, path);
+    }
+    let mut inside = Vec::new();
+    if let Ok(reader) = compress::Reader::new(head) {
+        // The head of a packed file ends somewhere: what could be unpacked until then is enough.
+        let _ = reader.take(HEAD as u64).read_to_end(&mut inside);
+    }
+    plain(&inside, path)
+}
+
+fn plain(head: &[u8], path: &Path) -> Result<Option<Format>, DiskError> {
     let starts = |magic: &[u8]| head.starts_with(magic);
     if starts(b"QFI\xfb") {
         return Ok(Some(Format::Qcow2));
@@ -68,11 +78,15 @@ pub(super) fn format(file: &File, path: &Path) -> Result<Option<Format>, DiskErr
         }
     }
     let partitioned = head.get(510..512) == Some(&[0x55, 0xaa]);
-    let bare = filesystem::of(&head) != FileSystem::Unknown;
+    let bare = filesystem::of(head) != FileSystem::Unknown;
     Ok((partitioned || bare).then_some(Format::Raw))
 }
 
-fn head(file: &File) -> io::Result<Vec<u8>> {
+/// How a file begins.
+///
+/// # Errors
+/// If it cannot be read.
+pub(super) fn head(file: &File) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD];
     let mut len = 0;
     while let Some(rest) = head.get_mut(len..).filter(|rest| !rest.is_empty()) {

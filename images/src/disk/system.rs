@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use devices::disk::SECTOR;
+
 use super::bytes::Stored;
 use super::error::{DiskError, Malformed, read_failed, write_failed};
 use super::filesystem::{self, FileSystem};
@@ -34,7 +36,9 @@ pub(super) struct Volume {
 impl Volume {
     /// As `root=` takes it.
     pub(super) fn root(&self) -> String {
-        self.partition.as_ref().map_or("/dev/vda".to_owned(), |partition| format!("PARTUUID={}", partition.uuid))
+        self.partition
+            .as_ref()
+            .map_or("/dev/vda".to_owned(), |partition| format!("PARTUUID={}", partition.uuid))
     }
 
     fn shown(&self) -> String {
@@ -88,7 +92,7 @@ pub(super) fn volumes(disk: &File, path: &Path) -> Result<Vec<Volume>, DiskError
         Table::None => Ok(vec![Volume { start: 0, kind: whole, partition: None }]),
         Table::Damaged => Err(DiskError::Image {
             path: path.to_owned(),
-            source: Malformed::Damaged { what: "the partition table (GPT)", offset: super::SECTOR },
+            source: Malformed::Damaged { what: "the partition table (GPT)", offset: SECTOR },
         }),
         Table::Partitions(partitions) => partitions
             .into_iter()
@@ -153,23 +157,36 @@ fn nothing(volumes: &[Volume]) -> String {
 }
 
 /// A file system with its links followed inside it.
-struct Files(Debugfs);
+struct Files {
+    files: Debugfs,
+    /// Where it begins on the disk, in bytes.
+    start: u64,
+}
 
 impl Files {
     fn open(raw: &Path, start: u64) -> Result<Self, DiskError> {
-        Debugfs::open(raw, start).map(Self).map_err(ext4_failed("looking into the disk's file system"))
+        let files = Debugfs::open(raw, start, false);
+        let files = files.map_err(ext4_failed("looking into the disk's file system"))?;
+        Ok(Self { files, start })
     }
 
     /// Where `path` leads in the end; `None` if that is nothing. Only the last name's links are followed here: debugfs follows those on the way.
     fn resolve(&self, path: &str) -> Result<Option<(String, Kind)>, DiskError> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
-            let stat = self.0.stat(&path).map_err(ext4_failed("looking for a file on the disk"))?;
-            let Some(stat) = stat else { return Ok(None) };
-            match (stat.kind, stat.target) {
-                (Kind::Symlink, Some(target)) => path = joined(&path, &target),
-                (Kind::Symlink, None) => return Ok(None),
-                (kind, _) => return Ok(Some((path, kind))),
+            let stat = match self.files.stat(&path) {
+                // A name that cannot be asked about is none of those that matter.
+                Err(ext4::Error::Path { .. }) => return Ok(None),
+                stat => stat.map_err(ext4_failed("looking for a file on the disk"))?,
+            };
+            match stat.map(|stat| stat.kind) {
+                None => return Ok(None),
+                Some(Kind::Symlink) => match self.files.read_link(&path) {
+                    Ok(target) => path = joined(&path, &target),
+                    Err(ext4::Error::Missing { .. } | ext4::Error::TooLarge { .. }) => return Ok(None),
+                    Err(error) => return Err(ext4_failed("reading a link on the disk")(error)),
+                },
+                Some(kind) => return Ok(Some((path, kind))),
             }
         }
         Ok(None)
@@ -182,7 +199,7 @@ impl Files {
     /// A file's text; `None` if there is no such file, or it is too long to be one.
     fn text(&self, path: &str) -> Result<Option<String>, DiskError> {
         let Some((path, Kind::File)) = self.resolve(path)? else { return Ok(None) };
-        match self.0.read(&path, MAX_TEXT) {
+        match self.files.read(&path, MAX_TEXT) {
             Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             Err(ext4::Error::TooLarge { .. } | ext4::Error::Missing { .. }) => Ok(None),
             Err(error) => Err(ext4_failed("reading a file on the disk")(error)),
@@ -191,13 +208,13 @@ impl Files {
 
     fn names(&self, dir: &str) -> Result<Vec<String>, DiskError> {
         let Some((dir, Kind::Directory)) = self.resolve(dir)? else { return Ok(Vec::new()) };
-        let entries = self.0.list(&dir).map_err(ext4_failed("reading a directory on the disk"))?;
+        let entries = self.files.list(&dir).map_err(ext4_failed("reading a directory on the disk"))?;
         Ok(entries.into_iter().map(|entry| entry.name).collect())
     }
 }
 
 pub(super) fn ext4_failed(what: &str) -> impl FnOnce(ext4::Error) -> DiskError {
-    |source| DiskError::Other { what: format!("{what} has failed"), source: Box::new(source) }
+    move |source| DiskError::Other { what: format!("{what} has failed"), source: Box::new(source) }
 }
 
 /// Where a link at `path` to `target` leads, with `.` and `..` taken away: no higher than the top.
@@ -250,7 +267,7 @@ fn boot(files: &Files, dir: &str) -> Result<Option<Boot>, DiskError> {
     let Some((kernel_path, Kind::File)) = files.resolve(&in_dir(&kernel))? else { return Ok(None) };
     let initrd = initrd.map(|name| files.resolve(&in_dir(&name))).transpose()?.flatten();
     let initrd = initrd.filter(|(_, kind)| *kind == Kind::File).map(|(path, _)| path);
-    Ok(Some(Boot { start: files.0.offset(), kernel: kernel_path, initrd }))
+    Ok(Some(Boot { start: files.start, kernel: kernel_path, initrd }))
 }
 
 /// The kernel to start among the names in `/boot`, and its initial RAM disk, by the names that Debian, Fedora, openSUSE, Arch and Alpine use.
@@ -258,7 +275,8 @@ fn choose(names: &[String]) -> Option<(String, Option<String>)> {
     let version = |name: &str| -> Option<String> {
         let rest = name.strip_prefix("vmlinuz").or_else(|| name.strip_prefix("bzImage"))?;
         let rescue = rest.contains("rescue") || rest.ends_with(".old") || rest.ends_with(".hmac");
-        (!rescue && (rest.is_empty() || rest.starts_with('-'))).then(|| rest.trim_start_matches('-').to_owned())
+        (!rescue && (rest.is_empty() || rest.starts_with('-')))
+            .then(|| rest.trim_start_matches('-').to_owned())
     };
     let initrd = |version: &str| {
         let dash = if version.is_empty() { String::new() } else { format!("-{version}") };
@@ -324,7 +342,10 @@ pub(super) fn extract(
         let out = work.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out);
         let mut file = file.map_err(write_failed(&out))?;
-        files.0.read_to(from, &mut file, MAX_BOOT_FILE).map_err(ext4_failed("taking the kernel out of the disk"))?;
+        files
+            .files
+            .read_to(from, &mut file, MAX_BOOT_FILE)
+            .map_err(ext4_failed("taking the kernel out of the disk"))?;
         Ok(out)
     };
     let kernel = take(&boot.kernel, "kernel")?;
@@ -371,7 +392,10 @@ mod tests {
             chosen(&fedora),
             pair("vmlinuz-6.8.5-301.fc40.x86_64", "initramfs-6.8.5-301.fc40.x86_64.img")
         );
-        assert_eq!(chosen(&["vmlinuz-linux", "initramfs-linux.img"]), pair("vmlinuz-linux", "initramfs-linux.img"));
+        assert_eq!(
+            chosen(&["vmlinuz-linux", "initramfs-linux.img"]),
+            pair("vmlinuz-linux", "initramfs-linux.img")
+        );
         assert_eq!(chosen(&["vmlinuz-virt", "initramfs-virt"]), pair("vmlinuz-virt", "initramfs-virt"));
         assert_eq!(chosen(&["vmlinuz", "initrd.img"]), pair("vmlinuz", "initrd.img"));
         assert_eq!(chosen(&["vmlinuz-9", "vmlinuz-8", "initrd-8"]), pair("vmlinuz-8", "initrd-8"));
@@ -381,7 +405,8 @@ mod tests {
 
     #[test]
     fn versions_compare_by_their_numbers() {
-        for (one, other) in [("6.1.0-9", "6.1.0-10"), ("5.10", "6.1"), ("6.1", "6.1.1"), ("6.01-a", "6.1-b")] {
+        for (one, other) in [("6.1.0-9", "6.1.0-10"), ("5.10", "6.1"), ("6.1", "6.1.1"), ("6.01-a", "6.1-b")]
+        {
             assert_eq!(compare_versions(one, other), Ordering::Less, "{one} {other}");
             assert_eq!(compare_versions(other, one), Ordering::Greater);
         }
@@ -399,7 +424,10 @@ mod tests {
 
     #[test]
     fn a_systems_name_is_one_clean_line() {
-        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(
+            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
         assert_eq!(pretty_name("NAME='Alpine'\n"), "Alpine");
         assert_eq!(pretty_name("PRETTY_NAME=\"\x1b[31mred\"\n"), "[31mred");
         assert_eq!(pretty_name(""), "Linux");

@@ -106,3 +106,23 @@ pub fn check(image: &Path, offset: u64) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Replays the journal of the file system that begins `offset` bytes into the file `image`, and does nothing else. A change before that would be undone
+/// by the guest's own replay.
+///
+/// # Errors
+/// [`Error`].
+pub fn replay(image: &Path, offset: u64) -> Result<(), Error> {
+    const PROGRAM: &str = "e2fsck";
+    let file = File::options().read(true).write(true).open(image).map_err(io("open", image))?;
+    let mut command = command(PROGRAM);
+    let device = with_file(&mut command, &file, offset)?;
+    command.args(["-y", "-E", "journal_only", &device]);
+    let output = run(PROGRAM, command)?;
+    // 1: errors were corrected (e2fsck(8), "EXIT CODE").
+    if !matches!(output.code, Some(0 | 1)) {
+        let text = [&String::from_utf8_lossy(&output.stdout), output.stderr.as_str()].concat();
+        return Err(Error::Failed { program: PROGRAM, said: said(&text) });
+    }
+    Ok(())
+}

@@ -9,7 +9,7 @@ mod make;
 mod run;
 
 pub use debugfs::{Change, Debugfs, Entry, Kind, Stat};
-pub use make::{Made, Making, check, make};
+pub use make::{Made, Making, check, make, replay};
 
 use std::io;
 use std::path::Path;

@@ -26,6 +26,8 @@ pub fn command(program: &'static str) -> Command {
 pub struct Output {
     /// Whether its exit code was 0.
     pub success: bool,
+    /// Its exit code, if no signal ended it.
+    pub code: Option<i32>,
     /// What it printed, up to a limit, or nothing if that went elsewhere.
     pub stdout: Vec<u8>,
     /// What it complained about.
@@ -58,7 +60,7 @@ pub fn run_into(
     let stderr = complaints.and_then(|thread| thread.join().ok()).unwrap_or_default();
     let copied = copied.map_err(io("keep what is printed by"))?;
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
-    Ok((Output { success: status.success(), stdout: Vec::new(), stderr }, copied))
+    Ok((Output { success: status.success(), code: status.code(), stdout: Vec::new(), stderr }, copied))
 }
 
 /// Runs a program to its end.

@@ -56,7 +56,12 @@ pub struct Container<'a> {
 }
 
 impl Machine for Container<'_> {
-    fn make(&mut self, store: &Store, layers: &[Layer], progress: &mut dyn Progress) -> Result<Made, Failure> {
+    fn make(
+        &mut self,
+        store: &Store,
+        layers: &[Layer],
+        progress: &mut dyn Progress,
+    ) -> Result<Made, Failure> {
         let kernel = (self.kernel)(store, progress)?;
         let scratch = store.scratch()?;
         let layer = |layer: &Layer| rootless::Layer {

@@ -5,12 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
-use images::oci;
 use images::progress::Progress;
 use images::store::{Image, Store as Images};
 
-use super::IMAGE;
-use super::container::with_machine;
+use super::{IMAGE, container, disk};
 use crate::cmd::Verb;
 use crate::exit::SUCCESS;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -37,35 +35,17 @@ const FILE: Operand = Operand {
 };
 
 /// What is written, each by its function.
-struct Exporter {
-    name: &'static str,
-    endings: &'static [&'static str],
-    export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
+pub struct Exporter {
+    /// As `--format` takes it.
+    pub name: &'static str,
+    /// Of files' names.
+    pub endings: &'static [&'static str],
+    /// Writes it.
+    pub export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
 }
 
-const EXPORTERS: &[Exporter] = &[
-    Exporter { name: "oci", endings: &["", "oci"], export: |images, image, to, progress| layout(images, image, to, progress) },
-    Exporter {
-        name: "docker",
-        endings: &[],
-        export: |images, image, to, progress| container(images, image, to, oci::Format::Docker, progress),
-    },
-];
-
-fn layout(images: &Images, image: &Image, to: &Path, progress: &mut dyn Progress) -> Result<()> {
-    let is_tar = to.extension().is_some_and(|ending| ending == "tar");
-    let format = if is_tar { oci::Format::LayoutTar } else { oci::Format::Layout };
-    container(images, image, to, format, progress)
-}
-
-fn container(images: &Images, image: &Image, to: &Path, format: oci::Format, progress: &mut dyn Progress) -> Result<()> {
-    let name = image.names.first();
-    let left_out = with_machine(None, |machine| oci::export(images, &image.manifest, name, to, format, machine, progress))?;
-    if left_out {
-        log::warn!("{} is written without its kernel: containers have none", to.display());
-    }
-    Ok(())
-}
+const EXPORTERS: &[Exporter] =
+    &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX, container::OCI, container::DOCKER];
 
 const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker", "tar"];
 

@@ -8,11 +8,9 @@ use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use images::manifest::Manifest;
 use images::name::Name;
-use images::oci;
 use images::progress::Progress;
 use images::store::{Scratch, Store as Images};
 
-use super::container::with_machine;
 use crate::cmd::{Verb, print};
 use crate::exit::Usage;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -51,6 +49,8 @@ const NAME: Operand = Operand {
 pub struct Asked {
     /// The image whose kernel it is to have.
     pub kernel_from: Option<String>,
+    /// Leave the agent out of a disk.
+    pub no_agent: bool,
     /// Which of several images in an archive or layout.
     pub image: Option<String>,
     quiet: bool,
@@ -66,6 +66,18 @@ const FLAGS: &[Flag<Asked>] = &[
         example: Example { args: &["--kernel-from", "debian:12"], toml: "" },
         apply: |asked, value| {
             asked.kernel_from = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "no-agent",
+        short: None,
+        takes: Takes::Nothing,
+        help: "Leave a disk as it is: without the agent, so that skiff exec and cp do not work",
+        long: "",
+        example: Example { args: &["--no-agent"], toml: "" },
+        apply: |asked, _| {
+            asked.no_agent = true;
             Ok(())
         },
     },
@@ -88,22 +100,15 @@ const FLAGS: &[Flag<Asked>] = &[
 ];
 
 /// One kind of file that becomes an image.
-struct Importer {
+pub struct Importer {
     /// Whether this is one.
-    recognises: fn(&Path) -> Result<bool>,
+    pub recognises: fn(&Path) -> Result<bool>,
     /// Put its files into the store. The caller keeps the manifest and gives it its name.
-    import: fn(&Images, &Path, &Asked, &mut dyn Progress) -> Result<Manifest>,
+    pub import: fn(&Images, &Path, &Asked, &mut dyn Progress) -> Result<Manifest>,
 }
 
 /// Of all kinds, in the order in which they are asked: archives before disks, since any file can be a raw disk.
-const IMPORTERS: &[Importer] = &[Importer {
-    recognises: |path| Ok(oci::recognise(path)?.is_some()),
-    import: |images, path, asked, progress| {
-        with_machine(asked.kernel_from.as_deref(), |machine| {
-            Ok(oci::import(images, path, asked.image.as_deref(), machine, progress)?)
-        })
-    },
-}];
+const IMPORTERS: &[Importer] = &[super::container::IMPORTER, super::disk::IMPORTER];
 
 fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();

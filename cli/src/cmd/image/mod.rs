@@ -5,9 +5,14 @@ use images::store::Store as Images;
 
 use super::Group;
 use crate::flags::{Completes, Count, Operand};
+use crate::progress::Steps;
 
 mod container;
+mod disk;
+mod build;
+mod distribution;
 mod export;
+mod file;
 mod import;
 mod inspect;
 mod list;
@@ -16,6 +21,7 @@ mod pull;
 mod push;
 mod remove;
 mod tag;
+pub mod warm;
 
 /// `skiff image`.
 pub const GROUP: Group = Group {
@@ -24,7 +30,18 @@ pub const GROUP: Group = Group {
     long: "Guest operating systems by name. An image is a disk that is never written, a kernel, an initial RAM disk and what a VM of it has if \
            nobody says otherwise; skiff run starts VMs of it. An image has an ID, which is the SHA-256 of all that it is, and any number of names, \
            such as debian:12; a name without a tag means that with :latest. At least 4 first digits of the ID stand for the image, too.",
-    verbs: &[list::LS, inspect::VERB, tag::VERB, remove::VERB, prune::VERB, import::VERB, export::VERB, pull::VERB, push::VERB],
+    verbs: &[
+        build::VERB,
+        list::LS,
+        inspect::VERB,
+        tag::VERB,
+        remove::VERB,
+        prune::VERB,
+        import::VERB,
+        export::VERB,
+        pull::VERB,
+        push::VERB,
+    ],
 };
 
 /// One image.
@@ -44,6 +61,6 @@ pub const IMAGES: Operand = Operand {
 };
 
 /// Make the image `text`, which is not there, if there is a recipe for it. Says whether there is.
-pub fn make(_images: &Images, _text: &str) -> Result<bool> {
-    Ok(false)
+pub fn make(images: &Images, text: &str) -> Result<bool> {
+    distribution::by_name(images, text, &mut Steps::new(false))
 }

@@ -61,7 +61,9 @@ fn push(matches: &ArgMatches) -> Result<u8> {
     let images = Store::open()?.images();
     let image = images.hold(&given)?;
     let mut steps = Steps::new(asked.quiet);
-    images.verify(&image.manifest, &mut |done, total| images::progress::Progress::advance(&mut steps, done, Some(total)))?;
+    images.verify(&image.manifest, &mut |done, total| {
+        images::progress::Progress::advance(&mut steps, done, Some(total))
+    })?;
     let digest = registry::push(&images, &image, &to, &asked.speech.options(), &mut steps);
     let digest = digest.with_context(|| format!("cannot push {given} to {to}"))?;
     drop(steps);

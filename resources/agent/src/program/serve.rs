@@ -95,7 +95,7 @@ pub fn refuse(mut stream: Stream, why: Refusal) -> io::Result<()> {
 
 /// Say that it is being done.
 pub fn accept_request(stream: &mut Stream) -> io::Result<()> {
-    Frame::message(&Answer::Accepted { pid: None })?.write(stream)
+    Frame::message(&Answer::Accepted { pid: None, window: 0 })?.write(stream)
 }
 
 fn answer(mut stream: Stream) -> io::Result<()> {
