@@ -6,6 +6,7 @@ use images::manifest::Agent;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
+use self::seed::SeedAsked;
 use super::point::Point;
 use super::{Verb, clone};
 use crate::copy;
@@ -21,6 +22,7 @@ mod asked;
 pub mod image;
 mod net;
 mod options;
+mod seed;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -91,6 +93,8 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     // It keeps what it has held until the VM's spec names it, which is before this returns.
     let images = store.images();
     let (mut of, mut has_agent) = (None, false);
+    // A file of the store is made for it, which a dry run does not.
+    let seed = if dry_run || asked.from.is_some() { SeedAsked::default() } else { SeedAsked::take(&mut asked) };
     let (spec, copy) = match (&asked.from, asked.image.take()) {
         (Some(_), Some(_)) => {
             return Err(Usage("the snapshot says what the VM is: leave out the image".to_owned()).into());
@@ -105,12 +109,16 @@ fn run(matches: &ArgMatches) -> Result<u8> {
             has_agent = image.manifest.agent != Agent::None;
             let ports = asked.publish.clone();
             let spec = with_layers(image::apply(asked, &images, &image)?.resolve()?, stays && !remove);
+            let spec = seed.add(spec, &images, name.as_deref())?;
             match image::warm(&store, &images, &image, &spec)?.filter(|_| !dry_run) {
                 Some(warm) => (spec, Some(Copy { from: warm.id, ports })),
                 None => (spec, None),
             }
         }
-        (None, None) => (with_layers(asked.resolve()?, stays && !remove), None),
+        (None, None) => {
+            let spec = with_layers(asked.resolve()?, stays && !remove);
+            (seed.add(spec, &images, name.as_deref())?, None)
+        }
     };
     let of = of.or_else(|| store.image_of(&spec));
     if dry_run {
