@@ -21,6 +21,7 @@ mod progress;
 mod signals;
 mod store;
 mod terminal;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,10 @@ fn command() -> Command {
 }
 
 fn main() -> ExitCode {
+    // A process that unpacks becomes root of a namespace of its own, for which it may have one thread only.
+    if let Some(code) = images::rootless::answer(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
     match completion::answer(command) {
         Ok(false) => {}
         Ok(true) => return ExitCode::from(exit::SUCCESS),

@@ -5,15 +5,19 @@
 //! its own. No threads but where a module says so; VMs are not known here.
 
 pub mod compress;
+pub mod debian;
 pub mod digest;
 pub mod disk;
 pub mod ext4;
 pub mod file;
+pub mod initrd;
+pub mod kernel;
 pub mod manifest;
 pub mod name;
 pub mod oci;
 pub mod progress;
 pub mod registry;
+pub mod rootless;
 pub mod seed;
 pub mod store;
 pub mod tree;

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use images::digest::Digest;
-use images::store::{Image, Needs, Store as Images, Warm, file_name};
+use images::file::cache::Cache;
+use images::store::{Image, Needs, Store as Images, file_name};
 use serde::{Deserialize, Serialize};
 use vmm::snapshot::store::User;
 use vmm::snapshot::{Id, Record};
@@ -94,22 +95,41 @@ impl Store {
         all.iter().find(top).map(OfImage::from)
     }
 
-    /// Those for whom the snapshots that images are started from are kept: as if their VMs were still there.
-    pub(super) fn warm_users(&self) -> Result<Vec<User>, images::store::StoreError> {
-        let mut users = Vec::new();
-        for (id, warm) in self.images().all_warm()? {
-            users.extend(warm_user(&id, &warm));
+    /// Those for whom the snapshots are kept that images are started from, and those of build steps: as if their VMs were still there.
+    pub(super) fn image_users(&self) -> Result<Vec<User>, images::store::StoreError> {
+        let (images, mut users) = (self.images(), Vec::new());
+        for (id, warm) in images.all_warm()? {
+            users.extend(user(format!("image {}", id.short()), &warm.vm, &warm.snapshot, file_name(&id)));
+        }
+        for (key, step) in Cache::of(&images).all_steps()? {
+            users.extend(user(format!("step {}", key.short()), &step.vm, &step.snapshot, String::new()));
         }
         Ok(users)
     }
+
+    /// Forget the results of all build steps. Says how many there were; what they took is free after a sweep.
+    pub fn forget_steps(&self) -> Result<usize> {
+        let (images, snapshots) = (self.images(), self.snapshots());
+        let cache = Cache::of(&images);
+        let steps = cache.all_steps()?;
+        for (key, step) in &steps {
+            cache.remove_step(*key)?;
+            // It may be gone already.
+            if let Some(Err(error)) = step.snapshot.parse().ok().map(|id| snapshots.mark_removed(id)) {
+                log::info!("the snapshot of a step: {error}");
+            }
+        }
+        cache.clear()?;
+        Ok(steps.len())
+    }
 }
 
-/// Whoever needs the snapshot of a warm image; nobody if the note of it makes no sense.
-fn warm_user(id: &Digest, warm: &Warm) -> Option<User> {
-    let (vm, snapshot): (Id, Id) = (warm.vm.parse().ok()?, warm.snapshot.parse().ok()?);
+/// Whoever needs this snapshot of the life `vm`; nobody if the note of it makes no sense.
+fn user(name: String, vm: &str, snapshot: &str, spec: String) -> Option<User> {
+    let (vm, snapshot): (Id, Id) = (vm.parse().ok()?, snapshot.parse().ok()?);
     let mut record = Record::new(vm, Vec::new());
     record.parent = Some(snapshot);
-    Some(User { name: format!("image {}", id.short()), record, spec: file_name(id), running: false })
+    Some(User { name, record, spec, running: false })
 }
 
 /// A file's text; nothing if it is not there.

@@ -56,15 +56,15 @@ impl Store {
         Places::new(&self.data).owned_by(owner)
     }
 
-    /// Every VM, and every image that is started from a snapshot, for a sweep.
+    /// Every VM, and every image and build step that needs a snapshot, for a sweep.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
         let mut users = self.vm_users()?;
-        let warm = self.warm_users().map_err(|error| StoreError::Io {
-            what: "read what images are started from in",
+        let of_images = self.image_users().map_err(|error| StoreError::Io {
+            what: "read which snapshots images need in",
             path: self.data.clone(),
             source: std::io::Error::other(error),
         });
-        users.extend(warm?);
+        users.extend(of_images?);
         Ok(users)
     }
 

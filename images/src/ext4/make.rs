@@ -72,8 +72,12 @@ pub fn make(tree: &Path, image: &Path, making: &Making) -> Result<Made, Error> {
         let mut command = command(PROGRAM);
         command.args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-J", "size=64", "-O", FEATURES]);
         command.args(["-i", &ratio.to_string(), "-L", &making.label]);
-        command.args(["-E", &format!("resize={GROWS_TO},lazy_itable_init=0,root_owner=0:0,nodiscard{zeroed}")]);
-        let output = run(PROGRAM, { command.arg("-d").arg(tree).arg(image); command })?;
+        command
+            .args(["-E", &format!("resize={GROWS_TO},lazy_itable_init=0,root_owner=0:0,nodiscard{zeroed}")]);
+        let output = run(PROGRAM, {
+            command.arg("-d").arg(tree).arg(image);
+            command
+        })?;
         if output.success {
             return Ok(Made { size });
         }

@@ -7,11 +7,15 @@
 use std::io;
 
 mod beneath;
+mod look;
+mod overlay;
 mod pack;
 mod remove;
 mod tar;
 mod unpack;
 
+pub use look::{list, open};
+pub use overlay::Overlay;
 pub use pack::{Packed, Packing, pack};
 pub use remove::remove;
 pub use unpack::unpack;

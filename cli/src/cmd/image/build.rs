@@ -1,17 +1,21 @@
 //! `skiff image build`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ArgMatches;
-use images::name::Name;
-use images::store::{Image, Store as Images, StoreError};
+use images::debian::{self, Mirror};
+use images::name::{Name, NameError};
+use images::store::{Image, Store as Images};
+use vmm::spec::Memory;
 
 use super::file::show::Screen;
-use super::{file, warm};
+use super::{distribution, file, warm};
 use crate::cmd::{Verb, print};
 use crate::exit::Usage;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
+use crate::progress::Steps;
 use crate::store::Store;
 
 pub const VERB: Verb = Verb {
@@ -19,10 +23,12 @@ pub const VERB: Verb = Verb {
     about: "Make an image: of a distribution by its name, or as a file says",
     long: "Make an image: of a distribution by its name, or as a file says: from which image it starts, which packages it has, which files are \
            copied into it and which commands are run in it.\n\n\
+           A distribution comes from its archive, with its own kernel and init, and with skiff's agent. That needs mmdebstrap, e2fsprogs and root, \
+           or for other users uidmap and user namespaces. skiff run makes one that is not there by itself.\n\n\
            The steps of a file are done in a VM. The result of each is kept, and a step is done again only if it, a file that it copies or something \
            before it has changed. Unless the file says warm = false, the image is booted at last and carries a snapshot of that: its VMs start from \
            there in milliseconds. Prints the image's name and ID.",
-    after: || EXAMPLES.to_owned(),
+    after: || format!("{EXAMPLES}\n\n{}", distribution::known()),
     flags: || flags::describe(FLAGS),
     operands: &[NAME],
     run: build,
@@ -62,6 +68,8 @@ struct Asked {
     file: Option<PathBuf>,
     names: Vec<Name>,
     no_cache: bool,
+    mirror: Option<String>,
+    size: Option<u64>,
     warm: bool,
     quiet: bool,
 }
@@ -115,6 +123,31 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
+    Flag {
+        name: "mirror",
+        short: None,
+        takes: Takes::Text("URL"),
+        help: "Fetch Debian's packages from this archive",
+        long: "By default it is the one in $SKIFF_DEBIAN_MIRROR, else the one that this machine's apt has, else deb.debian.org. Security updates \
+               are taken from beside it. In the image it is always deb.debian.org.",
+        example: Example { args: &["--mirror", "http://mirror.example/debian"], toml: "" },
+        apply: |asked, value| {
+            asked.mirror = Some(address(utf8(value)?)?);
+            Ok(())
+        },
+    },
+    Flag {
+        name: "size",
+        short: None,
+        takes: Takes::Text("SIZE"),
+        help: "What the image's disk can hold [default: 20G]",
+        long: "The disk takes no more room on the host than what is in it. A VM's disk can be larger, never smaller.",
+        example: Example { args: &["--size", "8G"], toml: "" },
+        apply: |asked, value| {
+            asked.size = Some(size(value)?);
+            Ok(())
+        },
+    },
     Flag::quiet("Print the ID only, and nothing of what is done for it", |asked, _| {
         asked.quiet = true;
         Ok(())
@@ -127,6 +160,10 @@ fn build(matches: &ArgMatches) -> Result<u8> {
     let (store, quiet) = (Store::open()?, asked.quiet);
     let images = store.images();
     let image = match (asked.file.take(), NAME.maybe(matches)) {
+        (Some(_), None) if asked.mirror.is_some() || asked.size.is_some() => {
+            let text = "--mirror and --size are for distributions: the file says size = …".to_owned();
+            return Err(Usage(text).into());
+        }
         (Some(path), None) => {
             let (names, no_cache) = (asked.names, asked.no_cache);
             let again = asked.warm;
@@ -159,19 +196,22 @@ fn build(matches: &ArgMatches) -> Result<u8> {
     }
 }
 
-/// A distribution, or with `--warm` any image that is there.
+/// A distribution; with `--warm` alone, any image that is there.
 fn by_name(store: &Store, images: &Images, name: &str, asked: &Asked) -> Result<Image> {
-    let image = match images.hold(name) {
-        Ok(image) if asked.warm => image,
-        Ok(_) | Err(StoreError::Unknown { .. }) => {
-            if !super::make(images, name)? {
-                bail!(
-                    "there is no recipe for {name}: build from a file with -f FILE, or get an image with skiff image import or pull"
-                );
-            }
-            images.hold(name)?
+    let there =
+        images.hold(name).ok().filter(|_| asked.warm && asked.mirror.is_none() && asked.size.is_none());
+    let image = match there {
+        Some(image) => image,
+        None => {
+            let wanted: Name = name.parse().map_err(|error: NameError| Usage(error.to_string()))?;
+            let called = asked.names.first().unwrap_or(&wanted);
+            let options = debian::Options {
+                mirror: Mirror::choose(asked.mirror.as_deref()),
+                size: asked.size.unwrap_or(debian::SIZE),
+            };
+            distribution::build(images, &wanted, called, &options, &mut Steps::new(asked.quiet))?;
+            images.hold(&called.to_string())?
         }
-        Err(error) => return Err(error.into()),
     };
     for name in &asked.names {
         images.tag(name, &image.id)?;
@@ -181,4 +221,25 @@ fn by_name(store: &Store, images: &Images, name: &str, asked: &Asked) -> Result<
         store.sweep_behind();
     }
     Ok(image)
+}
+
+/// An archive's, which becomes a word of apt's sources.
+fn address(text: &str) -> Result<String> {
+    let begins = ["http://", "https://", "file:/"].iter().any(|start| text.starts_with(start));
+    if !begins || text.contains(char::is_whitespace) {
+        return Err(Usage(format!(
+            "{text:?} is no archive's address: write it as in http://deb.debian.org/debian"
+        ))
+        .into());
+    }
+    Ok(text.to_owned())
+}
+
+fn size(value: &OsStr) -> Result<u64> {
+    let text = utf8(value)?;
+    text.parse::<Memory>()
+        .ok()
+        .map(|size| size.0)
+        .filter(|size| (1 << 30..=16 << 40).contains(size))
+        .ok_or_else(|| Usage(format!("{text:?} is no disk's size: write it as in 8G, from 1G to 16T")).into())
 }

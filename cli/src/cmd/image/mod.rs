@@ -5,9 +5,11 @@ use images::store::Store as Images;
 
 use super::Group;
 use crate::flags::{Completes, Count, Operand};
+use crate::progress::Steps;
 
 mod disk;
 mod build;
+mod distribution;
 mod export;
 mod file;
 mod import;
@@ -54,6 +56,6 @@ pub const IMAGES: Operand = Operand {
 };
 
 /// Make the image `text`, which is not there, if there is a recipe for it. Says whether there is.
-pub fn make(_images: &Images, _text: &str) -> Result<bool> {
-    Ok(false)
+pub fn make(images: &Images, text: &str) -> Result<bool> {
+    distribution::by_name(images, text, &mut Steps::new(false))
 }

@@ -7,14 +7,15 @@ use images::store::Pruned;
 use crate::cmd::snapshot::bytes;
 use crate::cmd::{Verb, print};
 use crate::flags::{self, Example, Flag, Takes};
+use crate::progress::Bar;
 use crate::store::{Store, images::tell_wrong};
 
 /// `skiff image prune`.
 pub const VERB: Verb = Verb {
     name: "prune",
     about: "Free what nobody needs of the images",
-    long: "Free what nobody needs of the images: those without a name that no VM and no snapshot uses, files of none, and what was left behind by \
-           processes that were killed. Says what it has freed.",
+    long: "Free what nobody needs of the images: those without a name that no VM and no snapshot uses, files of none, the results of build steps \
+           (the next build of a file does them again), and what was left behind by processes that were killed. Says what it has freed.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[],
@@ -80,6 +81,13 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
         let free = images.would_prune(|| store.image_needs())?;
         let more = if lines.is_empty() { "" } else { ", and what those take" };
         return print(format!("{lines}would free {}{more}\n", told(&free)));
+    }
+    let steps = store.forget_steps()?;
+    if steps > 0 {
+        // What only they need of the images is free after them.
+        let mut bar = Bar::new("freeing the results of build steps".to_owned());
+        store.snapshots().sweep(&|| store.users(), &mut |done, total| bar.show(done, total))?;
+        lines.push_str(&format!("forgot {steps} build steps\n"));
     }
     let freed = images.prune(asked.all, || store.image_needs())?;
     store.sweep_behind();
