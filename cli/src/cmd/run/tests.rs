@@ -104,6 +104,10 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
         ("name", "a@b", "'a@b' cannot be a VM's name"),
         ("from", "a@../b", "--from: '../b' cannot be a snapshot's name"),
         ("cpu-template", "", "--cpu-template: the path is empty: name a file"),
+        ("user-data", "", "--user-data: the path is empty: name a file"),
+        ("meta-data", "", "--meta-data: the path is empty: name a file"),
+        ("network-config", "", "--network-config: the path is empty: name a file"),
+        ("ssh-key", "", "--ssh-key: the path is empty: name a file"),
         ("log-file", "", "--log-file: the path is empty: name a file"),
     ];
     for (name, value, message) in wrong {
