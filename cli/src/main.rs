@@ -21,6 +21,7 @@ mod progress;
 mod signals;
 mod store;
 mod terminal;
+mod transfer;
 
 use std::process::ExitCode;
 

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use images::manifest::{Agent, Defaults, Disk, Manifest, SCHEMA, Source};
 use images::name::Name;
-use images::store::Store;
+use images::store::{Store, Warm};
 use support::{Home, READY, done, wait};
 
 /// The store of images of this place.
@@ -18,11 +18,11 @@ fn store(home: &Home) -> Store {
 /// Keep an image of the guest called `name`, whose disk holds `content` on one that all such images share.
 fn keep(home: &Home, name: &str, content: &str) -> String {
     let store = store(home);
+    let scratch = store.scratch().unwrap();
     let file = |text: &str, len: usize| {
-        let path = home.data().with_extension(format!("{}.raw", text.len()));
+        let path = scratch.path().join(len.to_string());
         let mut disk = text.as_bytes().to_vec();
         disk.resize(len, 0);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, disk).unwrap();
         path
     };
@@ -107,7 +107,7 @@ fn a_vm_of_an_image_is_thrown_away_with_what_it_wrote() {
     };
     // Two at once, by a name and by the ID.
     let mut vms = [run("tiny"), run(&id)];
-    home.wait_until("two VMs run", |home| home.ok(&["ps", "-q"]).lines().count() == 2);
+    home.wait_until("two VMs run", |home| home.ok(&["ps"]).matches("Running").count() == 2);
     assert_eq!(count(&home, "layers"), 2);
     let shown: Vec<serde_json::Value> = serde_json::from_str(&home.ok(&["ps", "--json"])).unwrap();
     assert!(shown.iter().all(|vm| vm["image_id"] == id.as_str()), "{shown:?}");
@@ -136,13 +136,13 @@ fn a_vm_that_stays_keeps_its_image_and_so_do_its_snapshots_and_clones() {
     assert_eq!(home.ok(&["run", "-d", "--name", "web", "--net", "none", "tiny"]), "web\n");
     home.wait_until("the guest speaks", |home| home.ok(&["logs", "web"]).contains(READY));
     assert_eq!(home.ps("web").unwrap()["image"], "tiny");
-    home.ok(&["snapshot", "create", "web", "--name", "s1"]);
+    home.ok(&["snapshot", "create", "web", "s1"]);
     home.ok(&["clone", "web@s1", "--name", "copy", "-q"]);
     assert_eq!(home.ps("copy").unwrap()["image"], "tiny:latest");
     home.ok(&["rm", "-f", "--snapshots", "web"]);
     home.ok(&["system", "prune"]);
     assert_eq!(home.ok(&["image", "prune", "-a"]), "freed 0 B: images 0, files 0\n");
-    home.ok(&["stop", "--now", "copy"]);
+    home.ok(&["kill", "copy"]);
     home.ok(&["start", "copy"]);
     assert_eq!(
         (home.status("copy"), home.ps("copy").unwrap()["image"].as_str()),
@@ -153,6 +153,42 @@ fn a_vm_that_stays_keeps_its_image_and_so_do_its_snapshots_and_clones() {
     home.ok(&["rm", "-f", "copy"]);
     assert!(home.ok(&["image", "prune", "-a"]).starts_with("removed tiny:latest\nfreed "));
     assert_eq!(count(&home, "images/blobs"), 0);
+}
+
+/// The names in a directory of the data.
+fn names(home: &Home, dir: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(home.data().join(dir)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| !name.starts_with('.')).collect()
+}
+
+#[test]
+fn a_warm_image_starts_from_its_snapshot_which_lives_as_long_as_the_image() {
+    let Some(home) = Home::new() else { return };
+    let id = keep(&home, "tiny", "one").parse().unwrap();
+    home.ok(&["run", "-d", "--name", "maker", "--net", "none", "tiny"]);
+    home.wait_until("the guest speaks", |home| home.ok(&["logs", "maker"]).contains(READY));
+    home.ok(&["snapshot", "create", "maker", "s1"]);
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(home.store().join("vms/maker/layers.json")).unwrap()).unwrap();
+    let snapshot = names(&home, "snapshots").pop().unwrap();
+    let vm = record["vm"].as_str().unwrap().to_owned();
+    let warm = Warm { snapshot: snapshot.clone(), vm, cpus: 1, memory: 64 << 20 };
+    store(&home).set_warm(&id, Some(&warm)).unwrap();
+    // Its VM goes without a word about its snapshot.
+    home.ok(&["kill", "maker"]);
+    std::fs::remove_dir_all(home.store().join("vms/maker")).unwrap();
+    home.ok(&["system", "prune"]);
+    assert_eq!(names(&home, "snapshots"), [snapshot]);
+    assert!(home.ok(&["image", "ls"]).contains("yes"));
+    // No guest that was booted could be without its first word; this one has said it before.
+    assert_eq!(home.ok(&["run", "-d", "--name", "warm", "--net", "none", "tiny"]), "warm\n");
+    assert!(!home.ok(&["logs", "warm"]).contains(READY));
+    assert_eq!(home.ok(&["run", "-d", "--name", "cold", "--net", "none", "--cpus", "2", "tiny"]), "cold\n");
+    home.wait_until("the guest speaks", |home| home.ok(&["logs", "cold"]).contains(READY));
+    home.ok(&["rm", "-f", "warm", "cold"]);
+    home.ok(&["image", "rm", "tiny"]);
+    home.ok(&["system", "prune"]);
+    assert_eq!((count(&home, "snapshots"), count(&home, "layers"), count(&home, "images/blobs")), (0, 0, 0));
 }
 
 #[test]

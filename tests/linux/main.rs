@@ -12,6 +12,7 @@ use clap::Parser;
 
 mod bytes;
 mod cli;
+mod exec;
 mod facts;
 mod host;
 mod life;

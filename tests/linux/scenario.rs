@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{life, network, snapshots, sockets};
+use crate::{exec, life, network, snapshots, sockets};
 
 const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 const MIB: usize = 1 << 20;
@@ -36,6 +36,8 @@ enum Kind {
     TapGone,
     /// Stream sockets to and from the host.
     Vsock,
+    /// Commands and files by the agent.
+    Exec,
     /// The power button, pause, and a second start.
     Button,
     /// Memory that the guest gives back.
@@ -61,6 +63,7 @@ impl Kind {
             Kind::User => "user-net",
             Kind::TapGone => "tap-gone",
             Kind::Vsock => "vsock",
+            Kind::Exec => "exec",
             Kind::Button => "button",
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
@@ -106,7 +109,7 @@ pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
 }
 
 /// VMs that live on, and their networks.
-const LIVES: [(&str, &str, Kind); 16] = [
+const LIVES: [(&str, &str, Kind); 17] = [
     ("12-generic", "pci", Kind::Live(4)),
     ("13-cloud", "mmio", Kind::Live(4)),
     ("11-cloud", "pci", Kind::Live(4)),
@@ -114,6 +117,7 @@ const LIVES: [(&str, &str, Kind); 16] = [
     ("12-generic", "mmio", Kind::Live(1)),
     ("11-cloud", "mmio", Kind::Live(1)),
     ("12-cloud", "mmio", Kind::Vsock),
+    ("12-cloud", "pci", Kind::Exec),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
     ("13-cloud", "pci", Kind::Vsock),
@@ -186,6 +190,7 @@ impl Scenario {
             Kind::Vsock => {
                 sockets::vsock(skiff, &kernel, &dir, if self.transport == "mmio" { 1024 } else { 64 })
             }
+            Kind::Exec => exec::exec(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),

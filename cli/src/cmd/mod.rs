@@ -14,6 +14,7 @@ use crate::flags::{self, Described, Operand};
 mod agent;
 mod clone;
 mod completions;
+mod cp;
 mod doctor;
 mod events;
 mod exec;
@@ -200,6 +201,7 @@ pub const WORDS: &[Word] = &[
     Word::Verb(power::RESUME),
     Word::Verb(exec::EXEC),
     Word::Verb(exec::SHELL),
+    Word::Verb(cp::VERB),
     Word::Verb(start::ATTACH),
     Word::Verb(logs::VERB),
     Word::Verb(power::WAIT),

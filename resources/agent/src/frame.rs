@@ -122,6 +122,8 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -154,6 +156,17 @@ mod tests {
         assert_eq!(Frame::split(&bytes[8..]).unwrap(), Some((Frame::InputEnd, 5)));
         assert!(Frame::split(&[9, 0, 0, 0, 0]).is_err());
         assert!(Frame::split(&[1, 1, 0, 1, 0]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_frames_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let read = Frame::read(&mut &bytes[..]);
+            if let Ok(Some((frame, len))) = Frame::split(&bytes) {
+                prop_assert!(len <= bytes.len());
+                prop_assert_eq!(read.unwrap(), Some(frame));
+            }
+        }
     }
 
     #[test]

@@ -14,7 +14,6 @@ pub const UNIT_PATH: &str = "/usr/lib/systemd/system/skiff-agent.service";
 pub const UNIT: &str = "\
 [Unit]
 Description=Agent of skiff
-ConditionVirtualization=vm
 After=basic.target network.target systemd-user-sessions.service
 StartLimitIntervalSec=0
 

@@ -91,6 +91,9 @@ pub struct Pack {
     /// Follow a symbolic link that is `path` itself.
     #[serde(default)]
     pub follow: bool,
+    /// Call the archive's first component this; `.`: only what is in the directory has names.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 /// What to take into the guest.

@@ -72,6 +72,15 @@ do_carrier() {
     say "carrier gone=yes"
 }
 
+# The agent, as often as it ends.
+do_agent() {
+    /bin/busybox --install -s /bin
+    mkdir -p /tmp /run /root /etc /dev/pts
+    mount -t devpts devpts /dev/pts
+    echo 'root:x:0:0::/root:/bin/sh' >/etc/passwd
+    while :; do skiff-agent; sleep 1; done &
+}
+
 do_vsock_serve() {
     guest-tool serve &
     sleep 1

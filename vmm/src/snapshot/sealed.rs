@@ -103,6 +103,20 @@ pub fn replace(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result
     storage.sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
+/// The same for a file that several processes may write at once, each the same.
+///
+/// # Errors
+/// If the host fails: whichever it is by then, it is whole.
+pub fn replace_together(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result<()> {
+    let aside = beside(path, &format!(".{}.new", std::process::id()))?;
+    let result = write_new(storage, &aside, content).and_then(|()| storage.rename(&aside, path));
+    if result.is_err() {
+        let _ = storage.remove_file(&aside);
+    }
+    result?;
+    storage.sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
 /// Let the file at `path` have this content, soon: a power cut may leave anything there. Several processes can at once.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use images::progress::Progress;
 use images::store::{Image, Store as Images};
 
-use super::IMAGE;
+use super::{IMAGE, disk};
 use crate::cmd::Verb;
 use crate::exit::SUCCESS;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -35,13 +35,16 @@ const FILE: Operand = Operand {
 };
 
 /// What is written, each by its function.
-struct Exporter {
-    name: &'static str,
-    endings: &'static [&'static str],
-    export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
+pub struct Exporter {
+    /// As `--format` takes it.
+    pub name: &'static str,
+    /// Of files' names.
+    pub endings: &'static [&'static str],
+    /// Writes it.
+    pub export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
 }
 
-const EXPORTERS: &[Exporter] = &[];
+const EXPORTERS: &[Exporter] = &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX];
 
 const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker", "tar"];
 

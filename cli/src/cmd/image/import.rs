@@ -49,6 +49,8 @@ const NAME: Operand = Operand {
 pub struct Asked {
     /// The image whose kernel it is to have.
     pub kernel_from: Option<String>,
+    /// Leave the agent out of a disk.
+    pub no_agent: bool,
     quiet: bool,
 }
 
@@ -65,6 +67,18 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
+    Flag {
+        name: "no-agent",
+        short: None,
+        takes: Takes::Nothing,
+        help: "Leave a disk as it is: without the agent, so that skiff exec and cp do not work",
+        long: "",
+        example: Example { args: &["--no-agent"], toml: "" },
+        apply: |asked, _| {
+            asked.no_agent = true;
+            Ok(())
+        },
+    },
     Flag::quiet("Print the name, and nothing of what is done for it", |asked, _| {
         asked.quiet = true;
         Ok(())
@@ -72,15 +86,15 @@ const FLAGS: &[Flag<Asked>] = &[
 ];
 
 /// One kind of file that becomes an image.
-struct Importer {
+pub struct Importer {
     /// Whether this is one.
-    recognises: fn(&Path) -> Result<bool>,
+    pub recognises: fn(&Path) -> Result<bool>,
     /// Put its files into the store. The caller keeps the manifest and gives it its name.
-    import: fn(&Images, &Path, &Asked, &mut dyn Progress) -> Result<Manifest>,
+    pub import: fn(&Images, &Path, &Asked, &mut dyn Progress) -> Result<Manifest>,
 }
 
 /// Of all kinds, in the order in which they are asked: archives before disks, since any file can be a raw disk.
-const IMPORTERS: &[Importer] = &[];
+const IMPORTERS: &[Importer] = &[super::disk::IMPORTER];
 
 fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();

@@ -7,6 +7,7 @@ use super::Group;
 use crate::flags::{Completes, Count, Operand};
 use crate::progress::Steps;
 
+mod disk;
 mod build;
 mod distribution;
 mod export;

@@ -29,6 +29,12 @@ pub fn find(images: &Images, text: &str) -> Result<Image> {
     Ok(image)
 }
 
+/// What to call `image`, which was found by `text`: by that, unless it is an ID.
+pub fn shown(image: &Image, text: &str) -> String {
+    let named = text.parse().is_ok_and(|name| image.names.contains(&name));
+    if named { text.to_owned() } else { image.called() }
+}
+
 /// What `asked` comes to for a VM of `image`: flags and files win.
 pub fn apply(mut asked: Asked, images: &Images, image: &Image) -> Result<Asked> {
     let manifest = &image.manifest;

@@ -101,7 +101,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         }
         (None, Some(text)) => {
             let image = image::find(&images, &text)?;
-            of = Some(OfImage { name: text, id: image.id });
+            of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
             has_agent = image.manifest.agent != Agent::None;
             let ports = asked.publish.clone();
             let spec = with_layers(image::apply(asked, &images, &image)?.resolve()?, stays && !remove);

@@ -5,7 +5,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::frame::Frame;
 use agent::message::{Ask, Hello, Ready, Welcome};
@@ -33,9 +33,13 @@ pub fn start(address: Address, mut guest: Guest) -> io::Result<()> {
                 greet(&mut stream, &mut guest, &mut said).map(|()| stream)
             }));
             if let Ok(Ok(mut stream)) = talked {
+                let since = Instant::now();
                 listen(&mut stream);
                 pause = FIRST_PAUSE;
-                continue;
+                // A host that hangs up at once each time is not to be asked for ever without a pause.
+                if since.elapsed() > FIRST_PAUSE {
+                    continue;
+                }
             }
             thread::sleep(pause);
             pause = pause.saturating_mul(2).min(LAST_PAUSE);

@@ -12,7 +12,7 @@ use agent::message::{Ended, Looked, Pack, Refusal, Request, Unpack};
 use tar::{Builder, EntryType, Header};
 
 fn pack(agent: &Agent, path: &Path) -> (Vec<u8>, Ended) {
-    let request = Request::Pack(Pack { path: path.display().to_string(), follow: false });
+    let request = Request::Pack(Pack { path: path.display().to_string(), follow: false, name: None });
     let mut stream = agent.accepted(&request);
     let mut archive = Vec::new();
     loop {
@@ -168,6 +168,20 @@ fn nothing_is_put_outside_the_directory() {
 }
 
 #[test]
+fn a_name_without_end_is_not_held_in_memory() {
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::GNULongName);
+    header.set_size(8 << 30);
+    header.set_cksum();
+    let mut archive = header.as_bytes().to_vec();
+    archive.resize(2 << 20, b'x');
+    let ended = unpack(&agent, dir.path(), None, &archive);
+    assert!(matches!(&ended, Ended::Failed(why) if why.contains("without end")), "{ended:?}");
+}
+
+#[test]
 fn half_an_archive_is_an_error_and_leaves_no_half_file() {
     let agent = Agent::start();
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +213,7 @@ fn what_is_at_a_path_is_said() {
 fn what_is_not_there_is_refused() {
     let agent = Agent::start();
     let nowhere = agent.path("nowhere");
-    let request = Request::Pack(Pack { path: nowhere.display().to_string(), follow: false });
+    let request = Request::Pack(Pack { path: nowhere.display().to_string(), follow: false, name: None });
     assert!(matches!(agent.refused(&request), Refusal::Failed(why) if why.contains("nowhere")));
     assert!(matches!(agent.refused(&unpack_into(&nowhere, None)), Refusal::Failed(_)));
     for name in ["a/b", "..", "/", ""] {

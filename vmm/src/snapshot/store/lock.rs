@@ -63,7 +63,8 @@ impl Store {
                 path,
             }),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let written = sealed::replace(self.storage(), &path, ours.as_os_str().as_bytes());
+                // The first VMs of a user may well be several.
+                let written = sealed::replace_together(self.storage(), &path, ours.as_os_str().as_bytes());
                 written.map_err(StoreError::io("write", &path))
             }
             Err(error) => Err(StoreError::io("read", &path)(error)),

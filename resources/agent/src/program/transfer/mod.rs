@@ -63,7 +63,8 @@ pub fn pack(mut stream: Stream, wanted: &Pack) -> io::Result<()> {
     };
     accept_request(&mut stream)?;
     let mut output = Outputs { stream: &mut stream, bytes: Vec::with_capacity(MAX_FRAME) };
-    let packed = pack::pack(&path, &metadata, wanted.follow, &mut output).and_then(|()| output.flush());
+    let name = wanted.name.as_deref().map(Path::new);
+    let packed = pack::pack(&path, &metadata, wanted.follow, name, &mut output).and_then(|()| output.flush());
     end(stream, packed)
 }
 

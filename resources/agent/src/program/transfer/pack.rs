@@ -24,11 +24,18 @@ struct Packer<W: Write> {
     entries: usize,
 }
 
-/// Pack what is at `path`.
-pub fn pack(path: &Path, metadata: &Metadata, follow: bool, to: &mut impl Write) -> io::Result<()> {
+/// Pack what is at `path`, as `called` or by its own name.
+pub fn pack(
+    path: &Path,
+    metadata: &Metadata,
+    follow: bool,
+    called: Option<&Path>,
+    to: &mut impl Write,
+) -> io::Result<()> {
     let mut packer = Packer { archive: Builder::new(to), linked: HashMap::new(), entries: 0 };
     let canonical = path.canonicalize().unwrap_or_default();
-    let name = path.file_name().or_else(|| canonical.file_name()).unwrap_or(OsStr::new(ROOT));
+    let own = || path.file_name().or_else(|| canonical.file_name()).unwrap_or(OsStr::new(ROOT));
+    let name = called.unwrap_or_else(|| Path::new(own()));
     packer.tree(path.to_owned(), PathBuf::from(name), metadata, follow)?;
     packer.archive.into_inner()?.flush()
 }

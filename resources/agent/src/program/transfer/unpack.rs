@@ -3,11 +3,13 @@
 //!
 //! What is there is replaced, but not a directory by something else. Directories get their modes and times at the end.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::fs::{chmod, chownat, fchmod, fchown, futimens, linkat, mkdirat, mknodat, openat};
@@ -21,8 +23,27 @@ use crate::sys;
 /// What is read and written at once.
 const PIECE: usize = 64 * 1024;
 
+/// What stands before an entry's content at most: its headers, names and attributes, all of which are held in memory.
+const MAX_HEADERS: u64 = 1 << 20;
+
 const DIRECTORY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Reads no more than is left.
+struct Bounded<R> {
+    from: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        let left = self.left.get().checked_sub(count as u64);
+        self.left
+            .set(left.ok_or_else(|| io::Error::other("the archive has an entry with a name without end"))?);
+        Ok(count)
+    }
+}
 
 /// Puts entries below a directory.
 #[derive(Debug)]
@@ -68,11 +89,16 @@ impl Unpacker {
 
     /// Take a whole archive.
     pub fn unpack(mut self, from: &mut impl Read) -> io::Result<()> {
-        let mut archive = Archive::new(from);
-        for (count, entry) in archive.entries()?.enumerate() {
+        let left = Rc::new(Cell::new(MAX_HEADERS));
+        let mut archive = Archive::new(Bounded { from, left: Rc::clone(&left) });
+        let mut entries = archive.entries()?;
+        for count in 0usize.. {
             if count > MAX_ENTRIES {
                 return Err(io::Error::other("the archive has too many entries: copy it in parts"));
             }
+            left.set(MAX_HEADERS);
+            let Some(entry) = entries.next() else { break };
+            left.set(u64::MAX);
             let mut entry = entry?;
             let path = entry.path()?.into_owned();
             self.entry(&mut entry, &path)

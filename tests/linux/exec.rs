@@ -1,0 +1,225 @@
+//! Commands and files by the agent in a guest, which runs as its init's child.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bytes::noise;
+use crate::cli::Cli;
+use crate::vm::Kernel;
+
+/// How much goes through a pipe each way: an emulated guest hashes a few MiB a second.
+const PIPED: usize = 64 << 20;
+/// Commands at once.
+const MANY: usize = 50;
+/// Files of a tree that is copied there and back.
+const FILES: usize = 10_000;
+
+/// Exit codes, signals, pipes, a terminal, many at once, trees, and an agent that dies and comes again.
+pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
+    let cli = Cli::new(skiff, dir)?;
+    let initrd = with_agent(&cli, kernel, dir)?;
+    let image = kernel.image();
+    let guest = [
+        "run",
+        "-d",
+        "--name",
+        "worker",
+        "--vsock",
+        "auto",
+        "--kernel",
+        &image,
+        "--initrd",
+        &initrd,
+        "--memory",
+        "1G",
+        "--cpus",
+        "2",
+        "--transport",
+        kernel.transport,
+        "--cmdline",
+        "console=ttyS0 quiet skiff.do=agent,idle",
+    ];
+    cli.run(guest)?;
+    cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
+    ensure!(cli.run(["inspect", "--json", "worker"])?.contains("\"ready\": true"), "inspect does not say ready");
+    codes(&cli)?;
+    streams(&cli, dir)?;
+    terminal(&cli)?;
+    many(&cli)?;
+    trees(&cli, dir)?;
+    dies(&cli)?;
+    let events = cli.run(["events", "--json", "--no-follow", "--since", "all", "worker"])?;
+    ensure!(events.matches("\"ready\"").count() == 2, "events do not tell twice of 'ready': {events}");
+    cli.run(["kill", "worker"])?;
+    Ok(())
+}
+
+/// The kernel's initrd with the agent behind it: one archive more.
+fn with_agent(cli: &Cli<'_>, kernel: &Kernel, dir: &Path) -> Result<String> {
+    let program = dir.join("skiff-agent");
+    cli.run([Path::new("agent"), &program])?;
+    let initrd = kernel.initrd(dir)?;
+    let mut archive = Vec::new();
+    entry(&mut archive, "bin/skiff-agent", 0o100_755, &fs::read(&program)?);
+    entry(&mut archive, "TRAILER!!!", 0, &[]);
+    File::options().append(true).open(&initrd)?.write_all(&archive)?;
+    Ok(initrd)
+}
+
+/// One entry of a newc archive (Documentation/driver-api/early-userspace/buffer-format.rst).
+fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let words = [1, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+    archive.extend(b"070701");
+    words.iter().for_each(|word| archive.extend(format!("{word:08x}").bytes()));
+    archive.extend(name.bytes().chain([0]));
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(content);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+/// `skiff exec worker` with these words behind it.
+fn exec_in(cli: &Cli<'_>, words: &[&str]) -> Command {
+    cli.command([&["exec", "worker"], words].concat())
+}
+
+/// What `sh -c` prints, without the last newline.
+fn shell(cli: &Cli<'_>, script: &str) -> Result<String> {
+    Ok(cli.run(["exec", "worker", "sh", "-c", script])?.trim_end().to_owned())
+}
+
+fn codes(cli: &Cli<'_>) -> Result<()> {
+    for code in [0, 1, 42, 125, 126, 127, 128, 255] {
+        let status = exec_in(cli, &["sh", "-c", &format!("exit {code}")]).status()?;
+        ensure!(status.code() == Some(code), "exit {code} came as {status}");
+    }
+    for (words, code) in [
+        (&["no-such-command"][..], 127),
+        (&["/init.sh/x"], 127),
+        (&["/proc/version"], 126),
+        (&["sh", "-c", "kill -9 $$"], 137),
+        (&["sh", "-c", "kill -15 $$"], 143),
+    ] {
+        let status = exec_in(cli, words).stderr(Stdio::null()).status()?;
+        ensure!(status.code() == Some(code), "{words:?} ended with {status}, not {code}");
+    }
+    // A signal of this side is the command's.
+    let mut sleeping = exec_in(cli, &["sh", "-c", "trap 'exit 7' USR1; echo trapped; while :; do sleep 0.1; done"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = [0; 8];
+    std::io::Read::read_exact(&mut sleeping.stdout.take().context("no pipe")?, &mut line)?;
+    signal(&sleeping, libc::SIGUSR1);
+    let status = sleeping.wait()?;
+    ensure!(status.code() == Some(7), "a trapped signal ended it with {status}");
+    let words = ["exec", "-e", "A=b c", "-w", "/proc", "worker", "sh", "-c", "echo $A $PWD"];
+    ensure!(cli.run(words)? == "b c /proc\n", "environment or directory are lost");
+    Ok(())
+}
+
+fn signal(child: &Child, signal: i32) {
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    // SAFETY: touches no memory; the process is a child of this one that nobody has waited for.
+    unsafe { libc::kill(pid, signal) };
+}
+
+fn streams(cli: &Cli<'_>, dir: &Path) -> Result<()> {
+    let path = dir.join("noise");
+    fs::write(&path, noise(PIPED))?;
+    let wanted = sum(&path)?;
+    let output = cli.command(["exec", "-i", "worker", "sha256sum"]).stdin(File::open(&path)?).output()?;
+    let came = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(came.starts_with(&wanted), "{PIPED} bytes to the guest came as {came:?}, not {wanted}");
+    let back = dir.join("back");
+    let status = cli
+        .command(["exec", "-i", "worker", "cat"])
+        .stdin(File::open(&path)?)
+        .stdout(File::create(&back)?)
+        .status()?;
+    ensure!(status.success() && sum(&back)? == wanted, "{PIPED} bytes there and back are others");
+    let output = exec_in(cli, &["sh", "-c", "echo out; echo err >&2"]).output()?;
+    ensure!((&output.stdout[..], &output.stderr[..]) == (b"out\n", b"err\n"), "streams are mixed: {output:?}");
+    Ok(())
+}
+
+fn sum(path: &PathBuf) -> Result<String> {
+    let output = Command::new("sha256sum").arg(path).output().context("cannot run sha256sum")?;
+    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// `script` of util-linux is the user: its terminal is skiff's.
+fn terminal(cli: &Cli<'_>) -> Result<()> {
+    // The shell's prompt is not waited for: the terminal keeps what is typed until somebody reads it.
+    let skiff = cli.command(["shell", "worker"]);
+    let program = skiff.get_program().display().to_string();
+    let inner = format!(
+        "stty rows 33 cols 101; (sleep 20; stty rows 44 cols 122 </dev/tty) & {program} shell worker; echo code=$?"
+    );
+    let mut script = Command::new("script");
+    script.args(["-qefc", &inner, "/dev/null"]).envs(skiff.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run script")?;
+    let mut keys = child.stdin.take().context("no pipe")?;
+    for (after, text) in [(8, "stty size\n"), (4, "sleep 1000\n"), (4, "\x03"), (12, "stty size\nexit 9\n")] {
+        std::thread::sleep(std::time::Duration::from_secs(after));
+        keys.write_all(text.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for wanted in ["33 101", "44 122", "code=9"] {
+        ensure!(said.contains(wanted), "the shell's terminal does not show '{wanted}': {said:?}");
+    }
+    Ok(())
+}
+
+fn many(cli: &Cli<'_>) -> Result<()> {
+    let start = |number: usize| {
+        let script = format!("sleep 1; echo {number}; exit {number}");
+        exec_in(cli, &["sh", "-c", &script]).stdout(Stdio::piped()).spawn()
+    };
+    let children: Vec<Child> = (0..MANY).map(start).collect::<Result<_, _>>()?;
+    for (number, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let right = said.trim() == number.to_string() && output.status.code() == i32::try_from(number).ok();
+        ensure!(right, "command {number} of {MANY} said {said:?} and ended with {}", output.status);
+    }
+    Ok(())
+}
+
+fn trees(cli: &Cli<'_>, dir: &Path) -> Result<()> {
+    let tree = dir.join("tree");
+    for number in 0..FILES {
+        let below = tree.join(format!("{}/{}", number % 10, number % 100));
+        if number < 100 {
+            fs::create_dir_all(&below)?;
+        }
+        fs::write(below.join(number.to_string()), format!("{number}\n").repeat(number % 50))?;
+    }
+    std::os::unix::fs::symlink("0/0/0", tree.join("link"))?;
+    let (from, back) = (tree.display().to_string(), dir.join("returned").display().to_string());
+    cli.run(["cp", &from, "worker:/"])?;
+    ensure!(shell(cli, "find /tree -type f | wc -l")? == FILES.to_string(), "files are missing in the guest");
+    cli.run(["cp", "worker:/tree", &back])?;
+    let differ = Command::new("diff").args(["-r", "--no-dereference", &from, &back]).output()?;
+    ensure!(differ.status.success(), "the tree came back as another: {}", String::from_utf8_lossy(&differ.stdout));
+    let file = dir.join("one").display().to_string();
+    cli.run(["cp", "worker:/tree/1/1/1", &file])?;
+    ensure!(fs::read(&file)? == b"1\n", "a file came as another");
+    Ok(())
+}
+
+/// An agent that dies takes its commands with it, and one that is started again is found.
+fn dies(cli: &Cli<'_>) -> Result<()> {
+    let running = exec_in(cli, &["sleep", "1000"]).stderr(Stdio::piped()).spawn()?;
+    let killing = exec_in(cli, &["sh", "-c", "killall -9 skiff-agent"]).stderr(Stdio::null()).status()?;
+    ensure!(killing.code() == Some(125), "who killed the agent ended with {killing}");
+    let output = running.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(125) && said.contains("broke"), "a lost command: {}: {said}", output.status);
+    cli.run(["wait", "--ready", "--timeout", "120", "worker"])?;
+    ensure!(shell(cli, "echo again")? == "again", "the agent that came again runs nothing");
+    Ok(())
+}
