@@ -7,8 +7,8 @@ use super::Group;
 use crate::flags::{Completes, Count, Operand};
 use crate::progress::Steps;
 
-mod disk;
 mod build;
+mod disk;
 mod distribution;
 mod export;
 mod file;
