@@ -1,0 +1,135 @@
+//! Images built from files, and warm ones, on a Debian that was prepared before: its data directory is below an overlay, since sockets and locks want a
+//! real file system, and what is prepared is for other tests, too.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cli::Cli;
+
+/// What the image is, with a place for what changes.
+const FILE: &str = r#"
+base = "debian:12"
+workdir = "/srv"
+env = { COLOUR = "blue" }
+
+[[step]]
+copy = ["app/", "/srv/app"]
+owner = "games:users"
+exclude = ["*.o"]
+
+[[step]]
+run = "echo built > /srv/first; echo $COLOUR >> /srv/first; cat /proc/sys/kernel/random/boot_id > /srv/boot"
+
+[[step]]
+run = "LAST"
+"#;
+
+/// A file built twice, with a step changed, with one that fails, and its VMs; all from the image `debian:12` below `data`.
+///
+/// # Errors
+/// What is not as it should be.
+pub fn build(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
+    let cli = Cli::new(skiff, dir)?;
+    let _overlay = Overlay::mount(data, &dir.join("overlay"), &dir.join("state/data"))?;
+    let app = dir.join("web/app");
+    fs::create_dir_all(app.join("sub"))?;
+    fs::write(app.join("main"), "one")?;
+    fs::write(app.join("main.o"), "no")?;
+    fs::write(app.join("sub/deep"), "deep")?;
+    let file = dir.join("web/web.toml");
+    let write = |last: &str| fs::write(&file, FILE.replace("LAST", last)).context("cannot write the file");
+    let path = file.display().to_string();
+
+    write("cat /srv/first > /srv/last")?;
+    let first = told(&cli, &["image", "build", "-f", &path])?;
+    ensure!(!first.contains("cached") && first.contains("[4/4] run "), "the first build said: {first}");
+    let id = cli.run(["image", "build", "-q", "-f", &path])?;
+    let second = told(&cli, &["image", "build", "-f", &path])?;
+    ensure!(second.matches("… cached").count() == 4 && !second.contains("boot "), "the second build said: {second}");
+
+    // The image's VMs: warm, and cold.
+    let content = "cat /srv/last /srv/app/main /srv/app/sub/deep; stat -c %U:%G /srv/app/main; ls /srv/app; echo $COLOUR $PWD";
+    let wanted = "built\nblue\nonedeepgames:users\nmain\nsub\nblue /srv\n";
+    let warm = cli.run(["run", "web", "--", "sh", "-c", content])?;
+    ensure!(warm == wanted, "a warm VM has {warm:?}");
+    let cold = cli.run(["run", "--cpus", "2", "web", "--", "sh", "-c", content])?;
+    ensure!(cold == wanted, "a cold VM has {cold:?}");
+    clones_differ(&cli)?;
+
+    // The third step changed: it is done after the second's result, in the same boot.
+    write("sha256sum /proc/sys/kernel/random/boot_id; cmp /proc/sys/kernel/random/boot_id /srv/boot; echo new > /srv/last")?;
+    let third = told(&cli, &["image", "build", "-f", &path])?;
+    ensure!(third.matches("… cached").count() == 3 && third.contains("go on from step 3"), "the third build said: {third}");
+    ensure!(cli.run(["image", "build", "-q", "-f", &path])? != id, "another image has the same ID");
+
+    fails(&cli, &write, &path)?;
+    ensure!(cli.run(["ps", "-aq"])?.is_empty(), "VMs are left");
+    let pruned = cli.run(["image", "prune"])?;
+    ensure!(pruned.contains("forgot 6 build steps"), "prune said: {pruned}");
+    ensure!(cli.run(["run", "web", "--", "cat", "/srv/last"])? == "new\n", "prune took what is needed");
+    Ok(())
+}
+
+/// A step that fails, and one that takes too long, leave what was done before.
+fn fails(cli: &Cli<'_>, write: &dyn Fn(&str) -> Result<()>, path: &str) -> Result<()> {
+    write("echo said; exit 7")?;
+    let output = cli.output(&["image", "build", "-f", path])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let named = said.contains("    said\n") && said.contains("web.toml:") && said.contains("exit code 7");
+    ensure!(output.status.code() == Some(1) && named, "a step that fails said: {said}");
+    write("sleep 1000\"\ntimeout = \"2s")?;
+    let output = cli.output(&["image", "build", "-f", path])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success() && said.contains("longer than its 2 s"), "a slow step said: {said}");
+    write("true")?;
+    let again = told(cli, &["image", "build", "-f", path])?;
+    ensure!(again.matches("… cached").count() == 3, "after failures a build said: {again}");
+    write("sha256sum /proc/sys/kernel/random/boot_id; cmp /proc/sys/kernel/random/boot_id /srv/boot; echo new > /srv/last")?;
+    told(cli, &["image", "build", "-f", path]).map(drop)
+}
+
+/// Two VMs of one warm image are two machines.
+fn clones_differ(cli: &Cli<'_>) -> Result<()> {
+    let who = "cat /proc/sys/kernel/hostname /proc/sys/kernel/random/uuid; cat /etc/machine-id";
+    let one = cli.run(["run", "--name", "one", "--rm", "web", "--", "sh", "-c", who])?;
+    let two = cli.run(["run", "--name", "two", "--rm", "web", "--", "sh", "-c", who])?;
+    let same = one.lines().zip(two.lines()).filter(|(one, two)| one == two).count();
+    ensure!(one.starts_with("one\n") && two.starts_with("two\n") && same == 0, "two VMs are {one:?} and {two:?}");
+    Ok(())
+}
+
+/// What it says on standard error.
+fn told(cli: &Cli<'_>, arguments: &[&str]) -> Result<String> {
+    let output = cli.output(arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{arguments:?} failed: {said}");
+    Ok(said)
+}
+
+/// A directory as it was prepared, to be written to.
+struct Overlay<'a>(&'a Path);
+
+impl<'a> Overlay<'a> {
+    fn mount(lower: &Path, own: &Path, at: &'a Path) -> Result<Self> {
+        let (upper, work) = (own.join("upper"), own.join("work"));
+        for dir in [&upper, &work, &at.to_owned()] {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let (lower, upper, work) = (lower.display(), upper.display(), work.display());
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "overlay", "overlay", "-o"]).arg(format!("lowerdir={lower},upperdir={upper},workdir={work}"));
+        let status = mount.arg(at).status().context("cannot run mount")?;
+        ensure!(status.success(), "cannot mount an overlay at {}", at.display());
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Overlay<'_> {
+    fn drop(&mut self) {
+        // What still uses it ends with the test.
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
