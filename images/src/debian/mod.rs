@@ -2,12 +2,14 @@
 //! [`crate::rootless`], with the kernel and initial RAM disk of its own beside it. [`build`] does it all.
 
 mod bootstrap;
+mod kernel;
 mod mirror;
 mod recipe;
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use kernel::{Kernel, kernel};
 pub use mirror::Mirror;
 pub use recipe::{Recipe, all};
 
@@ -69,6 +71,9 @@ pub enum Error {
         /// What was built.
         os: String,
     },
+    /// The default kernel's packages cannot be unpacked.
+    #[error("the kernel's packages cannot be unpacked")]
+    Kernel(#[source] crate::tree::Error),
     /// It does not become a disk.
     #[error(transparent)]
     Rootless(#[from] rootless::Error),

@@ -51,6 +51,8 @@ pub struct Asked {
     pub kernel_from: Option<String>,
     /// Leave the agent out of a disk.
     pub no_agent: bool,
+    /// Which of several images in an archive or layout.
+    pub image: Option<String>,
     quiet: bool,
 }
 
@@ -79,6 +81,18 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
+    Flag {
+        name: "image",
+        short: None,
+        takes: Takes::Text("NAME"),
+        help: "Take the image of this name or tag from a layout or archive that has several",
+        long: "",
+        example: Example { args: &["--image", "app:1"], toml: "" },
+        apply: |asked, value| {
+            asked.image = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    },
     Flag::quiet("Print the name, and nothing of what is done for it", |asked, _| {
         asked.quiet = true;
         Ok(())
@@ -94,7 +108,7 @@ pub struct Importer {
 }
 
 /// Of all kinds, in the order in which they are asked: archives before disks, since any file can be a raw disk.
-const IMPORTERS: &[Importer] = &[super::disk::IMPORTER];
+const IMPORTERS: &[Importer] = &[super::container::IMPORTER, super::disk::IMPORTER];
 
 fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();

@@ -7,8 +7,9 @@ use super::Group;
 use crate::flags::{Completes, Count, Operand};
 use crate::progress::Steps;
 
-mod build;
+mod container;
 mod disk;
+mod build;
 mod distribution;
 mod export;
 mod file;
@@ -16,6 +17,8 @@ mod import;
 mod inspect;
 mod list;
 mod prune;
+mod pull;
+mod push;
 mod remove;
 mod tag;
 pub mod warm;
@@ -36,6 +39,8 @@ pub const GROUP: Group = Group {
         prune::VERB,
         import::VERB,
         export::VERB,
+        pull::VERB,
+        push::VERB,
     ],
 };
 
