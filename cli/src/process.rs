@@ -127,7 +127,8 @@ fn start(
         held.write_state(before.again(), false)?;
     }
     let signals = Signals::block().context("cannot block signals")?;
-    let stdout = if launch.foreground { Some(launch::stdout()?) } else { None };
+    let stdout =
+        if launch.foreground && launch.logging.guest_on_stdout { Some(launch::stdout()?) } else { None };
     let logs = logging::start(&launch.logging)?;
     leave_terminal().context("cannot open /dev/null")?;
     if !launch.foreground {

@@ -158,7 +158,10 @@ fn a_vm_that_stays_keeps_its_image_and_so_do_its_snapshots_and_clones() {
 /// The names in a directory of the data.
 fn names(home: &Home, dir: &str) -> Vec<String> {
     let entries = std::fs::read_dir(home.data().join(dir)).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| !name.starts_with('.')).collect()
+    entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with('.'))
+        .collect()
 }
 
 #[test]

@@ -45,7 +45,10 @@ pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     ];
     cli.run(guest)?;
     cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
-    ensure!(cli.run(["inspect", "--json", "worker"])?.contains("\"ready\": true"), "inspect does not say ready");
+    ensure!(
+        cli.run(["inspect", "--json", "worker"])?.contains("\"ready\": true"),
+        "inspect does not say ready"
+    );
     codes(&cli)?;
     streams(&cli, dir)?;
     terminal(&cli)?;
@@ -107,9 +110,10 @@ fn codes(cli: &Cli<'_>) -> Result<()> {
         ensure!(status.code() == Some(code), "{words:?} ended with {status}, not {code}");
     }
     // A signal of this side is the command's.
-    let mut sleeping = exec_in(cli, &["sh", "-c", "trap 'exit 7' USR1; echo trapped; while :; do sleep 0.1; done"])
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut sleeping =
+        exec_in(cli, &["sh", "-c", "trap 'exit 7' USR1; echo trapped; while :; do sleep 0.1; done"])
+            .stdout(Stdio::piped())
+            .spawn()?;
     let mut line = [0; 8];
     std::io::Read::read_exact(&mut sleeping.stdout.take().context("no pipe")?, &mut line)?;
     signal(&sleeping, libc::SIGUSR1);
@@ -141,7 +145,10 @@ fn streams(cli: &Cli<'_>, dir: &Path) -> Result<()> {
         .status()?;
     ensure!(status.success() && sum(&back)? == wanted, "{PIPED} bytes there and back are others");
     let output = exec_in(cli, &["sh", "-c", "echo out; echo err >&2"]).output()?;
-    ensure!((&output.stdout[..], &output.stderr[..]) == (b"out\n", b"err\n"), "streams are mixed: {output:?}");
+    ensure!(
+        (&output.stdout[..], &output.stderr[..]) == (b"out\n", b"err\n"),
+        "streams are mixed: {output:?}"
+    );
     Ok(())
 }
 
@@ -159,8 +166,11 @@ fn terminal(cli: &Cli<'_>) -> Result<()> {
         "stty rows 33 cols 101; (sleep 20; stty rows 44 cols 122 </dev/tty) & {program} shell worker; echo code=$?"
     );
     let mut script = Command::new("script");
-    script.args(["-qefc", &inner, "/dev/null"]).envs(skiff.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run script")?;
+    script
+        .args(["-qefc", &inner, "/dev/null"])
+        .envs(skiff.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let mut child =
+        script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run script")?;
     let mut keys = child.stdin.take().context("no pipe")?;
     for (after, text) in [(8, "stty size\n"), (4, "sleep 1000\n"), (4, "\x03"), (12, "stty size\nexit 9\n")] {
         std::thread::sleep(std::time::Duration::from_secs(after));
@@ -204,7 +214,11 @@ fn trees(cli: &Cli<'_>, dir: &Path) -> Result<()> {
     ensure!(shell(cli, "find /tree -type f | wc -l")? == FILES.to_string(), "files are missing in the guest");
     cli.run(["cp", "worker:/tree", &back])?;
     let differ = Command::new("diff").args(["-r", "--no-dereference", &from, &back]).output()?;
-    ensure!(differ.status.success(), "the tree came back as another: {}", String::from_utf8_lossy(&differ.stdout));
+    ensure!(
+        differ.status.success(),
+        "the tree came back as another: {}",
+        String::from_utf8_lossy(&differ.stdout)
+    );
     let file = dir.join("one").display().to_string();
     cli.run(["cp", "worker:/tree/1/1/1", &file])?;
     ensure!(fs::read(&file)? == b"1\n", "a file came as another");
@@ -218,7 +232,11 @@ fn dies(cli: &Cli<'_>) -> Result<()> {
     ensure!(killing.code() == Some(125), "who killed the agent ended with {killing}");
     let output = running.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(125) && said.contains("broke"), "a lost command: {}: {said}", output.status);
+    ensure!(
+        output.status.code() == Some(125) && said.contains("broke"),
+        "a lost command: {}: {said}",
+        output.status
+    );
     cli.run(["wait", "--ready", "--timeout", "120", "worker"])?;
     ensure!(shell(cli, "echo again")? == "again", "the agent that came again runs nothing");
     Ok(())

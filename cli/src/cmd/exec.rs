@@ -60,40 +60,58 @@ const COMMAND: Operand = Operand {
     help: "The command and its arguments",
 };
 
+/// What flags can say of a command in a guest, whatever else they say.
+pub trait Wishes {
+    /// The command.
+    fn wish(&mut self) -> &mut Wish;
+}
+
 #[derive(Default)]
-pub struct Asked {
+struct Asked {
     wish: Wish,
     timeout: Option<Duration>,
 }
 
-const EXEC_FLAGS: &[Flag<Asked>] = &[INTERACTIVE, TTY, DETACH, USER, WORKDIR, ENV, TIMEOUT];
-const SHELL_FLAGS: &[Flag<Asked>] = &[USER, WORKDIR, ENV, TIMEOUT];
+impl Wishes for Asked {
+    fn wish(&mut self) -> &mut Wish {
+        &mut self.wish
+    }
+}
 
-const INTERACTIVE: Flag<Asked> = Flag {
-    name: "interactive",
-    short: Some('i'),
-    takes: Takes::Nothing,
-    help: "Let the command read standard input; otherwise it has none",
-    long: "",
-    example: Example { args: &["-i"], toml: "" },
-    apply: |asked, _| {
-        asked.wish.interactive = true;
-        Ok(())
-    },
-};
+const EXEC_FLAGS: &[Flag<Asked>] = &[interactive(), tty(), DETACH, user(), workdir(), env(), TIMEOUT];
+const SHELL_FLAGS: &[Flag<Asked>] = &[user(), workdir(), env(), TIMEOUT];
 
-const TTY: Flag<Asked> = Flag {
-    name: "tty",
-    short: Some('t'),
-    takes: Takes::Nothing,
-    help: "Give the command a terminal of its own; with -i, this one's keys are its",
-    long: "Its standard error is then the same as its standard output.",
-    example: Example { args: &["-t"], toml: "" },
-    apply: |asked, _| {
-        asked.wish.terminal = true;
-        Ok(())
-    },
-};
+/// `--interactive`.
+pub const fn interactive<T: Wishes>() -> Flag<T> {
+    Flag {
+        name: "interactive",
+        short: Some('i'),
+        takes: Takes::Nothing,
+        help: "Let the command read standard input; otherwise it has none",
+        long: "",
+        example: Example { args: &["-i"], toml: "" },
+        apply: |asked, _| {
+            asked.wish().interactive = true;
+            Ok(())
+        },
+    }
+}
+
+/// `--tty`.
+pub const fn tty<T: Wishes>() -> Flag<T> {
+    Flag {
+        name: "tty",
+        short: Some('t'),
+        takes: Takes::Nothing,
+        help: "Give the command a terminal of its own; with -i, this one's keys are its",
+        long: "Its standard error is then the same as its standard output.",
+        example: Example { args: &["-t"], toml: "" },
+        apply: |asked, _| {
+            asked.wish().terminal = true;
+            Ok(())
+        },
+    }
+}
 
 const DETACH: Flag<Asked> = Flag {
     name: "detach",
@@ -108,44 +126,53 @@ const DETACH: Flag<Asked> = Flag {
     },
 };
 
-const USER: Flag<Asked> = Flag {
-    name: "user",
-    short: Some('u'),
-    takes: Takes::Text("USER[:GROUP]"),
-    help: "Whose the command is, by name or number [default: root]",
-    long: "",
-    example: Example { args: &["-u", "www-data"], toml: "" },
-    apply: |asked, value| {
-        asked.wish.user = Some(utf8(value)?.to_owned());
-        Ok(())
-    },
-};
+/// `--user`.
+pub const fn user<T: Wishes>() -> Flag<T> {
+    Flag {
+        name: "user",
+        short: Some('u'),
+        takes: Takes::Text("USER[:GROUP]"),
+        help: "Whose the command is, by name or number [default: root]",
+        long: "",
+        example: Example { args: &["-u", "www-data"], toml: "" },
+        apply: |asked, value| {
+            asked.wish().user = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    }
+}
 
-const WORKDIR: Flag<Asked> = Flag {
-    name: "workdir",
-    short: Some('w'),
-    takes: Takes::Text("DIR"),
-    help: "The directory in which the command starts [default: the user's home]",
-    long: "",
-    example: Example { args: &["-w", "/srv"], toml: "" },
-    apply: |asked, value| {
-        asked.wish.cwd = Some(utf8(value)?.to_owned());
-        Ok(())
-    },
-};
+/// `--workdir`.
+pub const fn workdir<T: Wishes>() -> Flag<T> {
+    Flag {
+        name: "workdir",
+        short: Some('w'),
+        takes: Takes::Text("DIR"),
+        help: "The directory in which the command starts [default: the user's home]",
+        long: "",
+        example: Example { args: &["-w", "/srv"], toml: "" },
+        apply: |asked, value| {
+            asked.wish().cwd = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    }
+}
 
-const ENV: Flag<Asked> = Flag {
-    name: "env",
-    short: Some('e'),
-    takes: Takes::Texts("KEY=VALUE"),
-    help: "Put this into the command's environment; KEY alone takes the value that it has here",
-    long: "",
-    example: Example { args: &["-e", "LANG=C", "-e", "HOME=/srv"], toml: "" },
-    apply: |asked, value| {
-        asked.wish.env.extend(variable(value)?);
-        Ok(())
-    },
-};
+/// `--env`.
+pub const fn env<T: Wishes>() -> Flag<T> {
+    Flag {
+        name: "env",
+        short: Some('e'),
+        takes: Takes::Texts("KEY=VALUE"),
+        help: "Put this into the command's environment; KEY alone takes the value that it has here",
+        long: "",
+        example: Example { args: &["-e", "LANG=C", "-e", "HOME=/srv"], toml: "" },
+        apply: |asked, value| {
+            asked.wish().env.extend(variable(value)?);
+            Ok(())
+        },
+    }
+}
 
 const TIMEOUT: Flag<Asked> = Flag {
     name: "timeout",

@@ -147,7 +147,8 @@ fn stop(matches: &ArgMatches) -> Result<u8> {
     })
 }
 
-fn stop_one(store: &Store, name: &str, timeout: Duration) -> Result<()> {
+/// Press the power button of the VM `name` until it has stopped, and kill it if it has not after `timeout`.
+pub fn stop_one(store: &Store, name: &str, timeout: Duration) -> Result<()> {
     let look = many::running(store, name)?;
     let entry = &look.entry;
     if timeout.is_zero() {

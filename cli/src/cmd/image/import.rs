@@ -137,6 +137,9 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     )
 }
 
+/// How much of standard input is taken before it is asked whether there is room for as much again, in bytes.
+const PART: u64 = 16 << 20;
+
 /// Let what comes on standard input be a file.
 fn from_stdin(images: &Images, steps: &mut Steps) -> Result<(PathBuf, Option<Scratch>)> {
     steps.step("reading standard input");
@@ -146,13 +149,13 @@ fn from_stdin(images: &Images, steps: &mut Steps) -> Result<(PathBuf, Option<Scr
     let mut file = std::fs::File::create(&path).with_context(failed)?;
     let (mut stdin, mut total) = (io::stdin().lock(), 0_u64);
     loop {
-        let mut part = io::Read::take(&mut stdin, 16 << 20);
+        let mut part = io::Read::take(&mut stdin, PART);
         let copied = io::copy(&mut part, &mut file).with_context(failed)?;
         if copied == 0 {
             return Ok((path, Some(scratch)));
         }
         total = total.saturating_add(copied);
-        images.room(0)?;
+        images.room(PART)?;
         steps.advance(total, None);
     }
 }

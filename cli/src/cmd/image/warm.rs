@@ -26,8 +26,8 @@ const QUIET: Duration = Duration::from_millis(2500);
 /// From what a VM of an image starts.
 #[derive(Debug)]
 pub enum Start {
-    /// This snapshot, whose spec this is.
-    Warm(Box<Manifest>, Box<VmSpec>),
+    /// This snapshot.
+    Warm(Box<Manifest>),
     /// A boot, for this reason.
     Cold(Cold),
 }
@@ -56,7 +56,7 @@ pub fn start_from(store: &Store, images: &Images, image: &Image, spec: &VmSpec) 
         Err(error) => Start::Cold(Cold::Broken(format!("{error:#}"))),
         Ok((manifest, warm)) => match differs(&warm, spec) {
             Some(what) => Start::Cold(Cold::Differs(what)),
-            None => Start::Warm(Box::new(manifest), Box::new(warm)),
+            None => Start::Warm(Box::new(manifest)),
         },
     })
 }

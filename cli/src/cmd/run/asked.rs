@@ -12,7 +12,9 @@ use vmm::spec::{DiskSpec, Memory, MemorySpec, PortForward, SpecError, Stream, Tr
 use super::net::{self, NetAsked};
 use super::options::FLAGS;
 use super::template::Template;
+use crate::cmd::exec::Wishes;
 use crate::cmd::point::Point;
+use crate::exec::Wish;
 use crate::exit::Usage;
 use crate::flags::closest;
 
@@ -67,6 +69,15 @@ pub struct Asked {
     pub keep: bool,
     /// The image that it is of.
     pub image: Option<String>,
+    /// The command that is to run in it.
+    #[serde(skip)]
+    pub wish: Wish,
+}
+
+impl Wishes for Asked {
+    fn wish(&mut self) -> &mut Wish {
+        &mut self.wish
+    }
 }
 
 impl Asked {
@@ -142,6 +153,7 @@ impl Asked {
             from: self.from.or(file.from),
             keep: self.keep || file.keep,
             image: self.image.or(file.image),
+            wish: self.wish,
         }
     }
 

@@ -1,23 +1,26 @@
 //! `skiff run`: boot a VM in the foreground, with the terminal as its console.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use images::manifest::Agent;
+use images::store::Store as Images;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
 use super::point::Point;
 use super::{Verb, clone};
 use crate::copy;
+use crate::exec::Wish;
 use crate::exit::Usage;
 use crate::flags::{Completes, Count, Operand};
 use crate::launch::{Copy, Launch, Which};
 use crate::logging::Logging;
 use crate::store::Store;
 use crate::store::images::OfImage;
-use crate::{flags, front};
+use crate::{flags, front, guest};
 
 mod asked;
+mod command;
 pub mod image;
 mod net;
 mod options;
@@ -31,7 +34,10 @@ pub const VERB: Verb = Verb {
     long: "Boot a VM and give it this terminal. It runs in the foreground: the guest's poweroff ends it, and so \
            does Ctrl-] q. A guest's reboot boots it again in place.\n\n\
            The VM is a process of its own. It outlives this terminal if that is closed, and with Ctrl-] d; with -d \
-           it never has it. A VM with a name of its own or -d stays when it stops, and skiff start starts it \
+           it never has it. With a CMD, its console goes to its log, and the terminal is that command's, which runs as soon as \
+           the guest is ready; its exit code is this program's, and the VM ends with it. With -d and a CMD, that runs in the background, and the \
+           guest switches itself off after it. An image of a container has a CMD of its own.\n\n\
+           A VM with a name of its own or -d stays when it stops, and skiff start starts it \
            again; any other is thrown away at its end.",
     after: || format!("{EXAMPLES}\n\n{}", crate::exit::HELP),
     flags: || flags::describe(options::FLAGS),
@@ -56,6 +62,8 @@ const COMMAND: Operand = Operand {
 const EXAMPLES: &str = "\
 Examples:
   skiff run debian:12
+  skiff run debian:12 uname -a
+  skiff run -it -e LANG=C debian:12 bash
   skiff run -d --name web --memory 2G -p 8080:80 web:1
   skiff run --kernel /boot/vmlinuz-6.1.0-28-cloud-amd64 --initrd initrd.img
   skiff run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda1'
@@ -64,6 +72,7 @@ Examples:
   skiff run -d --name web --config web.toml
   skiff run --kernel vmlinuz --cpus 4 --dry-run > vm.toml
   skiff run --from web@s1
+  skiff run --from web@s1 make test
 
 Keys, when the guest has a terminal:
   Ctrl-] q       end the VM
@@ -74,14 +83,16 @@ Keys, when the guest has a terminal:
 fn run(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(options::FLAGS, matches, &mut asked)?;
-    asked.image = IMAGE.maybe(matches);
-    if !COMMAND.all(matches).is_empty() {
-        return Err(Usage("a CMD cannot be run yet: run it with skiff exec".to_owned()).into());
+    (asked.image, asked.wish.argv) = (IMAGE.maybe(matches), COMMAND.all(matches));
+    if asked.from.is_some() {
+        // The snapshot says what the VM is: all words are the command's.
+        asked.wish.argv.splice(0..0, asked.image.take());
     }
     if let Some(path) = asked.config.clone() {
         asked = asked.over(Asked::from_file(&path)?);
     }
     let dry_run = asked.dry_run == Some(true);
+    let words = std::mem::take(&mut asked.wish);
     let (verbose, file) = (asked.verbose.unwrap_or(0), asked.log_file.take());
     let (name, detach, remove) = (asked.name.take(), asked.detach == Some(true), asked.rm == Some(true));
     if asked.keep && remove {
@@ -90,38 +101,21 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
     // It keeps what it has held until the VM's spec names it, which is before this returns.
     let images = store.images();
-    let (mut of, mut has_agent) = (None, false);
-    let (spec, copy) = match (&asked.from, asked.image.take()) {
-        (Some(_), Some(_)) => {
-            return Err(Usage("the snapshot says what the VM is: leave out the image".to_owned()).into());
-        }
-        (Some(point), None) => from_snapshot(&store, &asked, point, name.as_deref(), dry_run)?,
-        (None, _) if asked.keep => {
-            return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
-        }
-        (None, Some(text)) => {
-            let image = image::find(&images, &text)?;
-            of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
-            has_agent = image.manifest.agent != Agent::None;
-            let ports = asked.publish.clone();
-            let spec = with_layers(image::apply(asked, &images, &image)?.resolve()?, stays && !remove);
-            match image::warm(&store, &images, &image, &spec)?.filter(|_| !dry_run) {
-                Some(warm) => (spec, Some(Copy { from: warm.id, ports })),
-                None => (spec, None),
-            }
-        }
-        (None, None) => (with_layers(asked.resolve()?, stays && !remove), None),
-    };
-    let of = of.or_else(|| store.image_of(&spec));
+    let What { spec, copy, of, has_agent } =
+        what(&store, &images, asked, name.as_deref(), stays && !remove, dry_run)?;
     if dry_run {
         return print(&spec);
     }
-    let guest_on_stdout = spec.serial == Stream::Stdio || spec.console == Stream::Stdio;
+    let manifest = of.as_ref().and_then(|of| images.get(&of.id).ok());
+    let wish = command::wish(words, manifest.as_ref())?;
+    // Whoever asks for a command says that there is an agent to run it.
+    let has_agent = has_agent || wish.is_some();
+    let guest_on_stdout = wish.is_none() && (spec.serial == Stream::Stdio || spec.console == Stream::Stdio);
     // Nobody has asked for it to stay.
     let throw_away = !stays;
     let which = Which::New {
         name,
-        spec: Box::new(spec.clone()),
+        spec: Box::new(spec),
         remove: remove || throw_away,
         has_agent,
         ends_with_owner: throw_away,
@@ -129,11 +123,67 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         image: of,
     };
     let logging = Logging { verbose, file, guest_on_stdout, detached: detach };
-    let launch = Launch { store, which, foreground: !detach, logging };
-    if !detach {
-        return front::own(launch, &spec);
+    start(Launch { store, which, foreground: !detach, logging }, wish)
+}
+
+/// What is to be run.
+struct What {
+    spec: VmSpec,
+    copy: Option<Copy>,
+    /// The image that it is of.
+    of: Option<OfImage>,
+    has_agent: bool,
+}
+
+/// A snapshot's VM, an image's, or one that is all said; its disks have layers if it `stays`.
+fn what(
+    store: &Store,
+    images: &Images,
+    mut asked: Asked,
+    name: Option<&str>,
+    stays: bool,
+    dry_run: bool,
+) -> Result<What> {
+    let (mut of, mut has_agent) = (None, false);
+    let (spec, copy) = match (&asked.from, asked.image.take()) {
+        (Some(point), _) => from_snapshot(store, &asked, point, name, dry_run)?,
+        (None, _) if asked.keep => {
+            return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
+        }
+        (None, Some(text)) => {
+            let image = image::find(images, &text)?;
+            of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
+            has_agent = image.manifest.agent != Agent::None;
+            let ports = asked.publish.clone();
+            let spec = with_layers(image::apply(asked, images, &image)?.resolve()?, stays);
+            match image::warm(store, images, &image, &spec)?.filter(|_| !dry_run) {
+                Some(warm) => (spec, Some(Copy { from: warm.id, ports })),
+                None => (spec, None),
+            }
+        }
+        (None, None) => (with_layers(asked.resolve()?, stays), None),
+    };
+    let of = of.or_else(|| store.image_of(&spec));
+    Ok(What { spec, copy, of, has_agent })
+}
+
+/// Start it, with the terminal, a command or nobody before it.
+fn start(launch: Launch, wish: Option<Wish>) -> Result<u8> {
+    let Which::New { spec, has_agent, .. } = &launch.which else {
+        bail!("the VM is not new: this is a defect of skiff")
+    };
+    let (has_agent, spec) = (*has_agent, spec.clone());
+    match wish {
+        Some(wish) => command::run(launch, wish),
+        None if launch.foreground => front::own(launch, &spec),
+        None => {
+            let (store, name) = (launch.store.clone(), launch.fork()?.started()?);
+            if has_agent {
+                guest::wait_ready(&store, &name, Some(guest::BOOT))?;
+            }
+            super::print(format!("{name}\n"))
+        }
     }
-    super::print(format!("{}\n", launch.fork()?.started()?))
 }
 
 /// `spec` with it said of each disk whether it has layers: those of a VM that `stays` do, so that it can have snapshots.

@@ -1,4 +1,4 @@
-//! The flags of `skiff run`. `--config`, `--from` and `--keep` aside, each is also a key of the file.
+//! The flags of `skiff run`. `--config`, `--from`, `--keep` and those of a command aside, each is also a key of the file.
 
 use std::ffi::OsStr;
 
@@ -7,6 +7,7 @@ use vmm::spec::{DiskSpec, VsockSpec};
 
 use super::asked::{Asked, absolute, absolute_stream};
 use super::template::Template;
+use crate::cmd::exec;
 use crate::flags::{Example, Flag, Takes, utf8};
 use crate::store::names;
 
@@ -20,6 +21,11 @@ pub const FLAGS: &[Flag<Asked>] = &[
     RM,
     FROM,
     KEEP,
+    exec::interactive(),
+    exec::tty(),
+    exec::user(),
+    exec::workdir(),
+    exec::env(),
     KERNEL,
     INITRD,
     CMDLINE,

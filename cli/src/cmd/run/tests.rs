@@ -30,6 +30,9 @@ fn refused(args: &[&str]) -> String {
     format!("{error:#}")
 }
 
+/// They are said of a command in the guest.
+const OF_A_COMMAND: [&str; 5] = ["interactive", "tty", "user", "workdir", "env"];
+
 fn wrong_file(text: &str) -> (usize, String) {
     Asked::from_toml(text).unwrap_err()
 }
@@ -42,6 +45,8 @@ fn every_flag_does_what_its_example_says_and_the_same_in_a_file() {
         if flag.name == "config" {
             assert_eq!(by_flag.config.take().as_deref(), Some(Path::new("/srv/vm.toml")));
             assert_eq!(flag.example.toml, "", "a file cannot name a file");
+        } else if OF_A_COMMAND.contains(&flag.name) {
+            assert_eq!(flag.example.toml, "", "a file says what a VM is, and not what is done in it");
         } else if ["from", "keep"].contains(&flag.name) {
             assert_eq!(flag.example.toml, "", "a file says what a VM is, and so does a snapshot");
         } else {
@@ -115,7 +120,7 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
 #[test]
 fn a_missing_kernel_is_told_what_to_give() {
     let text = refused(&["--cpus", "2"]);
-    assert!(text.starts_with("no kernel: give --kernel FILE"), "{text}");
+    assert!(text.starts_with("no image and no kernel: name an image"), "{text}");
     assert!(text.contains("kernel = \"FILE\""), "{text}");
 }
 
@@ -330,7 +335,17 @@ fn what_a_snapshot_says_cannot_be_asked_for_beside_it() {
     let against = |args: &[&str]| asked(args).unwrap().against_from();
     assert!(against(&["--from", "web@s1", "--name", "a", "-d", "--publish", "8080:80"]).is_empty());
     let left = ["from", "keep", "name", "detach", "rm", "publish", "dry-run", "verbose", "log-file"];
-    for flag in FLAGS.iter().filter(|flag| !left.contains(&flag.name)) {
+    for flag in FLAGS.iter().filter(|flag| !left.contains(&flag.name) && !OF_A_COMMAND.contains(&flag.name)) {
         assert_eq!(against(flag.example.args), [format!("--{}", flag.name)], "--{}", flag.name);
     }
+}
+
+#[test]
+fn a_file_can_name_an_image_and_the_command_line_wins() {
+    let file = || Asked::from_toml("image = \"debian:12\"\nmemory = \"2G\"").unwrap();
+    assert_eq!(asked(&["--cpus", "2"]).unwrap().over(file()).image.as_deref(), Some("debian:12"));
+    let own = Asked { image: Some("web".to_owned()), ..Asked::default() };
+    assert_eq!(own.over(file()).image.as_deref(), Some("web"));
+    let (line, message) = wrong_file("imgae = \"x\"");
+    assert_eq!((line, message.as_str()), (1, "there is no key 'imgae': did you mean 'image'?"));
 }
