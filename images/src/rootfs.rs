@@ -90,7 +90,7 @@ pub fn import(
         layers: vec![layer(path.to_owned(), Only::Always), layer(own, Only::Boots)],
         limits: Limits::default(),
         kernel: true,
-        disk: Some(rootless::Disk { label: LABEL.to_owned(), size: debian::SIZE }),
+        disk: Some(rootless::Disk { label: LABEL.to_owned(), size: debian::FIRST_SIZE }),
     };
     let outcome = rootless::run(&job, progress)?;
     let size = outcome.disk.unwrap_or_default();
@@ -114,7 +114,7 @@ pub fn import(
         initrd: Some(boot.initrd),
         modules: boot.modules,
         cmdline: CMDLINE.to_owned(),
-        disk: Disk { layers: vec![disk], size, grows_to: size },
+        disk: Disk { layers: vec![disk], size, grows_to: size.max(debian::SIZE) },
         agent: boot.agent,
         defaults: Defaults::default(),
     })

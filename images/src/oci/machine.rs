@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{Layer, Machine, Made};
-use crate::debian::SIZE;
+use crate::debian::{FIRST_SIZE, SIZE};
 use crate::initrd;
 use crate::manifest::{Blob, Disk, Manifest};
 use crate::progress::Progress;
@@ -75,7 +75,7 @@ impl Machine for Container<'_> {
             layers: layers.iter().map(layer).collect(),
             limits: Limits::default(),
             kernel: false,
-            disk: Some(rootless::Disk { label: LABEL.to_owned(), size: SIZE }),
+            disk: Some(rootless::Disk { label: LABEL.to_owned(), size: FIRST_SIZE }),
         };
         let outcome = rootless::run(&job, progress)?;
         let size = outcome.disk.ok_or("the file system was not made")?;
@@ -88,7 +88,7 @@ impl Machine for Container<'_> {
             initrd: kernel.initrd(store, self.agent)?,
             modules: Some(kernel.modules),
             cmdline: CMDLINE.to_owned(),
-            disk: Disk { layers: vec![disk], size, grows_to: size },
+            disk: Disk { layers: vec![disk], size, grows_to: size.max(SIZE) },
         })
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use images::debian;
 use images::manifest::Manifest;
 use images::oci::{self, Container, Failure, Format, Kernel};
 use images::progress::Progress;
@@ -40,7 +41,8 @@ pub fn with_machine<T>(from: Option<&str>, work: impl FnOnce(&mut Container<'_>)
     work(&mut Container { agent: PROGRAM, kernel: &mut kernel })
 }
 
-fn find(images: &Images, from: Option<&str>, progress: &mut dyn Progress) -> Result<Kernel, Failure> {
+/// That of the image `from`, or the default one.
+pub fn find(images: &Images, from: Option<&str>, progress: &mut dyn Progress) -> Result<Kernel, Failure> {
     let Some(from) = from else {
         return default(images, progress);
     };
@@ -54,8 +56,9 @@ fn find(images: &Images, from: Option<&str>, progress: &mut dyn Progress) -> Res
 }
 
 /// The kernel of Debian's cloud images.
-fn default(_: &Images, _: &mut dyn Progress) -> Result<Kernel, Failure> {
-    Err("there is no default kernel yet: name an image that has one with --kernel-from".into())
+fn default(images: &Images, progress: &mut dyn Progress) -> Result<Kernel, Failure> {
+    let debian::Kernel { image, modules } = debian::kernel(images, &debian::Mirror::choose(None), progress)?;
+    Ok(Kernel { image, modules })
 }
 
 fn import(images: &Images, path: &Path, asked: &Asked, progress: &mut dyn Progress) -> Result<Manifest> {

@@ -108,7 +108,7 @@ pub struct Importer {
 }
 
 /// Of all kinds, in the order in which they are asked: archives before disks, since any file can be a raw disk.
-const IMPORTERS: &[Importer] = &[super::container::IMPORTER, super::disk::IMPORTER];
+const IMPORTERS: &[Importer] = &[super::container::IMPORTER, super::rootfs::IMPORTER, super::disk::IMPORTER];
 
 fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();

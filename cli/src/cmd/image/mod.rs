@@ -20,6 +20,7 @@ mod prune;
 mod pull;
 mod push;
 mod remove;
+mod rootfs;
 mod tag;
 pub mod warm;
 
