@@ -305,7 +305,12 @@ fn put_agent(
         let path = install::PROGRAM_PATH;
         notes.push(format!("the guest has no systemd: let its own init start {path}, run it with --vsock auto, and skiff exec works"));
     }
-    let changes: Vec<Change> = items.iter().map(|item| change(item, program)).collect();
+    // A list names no directory that every guest of its kind has.
+    let parent = |item: &Item| {
+        let (path, _) = item.path.rsplit_once('/').unwrap_or_default();
+        Change::Directory { path: path.to_owned() }
+    };
+    let changes: Vec<Change> = items.iter().flat_map(|item| [parent(item), change(item, program)]).collect();
     let files = Debugfs::open(raw, system.root.start, true);
     let put = files.and_then(|files| files.edit(&changes));
     put.map_err(system::ext4_failed("putting the agent into the disk (--no-agent leaves it out)"))?;
