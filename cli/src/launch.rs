@@ -67,6 +67,8 @@ pub struct Copy {
     pub from: Id,
     /// Ports of the host for this one.
     pub ports: Vec<PortForward>,
+    /// If the snapshot cannot be used, the kernel is booted.
+    pub or_boot: bool,
 }
 
 /// What the VM's process tells of its start.

@@ -26,6 +26,7 @@ use crate::signals::Signals;
 use crate::store::held::Held;
 use crate::store::images::OfImage;
 use crate::store::state::{End, State};
+use crate::terminal;
 
 /// What the VM's process has from its caller, beside the standard streams.
 pub struct Inherited {
@@ -43,6 +44,8 @@ struct Prepared {
     before: Option<State>,
     /// The snapshot to start from.
     from: Option<Id>,
+    /// If that cannot be, it boots.
+    or_boot: bool,
     remove: bool,
     has_agent: bool,
     ends_with_owner: bool,
@@ -83,15 +86,36 @@ fn prepare(launch: &Launch) -> Result<Prepared> {
                 None => VmSpec::clone(spec),
             };
             let from = copy.as_ref().map(|copy| copy.from);
+            let or_boot = copy.as_ref().is_some_and(|copy| copy.or_boot);
             let (remove, has_agent, ends_with_owner) = (*remove, *has_agent, *ends_with_owner);
             let image = image.clone();
-            Ok(Prepared { held, spec, before: None, from, remove, has_agent, ends_with_owner, image })
+            Ok(Prepared {
+                held,
+                spec,
+                before: None,
+                from,
+                or_boot,
+                remove,
+                has_agent,
+                ends_with_owner,
+                image,
+            })
         }
         Which::Again { name, from } => {
             let (held, spec, before) = launch.store.take(name)?;
             let (held, remove, has_agent) = (Arc::new(held), before.remove, before.has_agent);
-            let (before, from, ends_with_owner) = (Some(before), *from, false);
-            Ok(Prepared { held, spec, before, from, remove, has_agent, ends_with_owner, image: None })
+            let (before, from, or_boot, ends_with_owner) = (Some(before), *from, false, false);
+            Ok(Prepared {
+                held,
+                spec,
+                before,
+                from,
+                or_boot,
+                remove,
+                has_agent,
+                ends_with_owner,
+                image: None,
+            })
         }
     }
 }
@@ -122,33 +146,30 @@ fn start(
     prepared: Prepared,
     owner: Option<UnixStream>,
 ) -> Result<(vmm::control::Vm, server::Server)> {
-    let Prepared { held, spec, before, from, remove, has_agent, ends_with_owner, image } = prepared;
+    let Prepared { held, spec, before, from, or_boot, remove, has_agent, ends_with_owner, image } = prepared;
     if let Some(before) = &before {
         held.write_state(before.again(), false)?;
     }
     let signals = Signals::block().context("cannot block signals")?;
-    let stdout =
-        if launch.foreground && launch.logging.guest_on_stdout { Some(launch::stdout()?) } else { None };
+    let shown = launch.foreground && launch.logging.guest_on_stdout;
+    let stdout = shown.then(launch::stdout).transpose()?;
     let logs = logging::start(&launch.logging)?;
     leave_terminal().context("cannot open /dev/null")?;
     if !launch.foreground {
         // Nobody waits for its first words, and nothing of it is for the terminal.
         to_log(&held)?;
     }
-    let noted = Arc::clone(&held);
-    let setup = Setup {
-        name: held.name(),
-        stdout,
-        log: Some(held.console_log()),
-        dir: Some(held.path()),
-        home: Some(Home { places: launch.store.places(), record: held.record(), passing: remove }),
-        from,
-        listener: Box::new(move |notice| {
-            log::info!("the VM: {notice:?}");
-            noted.note(&notice);
-        }),
+    let vm = match machine::start(spec.clone(), setup(launch, &held, remove, from, &stdout)?) {
+        Err(error) if or_boot => {
+            terminal::note(&format!(
+                "skiff: warning: the VM boots, for the snapshot that its image starts from cannot be used: {:#}; skiff image build IMAGE \
+                 --warm makes another",
+                Error::new(error)
+            ));
+            machine::start(spec.clone(), setup(launch, &held, remove, None, &stdout)?)?
+        }
+        started => started?,
     };
-    let vm = machine::start(spec.clone(), setup)?;
     // The VM runs. All that follows is not to keep it from its first words; if it fails, this process ends, and the VM with it.
     let listener = held.listen()?;
     if before.is_none() {
@@ -180,6 +201,29 @@ fn start(
     );
     held.started();
     Ok((vm, server))
+}
+
+/// What the machine has of its process.
+fn setup(
+    launch: &Launch,
+    held: &Arc<Held>,
+    passing: bool,
+    from: Option<Id>,
+    stdout: &Option<OwnedFd>,
+) -> Result<Setup> {
+    let noted = Arc::clone(held);
+    Ok(Setup {
+        name: held.name(),
+        stdout: stdout.as_ref().map(OwnedFd::try_clone).transpose().context("cannot use standard output")?,
+        log: Some(held.console_log()),
+        dir: Some(held.path()),
+        home: Some(Home { places: launch.store.places(), record: held.record(), passing }),
+        from,
+        listener: Box::new(move |notice| {
+            log::info!("the VM: {notice:?}");
+            noted.note(&notice);
+        }),
+    })
 }
 
 impl Running {

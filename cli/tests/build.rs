@@ -16,7 +16,11 @@ fn a_mistake_in_a_file_is_named_with_its_line_and_its_fix() {
     for (text, line, words) in [
         ("bsae = 'debian:12'\n", 1, "there is no key 'bsae': did you mean 'base'?"),
         ("base = 'debian:12'\n[[step]]\nrun = 'x'\nenviron = {}\n", 4, "did you mean 'env'?"),
-        ("base = 'debian:12'\n[[step]]\nrun = 'x'\ncwd = '/'\n", 4, "there are run, env, user, workdir, timeout"),
+        (
+            "base = 'debian:12'\n[[step]]\nrun = 'x'\ncwd = '/'\n",
+            4,
+            "there are run, env, user, workdir, timeout",
+        ),
         ("base = 'debian:12'\n\n[[step]]\ncopy = ['../secret', '/srv']\n", 4, "not in the file's directory"),
         ("base = 'debian:12\n", 1, ""),
     ] {

@@ -143,7 +143,7 @@ fn clone(matches: &ArgMatches) -> Result<u8> {
     check(&store, &manifest)?;
     let image = store.image_of(&spec);
     let launches = names.into_iter().map(|name| {
-        let copy = Copy { from: manifest.id, ports: asked.ports.clone() };
+        let copy = Copy { from: manifest.id, ports: asked.ports.clone(), or_boot: false };
         let which = Which::New {
             name: Some(name),
             spec: Box::new(spec.clone()),

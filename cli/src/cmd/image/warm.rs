@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use images::store::{Image, Store as Images, Warm};
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::Manifest;
-use vmm::spec::{Stream, VmSpec};
+use vmm::spec::VmSpec;
 
 use super::file::guest::Guest;
 use super::file::show::Screen;
@@ -43,13 +43,29 @@ pub enum Cold {
     Broken(String),
 }
 
+impl std::fmt::Display for Cold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotWarm => {
+                f.write_str("it has no snapshot to start from: skiff image build --warm takes one")
+            }
+            Self::Differs(what) => write!(f, "{what} is not as in the snapshot that it starts from"),
+            Self::Broken(why) => write!(f, "its snapshot cannot be used: {why}"),
+        }
+    }
+}
+
 /// What a VM of `image` that is to be as `spec` starts from.
 pub fn start_from(store: &Store, images: &Images, image: &Image, spec: &VmSpec) -> Result<Start> {
     let Some(warm) = images.warm(&image.id)? else { return Ok(Start::Cold(Cold::NotWarm)) };
     let found = || -> Result<(Manifest, VmSpec)> {
         let id: Id = warm.snapshot.parse().context("its ID makes no sense")?;
-        let manifest = store.snapshots().get(id)?;
+        let snapshots = store.snapshots();
+        let manifest = snapshots.get(id)?;
         let spec = copy::spec_of(&manifest)?;
+        // Read once: it is noted that it is in order.
+        let _pin = snapshots.pin()?;
+        snapshots.verify(id, &mut |_, _| ())?;
         Ok((manifest, spec))
     };
     Ok(match found() {
@@ -66,7 +82,7 @@ pub fn differs(one: &VmSpec, other: &VmSpec) -> Option<&'static str> {
     let backends = |spec: &VmSpec| spec.nets.iter().map(|net| net.backend.clone()).collect::<Vec<_>>();
     let same = [
         ("the kernel", one.kernel == other.kernel && one.initrd == other.initrd),
-        ("the kernel's command line", one.cmdline == other.cmdline),
+        ("the kernel's command line", words(one) == words(other)),
         ("the number of vCPUs", one.cpus == other.cpus),
         ("the memory", one.memory == other.memory),
         ("the disks", disks(one) == disks(other)),
@@ -75,9 +91,13 @@ pub fn differs(one: &VmSpec, other: &VmSpec) -> Option<&'static str> {
         ("the vsock device", one.vsock.as_ref().map(|v| v.cid) == other.vsock.as_ref().map(|v| v.cid)),
         ("the processor's template", one.cpu_template == other.cpu_template),
         ("the balloon", one.balloon == other.balloon),
-        ("the virtio console", (one.console == Stream::Null) == (other.console == Stream::Null)),
     ];
     same.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
+}
+
+/// What the kernel is told, but for where it prints: nobody reads there what it has said before.
+fn words(spec: &VmSpec) -> Vec<&str> {
+    spec.cmdline.split_whitespace().filter(|word| !word.starts_with("console=")).collect()
 }
 
 /// The disks as the guest sees them. A file below one may have another name.

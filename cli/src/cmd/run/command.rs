@@ -16,8 +16,13 @@ const STOPPING: Duration = Duration::from_secs(30);
 
 /// The command that `words` come to in a VM of the image, if any is to run: flags win, and what the image says stands before what was typed.
 pub fn wish(mut words: Wish, image: Option<&Manifest>) -> Result<Option<Wish>> {
-    let is_container = image.is_some_and(|image| image.agent == Agent::Init);
-    if words.argv.is_empty() && !is_container {
+    // A container's, or one that a file gives to a distribution.
+    let has_own = image.is_some_and(|image| {
+        image.agent == Agent::Init
+            || !image.defaults.entrypoint.is_empty()
+            || !image.defaults.command.is_empty()
+    });
+    if words.argv.is_empty() && !has_own {
         let alone = Wish::default();
         return match words == alone {
             true => Ok(None),
@@ -119,10 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_container_has_a_command_of_its_own() {
+    fn a_distribution_has_a_command_of_its_own_only_if_somebody_gave_it_one() {
         let container = wish(Wish::default(), Some(&image(Agent::Init))).unwrap().unwrap();
         assert_eq!(container.argv, ["/entry", "-x", "serve"]);
-        assert_eq!(wish(Wish::default(), Some(&image(Agent::Service))).unwrap(), None);
+        let given = wish(Wish::default(), Some(&image(Agent::Service))).unwrap().unwrap();
+        assert_eq!(given.argv, container.argv);
+        let plain = Manifest { defaults: Defaults::default(), ..image(Agent::Service) };
+        assert_eq!(wish(Wish::default(), Some(&plain)).unwrap(), None);
         assert_eq!(wish(Wish::default(), None).unwrap(), None);
         let lost = Wish { interactive: true, ..Wish::default() };
         assert!(wish(lost, None).unwrap_err().to_string().contains("go with a CMD"));

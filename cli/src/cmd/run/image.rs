@@ -16,6 +16,7 @@ use crate::cmd::image::warm::{Cold, Start, start_from};
 use crate::flags::closest;
 use crate::progress::Bar;
 use crate::store::Store;
+use crate::terminal::note;
 
 /// The memory of an image's VM that nobody chose.
 const DEFAULT_MEMORY: Memory = Memory(1 << 30);
@@ -110,10 +111,23 @@ fn defaults(asked: &mut Asked, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is a `passt` to be the VM's network.
+/// Whether there is a `passt` to be the VM's network, and a network that it can lead to: it ends without one.
 fn has_passt() -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| is_program(&dir.join("passt"))))
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    is_online() && std::env::split_paths(&paths).any(|dir| is_program(&dir.join("passt")))
+}
+
+/// Whether this machine has a default route (proc(5): /proc/net/route, and the same for IPv6).
+fn is_online() -> bool {
+    let routes = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let default = |line: &str, at: usize, zero: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let interface = if at == 1 { fields.first() } else { fields.last() };
+        fields.get(at) == Some(&zero) && interface.is_some_and(|name| *name != "lo")
+    };
+    let zero = "0".repeat(32);
+    routes("/proc/net/route").lines().any(|line| default(line, 1, "00000000"))
+        || routes("/proc/net/ipv6_route").lines().any(|line| default(line, 0, &zero) && line.contains(" 00 "))
 }
 
 fn is_program(path: &Path) -> bool {
@@ -121,16 +135,23 @@ fn is_program(path: &Path) -> bool {
 }
 
 /// The snapshot that a VM of `image` starts from, if the image is warm and the VM is to be the same machine.
-pub fn warm(store: &Store, images: &Images, image: &Image, wanted: &VmSpec) -> Result<Option<Snapshot>> {
+/// With `verbose`, the user hears why it is not.
+pub fn warm(
+    store: &Store,
+    images: &Images,
+    image: &Image,
+    wanted: &VmSpec,
+    verbose: bool,
+) -> Result<Option<Snapshot>> {
+    let called = image.called();
     match start_from(store, images, image, wanted)? {
         Start::Warm(snapshot) => return Ok(Some(*snapshot)),
-        Start::Cold(Cold::NotWarm) => {}
-        Start::Cold(Cold::Differs(what)) => {
-            log::info!("{} boots, for {what} is not as in its snapshot", image.called());
-        }
-        Start::Cold(Cold::Broken(why)) => {
-            log::warn!("{} boots, for its snapshot cannot be used: {why}", image.called())
-        }
+        Start::Cold(Cold::Broken(why)) => note(&format!(
+            "skiff: warning: {called} boots, for the snapshot that it starts from cannot be used: {why}; skiff image build {called} --warm makes \
+             another"
+        )),
+        Start::Cold(cold) if verbose => note(&format!("skiff: {called} boots, for {cold}")),
+        Start::Cold(_) => {}
     }
     Ok(None)
 }

@@ -158,13 +158,15 @@ fn what(
             let image = image::find(images, &text)?;
             of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
             has_agent = image.manifest.agent != Agent::None;
-            let ports = asked.publish.clone();
+            let verbose = asked.verbose.is_some();
             let spec = with_layers(image::apply(asked, images, &image)?.resolve()?, stays);
             let spec = seed.add(spec, images, name)?;
-            match image::warm(store, images, &image, &spec)?.filter(|_| !dry_run) {
-                Some(warm) => (spec, Some(Copy { from: warm.id, ports })),
-                None => (spec, None),
-            }
+            let warm = match dry_run {
+                true => None,
+                false => image::warm(store, images, &image, &spec, verbose)?,
+            };
+            let ports = spec.ports.clone();
+            (spec, warm.map(|warm| Copy { from: warm.id, ports, or_boot: true }))
         }
         (None, None) => (seed.add(with_layers(asked.resolve()?, stays), images, name)?, None),
     };
@@ -228,7 +230,7 @@ fn from_snapshot(
         crate::terminal::note(&format!("skiff: {note}"));
     }
     clone::check(store, &manifest)?;
-    Ok((spec, Some(Copy { from: manifest.id, ports: asked.publish.clone() })))
+    Ok((spec, Some(Copy { from: manifest.id, ports: asked.publish.clone(), or_boot: false })))
 }
 
 fn print(spec: &VmSpec) -> Result<u8> {

@@ -65,7 +65,7 @@ impl Guest {
             remove: true,
             ends_with_owner: true,
             has_agent: true,
-            copy: from.map(|from| Copy { from, ports: Vec::new() }),
+            copy: from.map(|from| Copy { from, ports: Vec::new(), or_boot: false }),
             image: None,
         };
         let logging = Logging { verbose: 0, file: None, guest_on_stdout: false, detached: true };
