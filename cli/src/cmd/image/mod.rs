@@ -7,9 +7,9 @@ use super::Group;
 use crate::flags::{Completes, Count, Operand};
 use crate::progress::Steps;
 
+mod build;
 mod container;
 mod disk;
-mod build;
 mod distribution;
 mod export;
 mod file;
