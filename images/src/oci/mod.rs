@@ -62,12 +62,8 @@ pub trait Machine {
     ///
     /// # Errors
     /// If a layer is damaged or hostile, or the host fails.
-    fn make(
-        &mut self,
-        store: &Store,
-        layers: &[Layer],
-        progress: &mut dyn Progress,
-    ) -> Result<Made, Failure>;
+    fn make(&mut self, store: &Store, layers: &[Layer], progress: &mut dyn Progress)
+    -> Result<Made, Failure>;
 
     /// Write a tar of an image's root file system to the file `to`, which is not there yet. For images that came from no container.
     ///
