@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 
+mod build;
 mod bytes;
 mod cli;
 mod exec;
@@ -33,6 +34,9 @@ struct Arguments {
     /// The directory of kernels, one directory each with `vmlinuz` and `initramfs`
     #[arg(long, value_name = "DIR")]
     kernels: PathBuf,
+    /// The data directory of a user who has the image debian:12, for the tests of images
+    #[arg(long, value_name = "DIR")]
+    systems: Option<PathBuf>,
     /// Run only the tests with this in their name
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -56,7 +60,8 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let (index, count) = arguments.shard;
-    let scenarios = scenario::all(&arguments.kernels)?.into_iter();
+    let of_images = arguments.systems.as_deref().map(scenario::of_images).unwrap_or_default();
+    let scenarios = of_images.into_iter().chain(scenario::all(&arguments.kernels)?);
     let scenarios =
         scenarios.filter(|test| test.name().contains(&arguments.filter)).skip(index).step_by(count);
     let scenarios = scenarios.skip(arguments.skip);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{exec, life, network, snapshots, sockets};
+use crate::{build, exec, life, network, snapshots, sockets};
 
 const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 const MIB: usize = 1 << 20;
@@ -48,6 +48,8 @@ enum Kind {
     FullDisk,
     /// Snapshots, rollback and clones of a guest with so many vCPUs that works.
     Live(u32),
+    /// An image built from a file, and warm VMs.
+    Build,
 }
 
 impl Kind {
@@ -68,6 +70,7 @@ impl Kind {
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
             Kind::FullDisk => "full-disk",
+            Kind::Build => "build",
             Kind::Live(1) => "live",
             Kind::Live(_) => "live-smp",
         }
@@ -106,6 +109,11 @@ pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
     }
     add(&mut list, &kernels, &SIZES);
     Ok(list)
+}
+
+/// The tests of images, on those below `data`: a user's data directory.
+pub fn of_images(data: &Path) -> Vec<Scenario> {
+    vec![Scenario { kind: Kind::Build, kernel: data.to_owned(), transport: "pci" }]
 }
 
 /// VMs that live on, and their networks.
@@ -184,6 +192,7 @@ impl Scenario {
                 let older = Kernel { dir: &self.kernel.with_file_name("12-cloud"), ..kernel };
                 network::bridge(skiff, &older, &kernel, &dir)
             }
+            Kind::Build => build::build(skiff, &self.kernel, &dir),
             Kind::User => network::user(skiff, &kernel, &dir),
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
             // Once it is a gigabyte, which takes an emulated guest minutes.

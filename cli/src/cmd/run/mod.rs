@@ -113,6 +113,8 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     // Whoever asks for a command says that there is an agent to run it.
     let has_agent = has_agent || wish.is_some();
     let guest_on_stdout = wish.is_none() && (spec.serial == Stream::Stdio || spec.console == Stream::Stdio);
+    // On a console a boot is what there is to see: a system that has booted says nothing.
+    let copy = copy.filter(|copy| !(copy.or_boot && guest_on_stdout));
     // Nobody has asked for it to stay.
     let throw_away = !stays;
     let which = Which::New {
