@@ -150,7 +150,8 @@ fn what(
 ) -> Result<What> {
     let (mut of, mut has_agent) = (None, false);
     // A file of the store is made for it, which a dry run does not.
-    let seed = if dry_run || asked.from.is_some() { SeedAsked::default() } else { SeedAsked::take(&mut asked) };
+    let seed =
+        if dry_run || asked.from.is_some() { SeedAsked::default() } else { SeedAsked::take(&mut asked) };
     let (spec, copy) = match (&asked.from, asked.image.take()) {
         (Some(point), _) => from_snapshot(store, &asked, point, name, dry_run)?,
         (None, _) if asked.keep => {
