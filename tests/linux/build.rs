@@ -48,7 +48,10 @@ pub fn build(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
     ensure!(!first.contains("cached") && first.contains("[4/4] run "), "the first build said: {first}");
     let id = cli.run(["image", "build", "-q", "-f", &path])?;
     let second = told(&cli, &["image", "build", "-f", &path])?;
-    ensure!(second.matches("… cached").count() == 4 && !second.contains("boot "), "the second build said: {second}");
+    ensure!(
+        second.matches("… cached").count() == 4 && !second.contains("boot "),
+        "the second build said: {second}"
+    );
 
     // The image's VMs: warm, and cold.
     let content = "cat /srv/last /srv/app/main /srv/app/sub/deep; stat -c %U:%G /srv/app/main; ls /srv/app; echo $COLOUR $PWD";
@@ -60,9 +63,14 @@ pub fn build(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
     clones_differ(&cli)?;
 
     // The third step changed: it is done after the second's result, in the same boot.
-    write("sha256sum /proc/sys/kernel/random/boot_id; cmp /proc/sys/kernel/random/boot_id /srv/boot; echo new > /srv/last")?;
+    write(
+        "sha256sum /proc/sys/kernel/random/boot_id; cmp /proc/sys/kernel/random/boot_id /srv/boot; echo new > /srv/last",
+    )?;
     let third = told(&cli, &["image", "build", "-f", &path])?;
-    ensure!(third.matches("… cached").count() == 3 && third.contains("go on from step 3"), "the third build said: {third}");
+    ensure!(
+        third.matches("… cached").count() == 3 && third.contains("go on from step 3"),
+        "the third build said: {third}"
+    );
     ensure!(cli.run(["image", "build", "-q", "-f", &path])? != id, "another image has the same ID");
 
     fails(&cli, &write, &path)?;
@@ -87,7 +95,9 @@ fn fails(cli: &Cli<'_>, write: &dyn Fn(&str) -> Result<()>, path: &str) -> Resul
     write("true")?;
     let again = told(cli, &["image", "build", "-f", path])?;
     ensure!(again.matches("… cached").count() == 3, "after failures a build said: {again}");
-    write("sha256sum /proc/sys/kernel/random/boot_id; cmp /proc/sys/kernel/random/boot_id /srv/boot; echo new > /srv/last")?;
+    write(
+        "sha256sum /proc/sys/kernel/random/boot_id; cmp /proc/sys/kernel/random/boot_id /srv/boot; echo new > /srv/last",
+    )?;
     told(cli, &["image", "build", "-f", path]).map(drop)
 }
 
@@ -97,7 +107,10 @@ fn clones_differ(cli: &Cli<'_>) -> Result<()> {
     let one = cli.run(["run", "--name", "one", "--rm", "web", "--", "sh", "-c", who])?;
     let two = cli.run(["run", "--name", "two", "--rm", "web", "--", "sh", "-c", who])?;
     let same = one.lines().zip(two.lines()).filter(|(one, two)| one == two).count();
-    ensure!(one.starts_with("one\n") && two.starts_with("two\n") && same == 0, "two VMs are {one:?} and {two:?}");
+    ensure!(
+        one.starts_with("one\n") && two.starts_with("two\n") && same == 0,
+        "two VMs are {one:?} and {two:?}"
+    );
     Ok(())
 }
 
@@ -120,7 +133,9 @@ impl<'a> Overlay<'a> {
         }
         let (lower, upper, work) = (lower.display(), upper.display(), work.display());
         let mut mount = Command::new("mount");
-        mount.args(["-t", "overlay", "overlay", "-o"]).arg(format!("lowerdir={lower},upperdir={upper},workdir={work}"));
+        mount
+            .args(["-t", "overlay", "overlay", "-o"])
+            .arg(format!("lowerdir={lower},upperdir={upper},workdir={work}"));
         let status = mount.arg(at).status().context("cannot run mount")?;
         ensure!(status.success(), "cannot mount an overlay at {}", at.display());
         Ok(Self(at))

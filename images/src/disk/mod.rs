@@ -180,8 +180,7 @@ pub fn prepare(
     let mut volumes = system::volumes(&file, path)?;
     for volume in &mut volumes {
         if let FileSystem::Ext { unclean: unclean @ true } = &mut volume.kind {
-            ext4::replay(&raw, volume.start)
-                .map_err(system::ext4_failed("replaying the disk's journal"))?;
+            ext4::replay(&raw, volume.start).map_err(system::ext4_failed("replaying the disk's journal"))?;
             *unclean = false;
         }
     }

@@ -140,7 +140,8 @@ fn now_ms() -> u64 {
 
 /// Whether a layer of this type is a tar that skiff can unpack.
 pub(crate) fn is_layer(media_type: &str) -> bool {
-    let plain = media_type.strip_suffix("+gzip").or_else(|| media_type.strip_suffix("+zstd")).unwrap_or(media_type);
+    let plain =
+        media_type.strip_suffix("+gzip").or_else(|| media_type.strip_suffix("+zstd")).unwrap_or(media_type);
     matches!(
         plain,
         spec::OCI_LAYER

@@ -17,12 +17,15 @@ fn honest(container: &Container, request: &Request) -> Reply {
     if request.target.contains("/manifests/") {
         return Reply::new(200, &[("content-type", MANIFEST)], &container.manifest);
     }
-    let found = container.blobs().into_iter().find(|blob| request.target.ends_with(&Digest::of(blob).to_string()));
+    let found =
+        container.blobs().into_iter().find(|blob| request.target.ends_with(&Digest::of(blob).to_string()));
     found.map_or_else(|| Reply::new(404, &[], b""), |blob| Reply::new(200, &[], blob))
 }
 
 /// Pull from a registry that answers so to what it wants to lie about, and honestly otherwise.
-fn pull(lie: impl Fn(&Request, &Container, u16) -> Option<Reply> + Send + Sync + 'static) -> (Result<Digest, Error>, Stub, Place) {
+fn pull(
+    lie: impl Fn(&Request, &Container, u16) -> Option<Reply> + Send + Sync + 'static,
+) -> (Result<Digest, Error>, Stub, Place) {
     let container = Arc::new(Container::new(3000));
     let stub = Stub::start(move |request, port| {
         lie(request, &container, port).unwrap_or_else(|| honest(&container, request))
@@ -57,7 +60,10 @@ fn an_honest_one_is_believed() {
 fn another_content_is_refused_and_not_kept() {
     let (result, _, place) = pull(|request, container, _| {
         is_layer(request, container).then(|| {
-            let length = container.layers.iter().find(|layer| request.target.ends_with(&Digest::of(layer).to_string()));
+            let length = container
+                .layers
+                .iter()
+                .find(|layer| request.target.ends_with(&Digest::of(layer).to_string()));
             Reply::new(200, &[], &vec![0; length.unwrap().len()])
         })
     });
@@ -70,7 +76,8 @@ fn another_content_is_refused_and_not_kept() {
 #[test]
 fn a_body_without_end_ends() {
     let head = |length: &str| format!("HTTP/1.1 200 x\r\n{length}\r\n").into_bytes();
-    let (result, ..) = pull(move |request, container, _| is_layer(request, container).then(|| Reply::Endless(head(""))));
+    let (result, ..) =
+        pull(move |request, container, _| is_layer(request, container).then(|| Reply::Endless(head(""))));
     assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
     let (result, ..) = pull(move |request, _, _| is_manifest(request).then(|| Reply::Endless(head(""))));
     assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
@@ -78,7 +85,8 @@ fn a_body_without_end_ends() {
 
 #[test]
 fn a_wrong_length_is_refused() {
-    let (result, ..) = pull(|request, container, _| is_layer(request, container).then(|| Reply::new(200, &[], b"short")));
+    let (result, ..) =
+        pull(|request, container, _| is_layer(request, container).then(|| Reply::new(200, &[], b"short")));
     assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
     // Without a promise it just ends too soon, again and again.
     let (result, stub, _) = pull(|request, container, _| {
@@ -107,7 +115,9 @@ fn redirects_do_not_go_round_for_ever() {
     assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
     assert!(stub.seen().len() < 20);
     for location in ["file:///etc/passwd", "http://user:password@localhost/", "gopher://x/", ""] {
-        let (result, ..) = pull(move |request, _, _| is_manifest(request).then(|| Reply::new(302, &[("location", location)], b"")));
+        let (result, ..) = pull(move |request, _, _| {
+            is_manifest(request).then(|| Reply::new(302, &[("location", location)], b""))
+        });
         assert!(matches!(result, Err(Error::Protocol { .. })), "{location}: {result:?}");
     }
 }
@@ -133,12 +143,14 @@ fn another_host_is_not_told_who_asks() {
 #[test]
 fn giant_manifests_and_layers_are_refused() {
     let giant = |request: &Request, _: &Container, _: u16| {
-        is_manifest(request).then(|| Reply::new(200, &[("content-type", MANIFEST)], &vec![b' '; (4 << 20) + 1]))
+        is_manifest(request)
+            .then(|| Reply::new(200, &[("content-type", MANIFEST)], &vec![b' '; (4 << 20) + 1]))
     };
     assert!(matches!(pull(giant).0, Err(Error::Protocol { .. })));
     let layer = |size: u64| json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": Digest::of(b""), "size": size});
     let (result, stub, _) = pull(move |request, container, _| {
-        is_manifest(request).then(|| with_layers(container, json!([layer(1 << 60), layer(1 << 61), layer(1 << 62)])))
+        is_manifest(request)
+            .then(|| with_layers(container, json!([layer(1 << 60), layer(1 << 61), layer(1 << 62)])))
     });
     assert!(matches!(result, Err(Error::Store(_))), "{result:?}");
     assert!(stub.seen().iter().all(|request| !request.target.ends_with(&Digest::of(b"").to_string())));
@@ -150,9 +162,11 @@ fn giant_manifests_and_layers_are_refused() {
 
 #[test]
 fn digests_are_no_paths() {
-    for digest in ["sha256:../../../../etc/passwd", "../x", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
+    for digest in ["sha256:../../../../etc/passwd", "../x", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e"]
+    {
         let (result, ..) = pull(move |request, container, _| {
-            let layer = json!([{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": 1}]);
+            let layer =
+                json!([{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": 1}]);
             is_manifest(request).then(|| with_layers(container, layer))
         });
         assert!(matches!(result, Err(Error::Document(_))), "{digest}: {result:?}");
@@ -167,7 +181,9 @@ fn a_registry_in_trouble_is_asked_again() {
         (first && is_manifest(request)).then(|| Reply::new(503, &[("retry-after", "0")], b""))
     });
     result.unwrap();
-    let (result, stub, _) = pull(|_, _, _| Some(Reply::new(500, &[], br#"{"errors":[{"code":"UNKNOWN","message":"no\u001b[31mway"}]}"#)));
+    let (result, stub, _) = pull(|_, _, _| {
+        Some(Reply::new(500, &[], br#"{"errors":[{"code":"UNKNOWN","message":"no\u001b[31mway"}]}"#))
+    });
     let said = result.unwrap_err().to_string();
     assert!(said.contains("500") && said.contains("no[31mway"), "{said}");
     assert_eq!(stub.seen().iter().filter(|request| is_manifest(request)).count(), 5);

@@ -126,9 +126,7 @@ impl Container {
         let config = config.to_string().into_bytes();
         let base = "application/vnd.oci.image.layer.v1.tar";
         let types = [base.to_owned(), format!("{base}+gzip"), format!("{base}+zstd")];
-        let layer = |(layer, media_type): (&Vec<u8>, &String)| {
-            json!({"mediaType": media_type, "digest": Digest::of(layer), "size": layer.len()})
-        };
+        let layer = |(layer, media_type): (&Vec<u8>, &String)| json!({"mediaType": media_type, "digest": Digest::of(layer), "size": layer.len()});
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -159,7 +157,8 @@ impl Container {
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
             "digest": Digest::of(&self.manifest), "size": self.manifest.len()});
-        fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string()).unwrap();
+        fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string())
+            .unwrap();
     }
 }
 

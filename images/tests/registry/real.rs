@@ -43,7 +43,12 @@ impl Place {
     /// Options that wait for nothing, without credentials.
     pub fn options(&self) -> Options {
         let config = self.dir.path().join("config.json");
-        Options { config: Some(config), patience: Duration::from_millis(1), stall: Duration::from_secs(20), ..Options::default() }
+        Options {
+            config: Some(config),
+            patience: Duration::from_millis(1),
+            stall: Duration::from_secs(20),
+            ..Options::default()
+        }
     }
 
     /// Log in to the registry on this port.
@@ -77,8 +82,14 @@ fn a_containers_image_comes_back_to_the_byte() {
     let id = to.pull(&name).unwrap();
     assert_eq!(content(&to.store, &id), container.content());
     let defaults = to.store.get(&id).unwrap().defaults;
-    assert_eq!((defaults.entrypoint, defaults.command), (vec!["/bin/hello".to_owned()], vec!["world".to_owned()]));
-    assert_eq!((defaults.user.as_str(), defaults.cwd.as_str(), defaults.ports), ("1000", "/srv", vec!["80/tcp".to_owned()]));
+    assert_eq!(
+        (defaults.entrypoint, defaults.command),
+        (vec!["/bin/hello".to_owned()], vec!["world".to_owned()])
+    );
+    assert_eq!(
+        (defaults.user.as_str(), defaults.cwd.as_str(), defaults.ports),
+        ("1000", "/srv", vec!["80/tcp".to_owned()])
+    );
     // What is there is not made again; by its digest it is the same.
     assert_eq!(to.pull(&name).unwrap(), id);
     let pinned = format!("localhost:{}/team/app@{}", server.port, Digest::of(&container.manifest));
@@ -162,12 +173,17 @@ fn a_token_is_fetched_and_used() {
         let basic = format!("Basic {AUTH}");
         if request.target.starts_with("/token?") {
             let known = request.header("authorization") == Some(basic.as_str());
-            return if known { Reply::new(200, &[], br#"{"token":"abc"}"#) } else { Reply::new(401, &[], b"") };
+            return if known {
+                Reply::new(200, &[], br#"{"token":"abc"}"#)
+            } else {
+                Reply::new(401, &[], b"")
+            };
         }
         match request.header("authorization") {
             Some("Bearer abc") => Reply::Forward(behind, usize::MAX),
             _ => {
-                let challenge = format!(r#"Bearer realm="http://localhost:{port}/token",service="reg",scope="x""#);
+                let challenge =
+                    format!(r#"Bearer realm="http://localhost:{port}/token",service="reg",scope="x""#);
                 Reply::new(401, &[("www-authenticate", challenge.as_str())], b"")
             }
         }

@@ -32,8 +32,28 @@ fn layout(dir: &Path) -> Option<std::path::PathBuf> {
         fs::write(Path::new(&bundle).join("rootfs").join(name), name).unwrap();
         run(&["repack", "--image", &image, &bundle])?;
     }
-    run(&["config", "--image", &image, "--config.entrypoint", "/one", "--config.cmd", "two", "--config.env", "A=b"])?;
-    run(&["config", "--image", &image, "--config.exposedports", "8080", "--config.workingdir", "/srv", "--config.user", "1000"])?;
+    run(&[
+        "config",
+        "--image",
+        &image,
+        "--config.entrypoint",
+        "/one",
+        "--config.cmd",
+        "two",
+        "--config.env",
+        "A=b",
+    ])?;
+    run(&[
+        "config",
+        "--image",
+        &image,
+        "--config.exposedports",
+        "8080",
+        "--config.workingdir",
+        "/srv",
+        "--config.user",
+        "1000",
+    ])?;
     Some(layout)
 }
 
@@ -44,7 +64,10 @@ fn what_umoci_makes_is_imported_and_exported_to_the_byte() {
     assert_eq!(oci::recognise(&layout).unwrap(), Some(Kind::Directory));
     let manifest = oci::import(&place.store, &layout, Some("app"), &mut Paper, &mut ()).unwrap();
     let defaults = &manifest.defaults;
-    assert_eq!((&defaults.entrypoint[..], &defaults.command[..]), (&["/one".to_owned()][..], &["two".to_owned()][..]));
+    assert_eq!(
+        (&defaults.entrypoint[..], &defaults.command[..]),
+        (&["/one".to_owned()][..], &["two".to_owned()][..])
+    );
     assert_eq!((defaults.user.as_str(), defaults.cwd.as_str()), ("1000", "/srv"));
     assert!(defaults.env.contains(&"A=b".to_owned()));
     assert_eq!(defaults.ports, ["8080/tcp"]);
@@ -53,7 +76,8 @@ fn what_umoci_makes_is_imported_and_exported_to_the_byte() {
     assert_eq!(kept.len(), 4);
 
     let out = place.dir.path().join("out");
-    let kernel_is_left_out = oci::export(&place.store, &manifest, None, &out, Format::Layout, &mut Paper, &mut ()).unwrap();
+    let kernel_is_left_out =
+        oci::export(&place.store, &manifest, None, &out, Format::Layout, &mut Paper, &mut ()).unwrap();
     assert!(!kernel_is_left_out);
     for blob in &kept {
         let name = format!("blobs/sha256/{}", blob.digest.hex());
@@ -65,7 +89,8 @@ fn what_umoci_makes_is_imported_and_exported_to_the_byte() {
     fs::remove_dir_all(&out).unwrap();
     oci::export(&place.store, &manifest, Some(&name), &out, Format::Layout, &mut Paper, &mut ()).unwrap();
     let back = place.dir.path().join("back");
-    let status = Command::new("umoci").args(["unpack", "--rootless", "--image", &image]).arg(&back).status().unwrap();
+    let status =
+        Command::new("umoci").args(["unpack", "--rootless", "--image", &image]).arg(&back).status().unwrap();
     assert!(status.success());
     assert_eq!(fs::read(back.join("rootfs/two")).unwrap(), b"two");
     let twice = oci::export(&place.store, &manifest, None, &out, Format::Layout, &mut Paper, &mut ());
@@ -85,7 +110,9 @@ fn archives_come_back_to_the_byte() {
     }
     let other = Place::new();
     let again = oci::import(&other.store, &tar, None, &mut Paper, &mut ()).unwrap();
-    assert!(matches!((&again.source, &manifest.source), (Source::Oci { content: a, .. }, Source::Oci { content: b, .. }) if a == b));
+    assert!(
+        matches!((&again.source, &manifest.source), (Source::Oci { content: a, .. }, Source::Oci { content: b, .. }) if a == b)
+    );
     let again = oci::import(&other.store, &docker, Some("app:1"), &mut Paper, &mut ()).unwrap();
     let Source::Oci { content, reference, .. } = &again.source else { panic!("{again:?}") };
     assert_eq!(content[1], self::content(&place.store, &image.id)[1], "the same configuration");
@@ -105,7 +132,9 @@ fn compressed_archives_are_recognised_and_other_tars_are_not() {
     assert_eq!(oci::recognise(&packed).unwrap(), Some(Kind::Archive));
     let other = Place::new();
     oci::import(&other.store, &packed, None, &mut Paper, &mut ()).unwrap();
-    for bytes in [crate::made::tar(&[("bin/sh", b"x"), ("etc/passwd", b"y")]), b"no archive".to_vec(), Vec::new()] {
+    for bytes in
+        [crate::made::tar(&[("bin/sh", b"x"), ("etc/passwd", b"y")]), b"no archive".to_vec(), Vec::new()]
+    {
         fs::write(&packed, bytes).unwrap();
         assert_eq!(oci::recognise(&packed).unwrap(), None);
     }
@@ -134,7 +163,8 @@ fn a_vms_image_goes_out_as_one_layer_without_its_kernel() {
     let place = Place::new();
     let manifest = vm(&place.store, None);
     let out = place.dir.path().join("out.tar");
-    let left_out = oci::export(&place.store, &manifest, None, &out, Format::LayoutTar, &mut Paper, &mut ()).unwrap();
+    let left_out =
+        oci::export(&place.store, &manifest, None, &out, Format::LayoutTar, &mut Paper, &mut ()).unwrap();
     assert!(left_out);
     let again = oci::import(&place.store, &out, None, &mut Paper, &mut ()).unwrap();
     assert!(matches!(&again.source, Source::Oci { content, .. } if content.len() == 3));
