@@ -8,9 +8,6 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The agent runs in guests of this machine's kind, whatever libraries they have.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
 /// Small: it lies in every image. It unwinds: a fault in one connection is not the end of the others.
 const PROFILE: &[(&str, &str)] = &[
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
@@ -33,8 +30,6 @@ const NOT_OURS: &[&str] = &[
     "RUSTC_WRAPPER",
     "CLIPPY_ARGS",
     "CLIPPY_CONF_DIR",
-    "RUSTC",
-    "RUSTDOC",
     "TARGET",
     "HOST",
     "OUT_DIR",
@@ -56,7 +51,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The agent runs in guests of the kind of machine that skiff runs on, so it is for the same target. It is static, whatever libraries
+/// they have.
 fn build(root: &Path, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let target = env::var("TARGET")?;
     let mut cargo = Command::new(env::var("CARGO")?);
     cargo.args([
         "build",
@@ -67,7 +65,7 @@ fn build(root: &Path, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
         "--bin",
         "skiff-agent",
         "--target",
-        TARGET,
+        &target,
     ]);
     cargo.arg("--target-dir").arg(target_dir).arg("--manifest-path").arg(root.join("Cargo.toml"));
     for name in NOT_OURS {
@@ -79,5 +77,5 @@ fn build(root: &Path, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     if !status.success() {
         return Err(format!("the agent does not build: {status} (cargo build -p agent says more)").into());
     }
-    Ok(target_dir.join(TARGET).join("release/skiff-agent"))
+    Ok(target_dir.join(target).join("release/skiff-agent"))
 }

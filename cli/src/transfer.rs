@@ -123,7 +123,7 @@ pub fn get(
     match landing {
         _ if is_dir => {
             let dir = match landing {
-                Landing::Content(dir) => File::open(dir)?.into(),
+                Landing::Content(dir) => File::open(dir)?,
                 Landing::Named(dir) => made(dir)?,
             };
             get_into(guest, pack_of(path, true, Some(".")), dir, &options)

@@ -35,7 +35,7 @@ fn wrong_usage_is_exit_code_2_and_says_the_fix() {
         (&["run", "--kernle", "k"][..], "a similar argument exists: '--kernel'"),
         (&["runn"], "a similar subcommand exists: 'run'"),
         (&["run", "--kernel"], "a value is required for '--kernel <FILE>'"),
-        (&["run"], "skiff: error: no kernel: give --kernel FILE"),
+        (&["run"], "skiff: error: no image and no kernel: name an image, as in skiff run debian:12"),
         (&["run", "--kernel", "k", "--cpus", "65"], "skiff: error: cpus cannot be 65: a VM has 1 to 64"),
     ] {
         let (code, stdout, stderr) = outcome(args);

@@ -17,6 +17,7 @@ pub mod name;
 pub mod oci;
 pub mod progress;
 pub mod registry;
+pub mod rootfs;
 pub mod rootless;
 pub mod seed;
 pub mod store;

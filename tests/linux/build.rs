@@ -33,8 +33,8 @@ run = "LAST"
 /// What is not as it should be.
 pub fn build(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
     let cli = Cli::new(skiff, dir)?;
-    let home = dir.join("state/data");
-    let _overlay = Overlay::mount(data, &dir.join("overlay"), &home)?;
+    let place = dir.join("state/data");
+    let _overlay = Overlay::mount(data, &dir.join("overlay"), &place)?;
     let app = dir.join("web/app");
     fs::create_dir_all(app.join("sub"))?;
     fs::write(app.join("main"), "one")?;

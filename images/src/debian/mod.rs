@@ -2,12 +2,14 @@
 //! [`crate::rootless`], with the kernel and initial RAM disk of its own beside it. [`build`] does it all.
 
 mod bootstrap;
+mod kernel;
 mod mirror;
 mod recipe;
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use kernel::{Kernel, kernel};
 pub use mirror::Mirror;
 pub use recipe::{Recipe, all};
 
@@ -20,15 +22,17 @@ use crate::rootless::{self, Job, Layer, Only};
 use crate::store::{Store, StoreError};
 use crate::tree::{Limits, Overlay};
 
-/// What an image's disk has at first unless it is said, in bytes. It is sparse.
+/// What a VM's disk has at first unless it is said, in bytes. It is sparse, and the agent grows the file system to it.
 pub const SIZE: u64 = 20 << 30;
+/// What the file system of an image has at least, in bytes: larger ones take longer to write, and nothing else.
+pub const FIRST_SIZE: u64 = 1 << 30;
 
 /// How an image is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Where packages are from.
     pub mirror: Mirror,
-    /// Bytes that its disk has at least.
+    /// Bytes that the disk of a VM of it has at least.
     pub size: u64,
 }
 
@@ -69,6 +73,9 @@ pub enum Error {
         /// What was built.
         os: String,
     },
+    /// The default kernel's packages cannot be unpacked.
+    #[error("the kernel's packages cannot be unpacked")]
+    Kernel(#[source] crate::tree::Error),
     /// It does not become a disk.
     #[error(transparent)]
     Rootless(#[from] rootless::Error),
@@ -102,7 +109,7 @@ pub fn build(
         layers: vec![layer(archive, false), layer(own, true)],
         limits: Limits::default(),
         kernel: true,
-        disk: Some(rootless::Disk { label: recipe.label.clone(), size: options.size }),
+        disk: Some(rootless::Disk { label: recipe.label.clone(), size: FIRST_SIZE }),
     };
     let outcome = rootless::run(&job, progress)?;
     let no_kernel = || Error::NoKernel { os: recipe.os.clone() };
@@ -121,7 +128,7 @@ pub fn build(
         initrd: Some(file("initrd")?),
         modules: if found.modules { Some(file("modules")?) } else { None },
         cmdline: recipe.cmdline.clone(),
-        disk: Disk { layers: vec![disk], size, grows_to: size },
+        disk: Disk { layers: vec![disk], size, grows_to: size.max(options.size) },
         agent: Agent::Service,
         defaults: Defaults::default(),
     })

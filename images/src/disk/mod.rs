@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use self::error::{copy_failed, read_failed, read_or_malformed, write_failed};
 use self::filesystem::FileSystem;
 use self::raw::{Raw, Room};
-use self::system::System;
+use self::system::{System, Volume};
 pub use error::{DiskError, Malformed};
 pub use export::export;
 
@@ -180,8 +180,8 @@ pub fn prepare(
     let mut volumes = system::volumes(&file, path)?;
     for volume in &mut volumes {
         if let FileSystem::Ext { unclean: unclean @ true } = &mut volume.kind {
-            ext4::replay(&raw, volume.start).map_err(system::ext4_failed("replaying the disk's journal"))?;
             *unclean = false;
+            replay(&raw, &file, volume, work)?;
         }
     }
     let system = system::find(&raw, &volumes, path)?;
@@ -215,6 +215,20 @@ pub fn prepare(
         agent,
         notes,
     })
+}
+
+/// Replay a file system's journal, as its guest would at its next start. e2fsck does so only to a file system that is a whole file.
+fn replay(raw: &Path, file: &File, volume: &Volume, work: &Path) -> Result<(), DiskError> {
+    let failed = || system::ext4_failed("replaying the journal of a file system on the disk");
+    let Some(partition) = &volume.partition else { return ext4::replay(raw).map_err(failed()) };
+    let part = work.join("partition");
+    let read = || Raw::part(file.try_clone()?, partition.start, partition.len);
+    let copied = read().and_then(|mut content| raw::write(&mut content, &part, &mut |_, _| ()));
+    copied.map_err(copy_failed(raw, &part))?;
+    ext4::replay(&part).map_err(failed())?;
+    let put = File::open(&part).and_then(Raw::new);
+    let put = put.and_then(|mut content| raw::replace(&mut content, file, partition.start, work));
+    put.and_then(|()| fs::remove_file(&part)).map_err(copy_failed(&part, raw))
 }
 
 fn no_kernel(path: &Path) -> DiskError {
@@ -289,9 +303,14 @@ fn put_agent(
     };
     if !system.systemd {
         let path = install::PROGRAM_PATH;
-        notes.push(format!("the guest has no systemd: let its own init start {path}, and skiff exec works"));
+        notes.push(format!("the guest has no systemd: let its own init start {path}, run it with --vsock auto, and skiff exec works"));
     }
-    let changes: Vec<Change> = items.iter().map(|item| change(item, program)).collect();
+    // A list names no directory that every guest of its kind has.
+    let parent = |item: &Item| {
+        let (path, _) = item.path.rsplit_once('/').unwrap_or_default();
+        Change::Directory { path: path.to_owned() }
+    };
+    let changes: Vec<Change> = items.iter().flat_map(|item| [parent(item), change(item, program)]).collect();
     let files = Debugfs::open(raw, system.root.start, true);
     let put = files.and_then(|files| files.edit(&changes));
     put.map_err(system::ext4_failed("putting the agent into the disk (--no-agent leaves it out)"))?;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use devices::disk::SECTOR;
 use devices::disk::layer::Source;
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::MAX_SIZE;
@@ -145,7 +145,7 @@ pub(super) fn write(
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(out)?;
     let written = file.set_len(source.size()).and_then(|()| {
         let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        copy(source, &file, &mut Room::new(dir), progress)?;
+        copy(source, &file, 0, &mut Room::new(dir), progress)?;
         file.sync_all()
     });
     match written {
@@ -158,9 +158,11 @@ pub(super) fn write(
     }
 }
 
+/// Copy what is not zeroes of `source` to `start` bytes into `file` and on, where only zeroes are.
 fn copy(
     source: &mut dyn Source,
     file: &File,
+    start: u64,
     room: &mut Room<'_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> io::Result<()> {
@@ -176,13 +178,23 @@ fn copy(
             let len = found.min(CHUNK - at % CHUNK);
             let data = buffer.get_mut(..len as usize).unwrap_or_default();
             source.read(at, data)?;
-            written = written.saturating_add(write_blocks(file, data, at)?);
+            written = written.saturating_add(write_blocks(file, data, start + at)?);
             room.check(written)?;
             at += len;
         }
         progress(at, size);
     }
     Ok(())
+}
+
+/// Let what is `start` bytes into `file` be what `source` holds.
+///
+/// # Errors
+/// If the source cannot be read, or the host fails; a part may be done.
+pub(super) fn replace(source: &mut dyn Source, file: &File, start: u64, dir: &Path) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, flags, start, source.size())?;
+    copy(source, file, start, &mut Room::new(dir), &mut |_, _| ())
 }
 
 /// Write what `from` holds to a file at `out`, for its owner only; zeroes are holes. `progress` is called now and then.

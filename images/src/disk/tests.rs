@@ -232,3 +232,73 @@ fn a_bomb_does_not_fill_the_disk() {
     assert_eq!(file.metadata().unwrap().len(), 256 << 20);
     assert_eq!(file.metadata().unwrap().blocks(), 0);
 }
+
+/// Make a GPT disk with an ext4 of `tree` whose journal has a block to replay; returns what is in that block, and where it is. `None` without the
+/// programs.
+fn unclean_disk(path: &Path, tree: &Path, dir: &Path) -> (Vec<u8>, u64) {
+    let (start, block) = (1_u64 << 20, 5000_u64);
+    File::create(path).unwrap().set_len(30 << 20).unwrap();
+    let sbin = |program: &str| format!("/usr/sbin/{program}");
+    let offset = format!("offset={start}");
+    assert!(run(
+        &sbin("mkfs.ext4"),
+        &["-q", "-F", "-b", "1024", "-E", &offset, "-d", text(tree), text(path), "20M"]
+    ));
+    let content: Vec<u8> = (0..1024_u32).map(|at| (at % 251) as u8 + 1).collect();
+    fs::write(dir.join("block"), &content).unwrap();
+    fs::write(dir.join("requests"), format!("jo\njw -b {block} {}\njc\n", text(&dir.join("block")))).unwrap();
+    let image = format!("{}?{offset}", text(path));
+    assert!(run(&sbin("debugfs"), &["-w", "-f", text(&dir.join("requests")), &image]));
+    // An MBR with the one partition.
+    let file = File::options().write(true).open(path).unwrap();
+    let mut entry = [0_u8; 16];
+    entry[4] = 0x83;
+    entry[8..12].copy_from_slice(&2048_u32.to_le_bytes());
+    entry[12..16].copy_from_slice(&(20_u32 << 11).to_le_bytes());
+    file.write_all_at(&entry, 446).unwrap();
+    file.write_all_at(&0xc0ff_ee01_u32.to_le_bytes(), 440).unwrap();
+    file.write_all_at(&[0x55, 0xaa], 510).unwrap();
+    (content, start + block * 1024)
+}
+
+#[test]
+fn a_system_is_found_its_journal_replayed_and_the_agent_put_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    for path in ["boot", "etc", "usr/lib/systemd"] {
+        fs::create_dir_all(tree.join(path)).unwrap();
+    }
+    std::os::unix::fs::symlink("usr/lib", tree.join("lib")).unwrap();
+    fs::write(tree.join("usr/lib/systemd/systemd"), "").unwrap();
+    fs::write(tree.join("usr/lib/os-release"), "PRETTY_NAME=\"Test 1\"\n").unwrap();
+    std::os::unix::fs::symlink("../usr/lib/os-release", tree.join("etc/os-release")).unwrap();
+    fs::write(tree.join("etc/fstab"), "/dev/vda1 / ext4 defaults 0 1\n").unwrap();
+    let mut kernel = vec![0; 4096];
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    fs::write(tree.join("boot/vmlinuz-6.1-x"), &kernel).unwrap();
+    fs::write(tree.join("boot/initrd.img-6.1-x"), "initrd").unwrap();
+    let path = dir.path().join("disk.img");
+    let (content, place) = unclean_disk(&path, &tree, dir.path());
+    assert_eq!(recognise(&path).unwrap(), Some(Format::Raw));
+    let store = Store::open(dir.path().join("images"));
+    let options = Options { agent: Some(b"the agent"), kernel_from: None };
+    let (manifest, notes) = import(&store, &path, &options, &mut ()).unwrap();
+    assert_eq!((manifest.os.as_str(), manifest.agent), ("Test 1", Agent::Service));
+    assert_eq!(manifest.cmdline, "root=PARTUUID=c0ffee01-01 ro");
+    assert_eq!(notes, Vec::<String>::new());
+    assert_eq!(fs::read(store.blob_path(&manifest.kernel.digest)).unwrap(), kernel);
+    assert_eq!(fs::read(store.blob_path(&manifest.initrd.unwrap().digest)).unwrap(), b"initrd");
+    let out = dir.path().join("out.raw");
+    export(&store.blob_path(&manifest.disk.layers[0].digest), &out, Format::Raw, &mut ()).unwrap();
+    let mut found = vec![0; content.len()];
+    File::open(&out).unwrap().read_exact_at(&mut found, place).unwrap();
+    assert_eq!(found, content, "what was in the journal alone");
+    let files = Debugfs::open(&out, 1 << 20, false).unwrap();
+    assert_eq!(files.read(install::PROGRAM_PATH, 100).unwrap(), b"the agent");
+    assert_eq!(files.stat(install::PROGRAM_PATH).unwrap().unwrap().mode & 0o7777, 0o755);
+    ext4::check(&out, 1 << 20).unwrap();
+    // As it is, and with the kernel of the first.
+    let options = Options { agent: None, kernel_from: Some(&manifest) };
+    let (other, _) = import(&store, &path, &options, &mut ()).unwrap();
+    assert_eq!((other.agent, other.kernel), (Agent::None, manifest.kernel));
+}

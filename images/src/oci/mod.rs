@@ -14,6 +14,7 @@ mod defaults;
 mod error;
 mod export;
 mod import;
+mod machine;
 pub mod spec;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use defaults::{defaults, execution};
 pub use error::Error;
 pub use export::{Format, export};
 pub use import::{Kind, import, recognise};
+pub use machine::{Container, Failure, FindKernel, Kernel};
 
 use crate::digest::Digest;
 use crate::manifest::{Agent, Blob, Disk, Manifest, SCHEMA, Source};
@@ -60,12 +62,8 @@ pub trait Machine {
     ///
     /// # Errors
     /// If a layer is damaged or hostile, or the host fails.
-    fn make(
-        &mut self,
-        store: &Store,
-        layers: &[Layer],
-        progress: &mut dyn Progress,
-    ) -> Result<Made, Box<dyn std::error::Error + Send + Sync>>;
+    fn make(&mut self, store: &Store, layers: &[Layer], progress: &mut dyn Progress)
+    -> Result<Made, Failure>;
 
     /// Write a tar of an image's root file system to the file `to`, which is not there yet. For images that came from no container.
     ///
@@ -77,7 +75,7 @@ pub trait Machine {
         manifest: &Manifest,
         to: &std::path::Path,
         progress: &mut dyn Progress,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    ) -> Result<(), Failure>;
 }
 
 /// A container's image whose every file is in the store.

@@ -170,7 +170,7 @@ pub enum Document {
     /// Manifests to choose from.
     Index(Index),
     /// An image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// The keys that tell documents apart.
@@ -231,7 +231,7 @@ impl Document {
         if manifest.layers.len() > MAX_LAYERS {
             return Err(wrong(&format!("it has more than {MAX_LAYERS} layers")));
         }
-        Ok(Self::Manifest(manifest))
+        Ok(Self::Manifest(Box::new(manifest)))
     }
 }
 
@@ -480,7 +480,7 @@ mod tests {
                 annotations: BTreeMap::new(),
             };
             let bytes = serde_json::to_vec(&written).unwrap();
-            prop_assert_eq!(Document::parse(&bytes, Some(OCI_MANIFEST)).unwrap(), Document::Manifest(written));
+            prop_assert_eq!(Document::parse(&bytes, Some(OCI_MANIFEST)).unwrap(), Document::Manifest(Box::new(written)));
         }
 
         #[test]

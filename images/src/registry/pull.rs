@@ -99,7 +99,7 @@ fn find(client: &Client, reference: &Reference) -> Result<(Vec<u8>, spec::Manife
     let mut found = (Document::parse(&bytes, said.as_deref())?, bytes);
     for _ in 0..MAX_DEPTH {
         let index = match found {
-            (Document::Manifest(manifest), bytes) => return Ok((bytes, manifest)),
+            (Document::Manifest(manifest), bytes) => return Ok((bytes, *manifest)),
             (Document::Index(index), _) => index,
         };
         let entry = index.choose()?;

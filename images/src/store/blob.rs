@@ -12,6 +12,8 @@ use crate::manifest::Blob;
 
 /// How much is copied at once, in bytes.
 const CHUNK: usize = 1 << 20;
+/// The most for which it is asked at once whether there is room, in bytes: whoever writes may not know how much comes.
+const ROOM: u64 = 64 << 20;
 /// Zeroes that are not written but left out, in bytes: a block of most file systems.
 const HOLE: usize = 4096;
 
@@ -23,6 +25,8 @@ pub struct Draft {
     file: Box<dyn StoredFile>,
     hasher: Sha256,
     len: u64,
+    /// Up to where there was room.
+    room: u64,
     committed: bool,
 }
 
@@ -36,7 +40,15 @@ impl Store {
         let dir = self.blobs();
         let (path, file) = session::create_locked(&*self.storage, &dir, ".new-")
             .map_err(StoreError::io("write in", &dir))?;
-        Ok(Draft { store: self.clone(), path, file, hasher: Sha256::new(), len: 0, committed: false })
+        Ok(Draft {
+            store: self.clone(),
+            path,
+            file,
+            hasher: Sha256::new(),
+            len: 0,
+            room: 0,
+            committed: false,
+        })
     }
 
     /// A blob of these bytes.
@@ -177,6 +189,11 @@ impl Draft {
 
 impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.len.saturating_add(bytes.len() as u64) > self.room {
+            let wanted = self.len.min(ROOM).max(bytes.len() as u64);
+            self.store.room(wanted).map_err(io::Error::other)?;
+            self.room = self.len.saturating_add(wanted);
+        }
         // Runs of zeroes become holes.
         for block in bytes.chunks(HOLE) {
             if block.len() < HOLE || block.iter().any(|byte| *byte != 0) {

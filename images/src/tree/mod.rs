@@ -159,6 +159,11 @@ pub enum Error {
     },
 }
 
+/// Whether a stream, which is not compressed, begins as a tar archive does.
+pub fn is_archive(from: impl io::Read) -> bool {
+    matches!(tar::Tar::new(from).next(), Ok(Some(_)))
+}
+
 /// A name of the archive's, for a message on one line.
 fn shown(name: &[u8]) -> String {
     let text: String = name

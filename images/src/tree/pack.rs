@@ -16,6 +16,9 @@ use super::remove::names;
 use super::tar::{Entry, Kind, Writer};
 use super::{Error, Limits, shown};
 
+/// An extended attribute's name and value.
+type Attribute = (Vec<u8>, Vec<u8>);
+
 /// The most that the names or the value of attributes may take, in bytes: what Linux lets them.
 const ATTRIBUTES: usize = 64 << 10;
 
@@ -195,7 +198,7 @@ impl<W: Write> Work<W> {
     }
 
     /// The attributes that [`super::unpack`] would take.
-    fn attributes(&self, file: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    fn attributes(&self, file: BorrowedFd<'_>) -> Result<Vec<Attribute>, Errno> {
         let mut names = vec![0; ATTRIBUTES];
         let length = match rustix::fs::flistxattr(file, &mut names) {
             Ok(length) => length,

@@ -311,7 +311,7 @@ fn removal_goes_deep_and_follows_no_link() {
     let deep = scene.inside().join("d/".repeat(400));
     fs::create_dir_all(&deep).unwrap();
     symlink(scene.temporary.path().join("out"), scene.inside().join("d/link")).unwrap();
-    fs::set_permissions(scene.inside().join("d/d/d"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(scene.inside().join("d/d/d"), fs::Permissions::from_mode(0o000)).unwrap();
     let dir = File::open(scene.inside()).unwrap();
     remove(&dir, Path::new("d")).unwrap();
     remove(&dir, Path::new("d")).unwrap();

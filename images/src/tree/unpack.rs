@@ -294,10 +294,10 @@ impl Work<'_> {
         self.late_bytes = 0;
         let mut seen = HashSet::new();
         for (path, entry) in std::mem::take(&mut self.late).into_iter().rev() {
-            if let Some(dir) = self.beneath.directory(&path)? {
-                if seen.insert(path) {
-                    self.finish_open(&dir, &entry)?;
-                }
+            if let Some(dir) = self.beneath.directory(&path)?
+                && seen.insert(path)
+            {
+                self.finish_open(&dir, &entry)?;
             }
         }
         Ok(())

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use images::digest::Digest;
 use images::manifest::Source;
-use images::oci::{self, Format, Kind};
+use images::oci::{self, Container, Format, Kernel, Kind};
 
-use crate::made::{Container, Paper, content, vm};
+use crate::made::{Container as Made, Paper, content, vm};
 use crate::real::Place;
 
 /// A layout with the image `app` in it; none if the program is not installed.
@@ -99,7 +99,7 @@ fn what_umoci_makes_is_imported_and_exported_to_the_byte() {
 
 #[test]
 fn archives_come_back_to_the_byte() {
-    let (place, image) = Place::with(&Container::new(5000));
+    let (place, image) = Place::with(&Made::new(5000));
     let manifest = &image.manifest;
     let name = "app:1".parse().unwrap();
     let (tar, docker) = (place.dir.path().join("layout.tar"), place.dir.path().join("docker.tar"));
@@ -124,7 +124,7 @@ fn archives_come_back_to_the_byte() {
 
 #[test]
 fn compressed_archives_are_recognised_and_other_tars_are_not() {
-    let (place, image) = Place::with(&Container::new(5000));
+    let (place, image) = Place::with(&Made::new(5000));
     let tar = place.dir.path().join("layout.tar");
     oci::export(&place.store, &image.manifest, None, &tar, Format::LayoutTar, &mut Paper, &mut ()).unwrap();
     let packed = place.dir.path().join("packed");
@@ -143,7 +143,7 @@ fn compressed_archives_are_recognised_and_other_tars_are_not() {
 
 #[test]
 fn a_damaged_layer_is_not_taken() {
-    let (container, place) = (Container::new(5000), Place::new());
+    let (container, place) = (Made::new(5000), Place::new());
     let layout = place.dir.path().join("layout");
     container.layout(&layout);
     let layer = layout.join("blobs/sha256").join(Digest::of(&container.layers[0]).hex());
@@ -168,4 +168,28 @@ fn a_vms_image_goes_out_as_one_layer_without_its_kernel() {
     assert!(left_out);
     let again = oci::import(&place.store, &out, None, &mut Paper, &mut ()).unwrap();
     assert!(matches!(&again.source, Source::Oci { content, .. } if content.len() == 3));
+}
+
+#[test]
+fn layers_become_a_disk_with_a_kernel_and_the_agent() {
+    let place = Place::new();
+    let Some(layout) = layout(place.dir.path()) else { return };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root makes file systems without the skiff program");
+        return;
+    }
+    let mut find = |store: &images::store::Store, _: &mut dyn images::progress::Progress| {
+        Ok(Kernel { image: store.add_bytes(b"a kernel")?, modules: store.add_bytes(b"modules.")? })
+    };
+    let mut machine = Container { agent: b"the agent", kernel: &mut find };
+    let manifest = oci::import(&place.store, &layout, Some("app"), &mut machine, &mut ()).unwrap();
+    place.store.put(&manifest).unwrap();
+    place.store.verify(&manifest, &mut |_, _| {}).unwrap();
+    let initrd = fs::read(place.store.blob_path(&manifest.initrd.unwrap().digest)).unwrap();
+    assert!(initrd.starts_with(b"modules.") && initrd.windows(9).any(|window| window == b"the agent"));
+    let (disk, raw) = (place.store.blob_path(&manifest.disk.layers[0].digest), place.dir.path().join("raw"));
+    let convert = Command::new("qemu-img").args(["convert", "-O", "raw"]).args([&disk, &raw]).status();
+    assert!(convert.unwrap().success());
+    let output = Command::new("/sbin/debugfs").args(["-R", "cat /two"]).arg(&raw).output().unwrap();
+    assert_eq!(output.stdout, b"two");
 }

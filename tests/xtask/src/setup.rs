@@ -28,6 +28,9 @@ const NEEDS: &[Need] = &[
     Need { package: "iproute2", presence: "ip" },
     // For the tests of disks: sbin is not on everybody's PATH.
     Need { package: "e2fsprogs", presence: "/sbin/mkfs.ext4" },
+    // For the tests of images.
+    Need { package: "docker-registry", presence: "docker-registry" },
+    Need { package: "umoci", presence: "umoci" },
     // The C parts of some dependencies, and the linker.
     Need { package: "gcc", presence: "cc" },
 ];

@@ -175,6 +175,7 @@ impl Talk {
     ///
     /// # Errors
     /// [`AgentError::Failed`] with the agent's reason; others if the connection breaks, or carries nonsense.
+    #[expect(clippy::should_implement_trait, reason = "it has no end that is not said or an error")]
     pub fn next(&mut self) -> Result<Said, AgentError> {
         loop {
             let frame = match Frame::read(&mut self.reader) {

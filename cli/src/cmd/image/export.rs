@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use images::progress::Progress;
 use images::store::{Image, Store as Images};
 
-use super::{IMAGE, disk};
+use super::{IMAGE, container, disk};
 use crate::cmd::Verb;
 use crate::exit::SUCCESS;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -44,7 +44,8 @@ pub struct Exporter {
     pub export: fn(&Images, &Image, &Path, &mut dyn Progress) -> Result<()>,
 }
 
-const EXPORTERS: &[Exporter] = &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX];
+const EXPORTERS: &[Exporter] =
+    &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX, container::OCI, container::DOCKER];
 
 const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker", "tar"];
 

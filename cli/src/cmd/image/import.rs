@@ -51,6 +51,8 @@ pub struct Asked {
     pub kernel_from: Option<String>,
     /// Leave the agent out of a disk.
     pub no_agent: bool,
+    /// Which of several images in an archive or layout.
+    pub image: Option<String>,
     quiet: bool,
 }
 
@@ -79,6 +81,18 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
+    Flag {
+        name: "image",
+        short: None,
+        takes: Takes::Text("NAME"),
+        help: "Take the image of this name or tag from a layout or archive that has several",
+        long: "",
+        example: Example { args: &["--image", "app:1"], toml: "" },
+        apply: |asked, value| {
+            asked.image = Some(utf8(value)?.to_owned());
+            Ok(())
+        },
+    },
     Flag::quiet("Print the name, and nothing of what is done for it", |asked, _| {
         asked.quiet = true;
         Ok(())
@@ -94,7 +108,7 @@ pub struct Importer {
 }
 
 /// Of all kinds, in the order in which they are asked: archives before disks, since any file can be a raw disk.
-const IMPORTERS: &[Importer] = &[super::disk::IMPORTER];
+const IMPORTERS: &[Importer] = &[super::container::IMPORTER, super::rootfs::IMPORTER, super::disk::IMPORTER];
 
 fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
@@ -123,6 +137,9 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     )
 }
 
+/// How much of standard input is taken before it is asked whether there is room for as much again, in bytes.
+const PART: u64 = 16 << 20;
+
 /// Let what comes on standard input be a file.
 fn from_stdin(images: &Images, steps: &mut Steps) -> Result<(PathBuf, Option<Scratch>)> {
     steps.step("reading standard input");
@@ -132,13 +149,13 @@ fn from_stdin(images: &Images, steps: &mut Steps) -> Result<(PathBuf, Option<Scr
     let mut file = std::fs::File::create(&path).with_context(failed)?;
     let (mut stdin, mut total) = (io::stdin().lock(), 0_u64);
     loop {
-        let mut part = io::Read::take(&mut stdin, 16 << 20);
+        let mut part = io::Read::take(&mut stdin, PART);
         let copied = io::copy(&mut part, &mut file).with_context(failed)?;
         if copied == 0 {
             return Ok((path, Some(scratch)));
         }
         total = total.saturating_add(copied);
-        images.room(0)?;
+        images.room(PART)?;
         steps.advance(total, None);
     }
 }

@@ -8,6 +8,7 @@ use crate::flags::{Completes, Count, Operand};
 use crate::progress::Steps;
 
 mod build;
+mod container;
 mod disk;
 mod distribution;
 mod export;
@@ -16,7 +17,10 @@ mod import;
 mod inspect;
 mod list;
 mod prune;
+mod pull;
+mod push;
 mod remove;
+mod rootfs;
 mod tag;
 pub mod warm;
 
@@ -36,6 +40,8 @@ pub const GROUP: Group = Group {
         prune::VERB,
         import::VERB,
         export::VERB,
+        pull::VERB,
+        push::VERB,
     ],
 };
 

@@ -11,6 +11,7 @@ use vmm::spec::{DiskSpec, Memory, MemorySpec, PortForward, SpecError, Stream, Tr
 
 use super::net::{self, NetAsked};
 use super::options::FLAGS;
+use super::seed::Key;
 use super::template::Template;
 use crate::cmd::exec::Wishes;
 use crate::cmd::point::Point;
@@ -46,6 +47,12 @@ pub struct Asked {
     pub vsock: Option<VsockSpec>,
     /// What the guest is not to see of the host's processor.
     pub cpu_template: Option<Template>,
+    /// What cloud-init is told; so are the next three.
+    pub user_data: Option<PathBuf>,
+    pub meta_data: Option<PathBuf>,
+    pub network_config: Option<PathBuf>,
+    #[serde(default)]
+    pub ssh_key: Vec<Key>,
     /// The file to take the rest from. A file cannot name another.
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -109,7 +116,13 @@ impl Asked {
     }
 
     fn start_paths_at(&mut self, dir: &Path) {
-        let paths = [&mut self.kernel, &mut self.initrd, &mut self.log_file].into_iter().flatten();
+        let seed = [&mut self.user_data, &mut self.meta_data, &mut self.network_config];
+        let paths = [&mut self.kernel, &mut self.initrd, &mut self.log_file];
+        let paths = paths.into_iter().chain(seed).flatten();
+        let keys = self.ssh_key.iter_mut().filter_map(|key| match key {
+            Key::File(path) => Some(path),
+            Key::Text(_) => None,
+        });
         let template = self.cpu_template.iter_mut().filter_map(|template| match template {
             Template::File(path) => Some(path),
             Template::Given(_) => None,
@@ -120,7 +133,7 @@ impl Asked {
             Some(Stream::File(path)) => Some(path),
             _ => None,
         });
-        let all = paths.chain(template).chain(disks).chain(sockets).chain(streams);
+        let all = paths.chain(template).chain(disks).chain(sockets).chain(streams).chain(keys);
         for path in all.filter(|path| !path.as_os_str().is_empty()) {
             *path = dir.join(&*path);
         }
@@ -143,6 +156,10 @@ impl Asked {
             publish: file.publish.into_iter().chain(self.publish).collect(),
             vsock: self.vsock.or(file.vsock),
             cpu_template: self.cpu_template.or(file.cpu_template),
+            user_data: self.user_data.or(file.user_data),
+            meta_data: self.meta_data.or(file.meta_data),
+            network_config: self.network_config.or(file.network_config),
+            ssh_key: file.ssh_key.into_iter().chain(self.ssh_key).collect(),
             config: self.config.or(file.config),
             dry_run: self.dry_run.or(file.dry_run),
             verbose: self.verbose.or(file.verbose),
@@ -167,6 +184,10 @@ impl Asked {
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
             ("--cpu-template", self.cpu_template.is_some()),
+            ("--user-data", self.user_data.is_some()),
+            ("--meta-data", self.meta_data.is_some()),
+            ("--network-config", self.network_config.is_some()),
+            ("--ssh-key", !self.ssh_key.is_empty()),
             ("--disk", !self.disk.is_empty()),
             ("--net", !self.net.is_empty()),
             ("--vsock", self.vsock.is_some()),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use images::debian;
 use images::manifest::{Agent, Manifest};
 use images::store::{Image, Store as Images, StoreError};
 use vmm::snapshot::manifest::Manifest as Snapshot;
@@ -10,7 +11,9 @@ use vmm::spec::{DiskSpec, Memory, MemorySpec, NetBackend, NetSpec, VmSpec, Vsock
 
 use super::asked::{Asked, default_cmdline, streams};
 use super::net::NetAsked;
+use crate::cmd::image;
 use crate::cmd::image::warm::{Cold, Start, start_from};
+use crate::flags::closest;
 use crate::progress::Bar;
 use crate::store::Store;
 use crate::terminal::note;
@@ -21,12 +24,26 @@ const DEFAULT_MEMORY: Memory = Memory(1 << 30);
 /// The image that is called `text`, checked, and safe from prunes for as long as `images` lives.
 pub fn find(images: &Images, text: &str) -> Result<Image> {
     let image = match images.hold(text) {
-        Err(StoreError::Unknown { .. }) if super::super::image::make(images, text)? => images.hold(text)?,
+        Err(StoreError::Unknown { .. }) if image::make(images, text)? => images.hold(text)?,
+        Err(StoreError::Unknown { text, hint }) => {
+            return Err(StoreError::Unknown { hint: or_built(&text, hint), text }.into());
+        }
         held => held?,
     };
     let mut bar = Bar::new(format!("checking {}", image.called()));
     images.verify(&image.manifest, &mut |done, total| bar.show(done, total))?;
     Ok(image)
+}
+
+/// What was most likely meant by `text`, if that is not in the store but could be built.
+fn or_built(text: &str, hint: String) -> String {
+    let names = debian::all().iter().flat_map(|recipe| &recipe.names).map(String::as_str);
+    match closest(text, names) {
+        Some(close) if !hint.starts_with("did you mean") => {
+            format!("did you mean '{close}'? That would be built")
+        }
+        _ => hint,
+    }
 }
 
 /// What to call `image`, which was found by `text`: by that, unless it is an ID.
@@ -192,6 +209,13 @@ mod tests {
         assert_eq!(spec.vsock, Some(VsockSpec::own()));
         assert_eq!(spec.ports.len(), 1);
         assert_eq!(spec.nets, [NetSpec::new(NetBackend::User)]);
+    }
+
+    #[test]
+    fn an_image_that_could_be_built_is_named() {
+        assert_eq!(or_built("debain:12", "none".to_owned()), "did you mean 'debian:12'? That would be built");
+        assert_eq!(or_built("web", "none".to_owned()), "none");
+        assert_eq!(or_built("debain:12", "did you mean 'x'?".to_owned()), "did you mean 'x'?");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use images::store::Store as Images;
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
+use self::seed::SeedAsked;
 use super::point::Point;
 use super::{Verb, clone};
 use crate::copy;
@@ -24,6 +25,7 @@ mod command;
 pub mod image;
 mod net;
 mod options;
+mod seed;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -147,6 +149,9 @@ fn what(
     dry_run: bool,
 ) -> Result<What> {
     let (mut of, mut has_agent) = (None, false);
+    // A file of the store is made for it, which a dry run does not.
+    let seed =
+        if dry_run || asked.from.is_some() { SeedAsked::default() } else { SeedAsked::take(&mut asked) };
     let (spec, copy) = match (&asked.from, asked.image.take()) {
         (Some(point), _) => from_snapshot(store, &asked, point, name, dry_run)?,
         (None, _) if asked.keep => {
@@ -158,6 +163,7 @@ fn what(
             has_agent = image.manifest.agent != Agent::None;
             let verbose = asked.verbose.is_some();
             let spec = with_layers(image::apply(asked, images, &image)?.resolve()?, stays);
+            let spec = seed.add(spec, images, name)?;
             let warm = match dry_run {
                 true => None,
                 false => image::warm(store, images, &image, &spec, verbose)?,
@@ -165,7 +171,7 @@ fn what(
             let ports = spec.ports.clone();
             (spec, warm.map(|warm| Copy { from: warm.id, ports, or_boot: true }))
         }
-        (None, None) => (with_layers(asked.resolve()?, stays), None),
+        (None, None) => (seed.add(with_layers(asked.resolve()?, stays), images, name)?, None),
     };
     let of = of.or_else(|| store.image_of(&spec));
     Ok(What { spec, copy, of, has_agent })

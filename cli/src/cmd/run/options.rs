@@ -6,6 +6,7 @@ use anyhow::Result;
 use vmm::spec::{DiskSpec, VsockSpec};
 
 use super::asked::{Asked, absolute, absolute_stream};
+use super::seed;
 use super::template::Template;
 use crate::cmd::exec;
 use crate::flags::{Example, Flag, Takes, utf8};
@@ -40,6 +41,10 @@ pub const FLAGS: &[Flag<Asked>] = &[
     BALLOON,
     TRANSPORT,
     CPU_TEMPLATE,
+    seed::USER_DATA,
+    seed::META_DATA,
+    seed::NETWORK_CONFIG,
+    seed::SSH_KEY,
     CONFIG,
     DRY_RUN,
     VERBOSE,

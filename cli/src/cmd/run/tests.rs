@@ -104,6 +104,10 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
         ("name", "a@b", "'a@b' cannot be a VM's name"),
         ("from", "a@../b", "--from: '../b' cannot be a snapshot's name"),
         ("cpu-template", "", "--cpu-template: the path is empty: name a file"),
+        ("user-data", "", "--user-data: the path is empty: name a file"),
+        ("meta-data", "", "--meta-data: the path is empty: name a file"),
+        ("network-config", "", "--network-config: the path is empty: name a file"),
+        ("ssh-key", "", "--ssh-key: the path is empty: name a file"),
         ("log-file", "", "--log-file: the path is empty: name a file"),
     ];
     for (name, value, message) in wrong {
@@ -120,7 +124,7 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
 #[test]
 fn a_missing_kernel_is_told_what_to_give() {
     let text = refused(&["--cpus", "2"]);
-    assert!(text.starts_with("no kernel: give --kernel FILE"), "{text}");
+    assert!(text.starts_with("no image and no kernel: name an image"), "{text}");
     assert!(text.contains("kernel = \"FILE\""), "{text}");
 }
 
@@ -338,4 +342,14 @@ fn what_a_snapshot_says_cannot_be_asked_for_beside_it() {
     for flag in FLAGS.iter().filter(|flag| !left.contains(&flag.name) && !OF_A_COMMAND.contains(&flag.name)) {
         assert_eq!(against(flag.example.args), [format!("--{}", flag.name)], "--{}", flag.name);
     }
+}
+
+#[test]
+fn a_file_can_name_an_image_and_the_command_line_wins() {
+    let file = || Asked::from_toml("image = \"debian:12\"\nmemory = \"2G\"").unwrap();
+    assert_eq!(asked(&["--cpus", "2"]).unwrap().over(file()).image.as_deref(), Some("debian:12"));
+    let own = Asked { image: Some("web".to_owned()), ..Asked::default() };
+    assert_eq!(own.over(file()).image.as_deref(), Some("web"));
+    let (line, message) = wrong_file("imgae = \"x\"");
+    assert_eq!((line, message.as_str()), (1, "there is no key 'imgae': did you mean 'image'?"));
 }

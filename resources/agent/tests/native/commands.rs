@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::{Agent, control, finish, input, shell, until};
 use agent::frame::{Frame, MAX_FRAME};
-use agent::message::{Control, Ended, Exec, Open, Refusal, Request, Terminal};
+use agent::message::{Control, Ended, Exec, Heard, Open, Refusal, Request, Terminal};
 use sha2::{Digest as _, Sha256};
 
 const BIG: usize = 100 << 20;
@@ -137,6 +137,25 @@ fn output_comes_out_whole_however_slowly_it_is_read() {
     }
     let sum: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(std::fs::read_to_string(agent.path("sum")).unwrap().starts_with(&sum));
+}
+
+#[test]
+fn what_a_command_has_taken_is_told_to_the_byte() {
+    let agent = Agent::start();
+    let mut stream = agent.exec(Exec { stdin: true, ..shell("head -c 100000 | wc -c; sleep 0.2") });
+    (0..4).for_each(|_| input(&stream, &[0; MAX_FRAME]));
+    Frame::InputEnd.write(&mut &stream).unwrap();
+    let mut taken = 0;
+    loop {
+        match Frame::read(&mut stream).unwrap().unwrap() {
+            Frame::Message(bytes) => match serde_json::from_slice(&bytes).unwrap() {
+                Heard::Taken(count) => taken += count,
+                Heard::Ended(ended) => break assert_eq!(ended, Ended::Exited(0)),
+            },
+            frame => assert_eq!(frame, Frame::Output(b"100000\n".to_vec())),
+        }
+    }
+    assert_eq!(taken, 4 * MAX_FRAME as u64);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use agent::frame::Frame;
-use agent::message::{Answer, Control, Ended, Exec, Open, Refusal, Request};
+use agent::message::{Answer, Control, Ended, Exec, Heard, Open, Refusal, Request};
 use tempfile::TempDir;
 
 /// It runs until it is dropped.
@@ -121,6 +121,7 @@ pub fn finish(mut stream: UnixStream) -> Finished {
         match Frame::read(&mut stream).unwrap().expect("a last word") {
             Frame::Output(bytes) => output.extend(bytes),
             Frame::Error(bytes) => error.extend(bytes),
+            frame if matches!(frame.read_as(), Ok(Heard::Taken(_))) => {}
             frame => {
                 let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
                 return Finished {
@@ -139,6 +140,7 @@ pub fn until(stream: &mut UnixStream, wanted: &str) -> String {
     while !seen.contains(wanted) {
         match Frame::read(stream).unwrap() {
             Some(Frame::Output(bytes)) => seen.push_str(&String::from_utf8_lossy(&bytes)),
+            Some(frame) if matches!(frame.read_as(), Ok(Heard::Taken(_))) => {}
             other => panic!("{other:?} after {seen:?}"),
         }
     }

@@ -246,7 +246,7 @@ impl<'a> Build<'a> {
     /// A guest with as many steps done as can be had.
     fn begin(&mut self) -> Result<(Guest, usize)> {
         if let Some((done, snapshot)) = self.resume()? {
-            match self.go_on(done, &snapshot) {
+            match self.resume_from(done, &snapshot) {
                 Ok(guest) => return Ok((guest, done)),
                 Err(error) => {
                     self.screen.fail();
@@ -263,7 +263,7 @@ impl<'a> Build<'a> {
     }
 
     /// Go on from a step: as it was if the VM is the same, otherwise by a boot of its disk.
-    fn go_on(&mut self, done: usize, snapshot: &Snapshot) -> Result<Guest> {
+    fn resume_from(&mut self, done: usize, snapshot: &Snapshot) -> Result<Guest> {
         self.show_cached(done);
         let spec = copy::spec_of(snapshot)?;
         clone::check(self.store, snapshot)?;

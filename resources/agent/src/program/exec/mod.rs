@@ -26,7 +26,8 @@ pub fn run(stream: Stream, exec: &Exec) -> io::Result<()> {
         Err(why) => return serve::refuse(stream, why),
     };
     let child = started.child();
-    let accepted = Frame::message(&Answer::Accepted { pid: Some(child.pid()), window: 0 })?;
+    let accepted =
+        Frame::message(&Answer::Accepted { pid: Some(child.pid()), window: session::WINDOW as u64 })?;
     if exec.detach {
         let mut stream = stream;
         let told = accepted.write(&mut stream);

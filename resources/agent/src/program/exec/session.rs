@@ -3,8 +3,9 @@
 //! One loop over `poll`; every descriptor is non-blocking, nothing in it waits on one side only. What is held is bounded:
 //!
 //! - Output is read only while less than [`MAX_OUT`] waits for the other side: a command whose output is not read waits.
-//! - Frames are read only while less than [`MAX_IN`] of input waits for the command. Up to that, signals and sizes get through to a
-//!   command that does not read; beyond it they wait like the input before them. Leaving always gets through.
+//! - Frames are read only while no more than [`WINDOW`] of input waits for the command. Whoever heeds that window is always heard: signals
+//!   and sizes get through to a command that does not read. Whoever does not waits with them like the input before. Leaving is always
+//!   noticed.
 //!
 //! When the command has ended, what it wrote is carried to the end. What children of its write that still hold its pipes is carried for
 //! [`AFTERWARDS`] more. When the other side leaves, the command is hung up, and killed [`GRACE`] later.
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::frame::{Frame, MAX_FRAME};
-use agent::message::Control;
+use agent::message::{Control, Heard};
 
 use super::pty;
 use super::spawn::{Io, Started};
@@ -27,7 +28,9 @@ use crate::sys::{self, polled};
 /// Bytes for the other side that may wait.
 const MAX_OUT: usize = 256 * 1024;
 /// Bytes for the command that may wait.
-const MAX_IN: usize = 1 << 20;
+pub const WINDOW: usize = 1 << 20;
+/// Bytes that it has taken before the other side is told, unless nothing waits.
+const TELL: usize = 64 * 1024;
 /// How long, and how much of, the output of a command that has ended is awaited. A pipe holds no more than this.
 const AFTERWARDS: Duration = Duration::from_millis(100);
 const MAX_AFTERWARDS: usize = 1 << 20;
@@ -91,6 +94,8 @@ pub struct Session {
     terminal: bool,
     /// For the command.
     pending: Queue,
+    /// Bytes that have come for it, less those that the other side knows to be taken.
+    untold: usize,
     /// Nothing follows what is pending.
     input_ended: bool,
     sources: [Source; 2],
@@ -127,6 +132,7 @@ impl Session {
             input: file(input)?,
             terminal,
             pending: Queue::default(),
+            untold: 0,
             input_ended: false,
             sources: [
                 Source { file: file(output)?, frame: Frame::Output, afterwards: 0 },
@@ -181,7 +187,7 @@ impl Session {
     /// Wait for something and do it.
     fn turn(&mut self) -> io::Result<()> {
         let mut socket = libc::POLLRDHUP;
-        let hear = self.pending.len() < MAX_IN;
+        let hear = self.pending.len() <= WINDOW;
         if hear {
             socket |= libc::POLLIN;
         }
@@ -210,6 +216,7 @@ impl Session {
         if error != 0 {
             self.read(1);
         }
+        self.tell();
         if self.out.len() > 0 {
             self.send();
         }
@@ -306,6 +313,17 @@ impl Session {
         }
     }
 
+    /// Tell the other side how much of its input has gone to the command, or is of no use to it any more.
+    fn tell(&mut self) {
+        let taken = self.untold.saturating_sub(self.pending.len());
+        if taken >= TELL || (taken > 0 && self.pending.len() == 0) {
+            self.untold = self.untold.saturating_sub(taken);
+            if let Ok(frame) = Frame::message(&Heard::Taken(taken as u64)) {
+                let _ = frame.write(&mut self.out.bytes);
+            }
+        }
+    }
+
     /// Write to the other side.
     fn send(&mut self) {
         let Some(stream) = self.stream.as_mut() else { return self.out.clear() };
@@ -339,6 +357,9 @@ impl Session {
     }
 
     fn obey(&mut self, frame: Frame) {
+        if let Frame::Input(bytes) = &frame {
+            self.untold = self.untold.saturating_add(bytes.len());
+        }
         match frame {
             Frame::Input(bytes) if self.input.is_some() && !self.input_ended => {
                 self.pending.bytes.extend_from_slice(&bytes);

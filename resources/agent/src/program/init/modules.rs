@@ -11,16 +11,35 @@ const DIR: &str = "/modules";
 pub fn load() {
     let dir = Path::new(DIR);
     let order = fs::read_to_string(dir.join("order")).unwrap_or_default();
-    for name in names(&order) {
-        match File::open(dir.join(name)).and_then(|file| sys::load_module(&file)) {
-            // Another one has needed it before.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => note(format_args!("the module {name} does not load: {error}")),
-            Ok(()) => {}
+    let mut left: Vec<&str> = names(&order).collect();
+    loop {
+        let before = left.len();
+        left.retain(|name| !loaded(dir, name));
+        // Those that an order in disorder names too early find now what they need.
+        if left.is_empty() || left.len() == before {
+            break;
         }
+    }
+    for name in left {
+        note(format_args!("the module {name} does not load: something that it needs is not there"));
     }
     for name in names(&order) {
         let _ = fs::remove_file(dir.join(name));
+    }
+}
+
+/// Load one. Says whether there is no use in trying again.
+fn loaded(dir: &Path, name: &str) -> bool {
+    match File::open(dir.join(name)).map(|file| sys::load_module(&file)) {
+        // A symbol is not known (yet).
+        Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOENT) => false,
+        // Another one has needed it before.
+        Ok(Err(error)) if error.raw_os_error() == Some(libc::EEXIST) => true,
+        Ok(Err(error)) | Err(error) => {
+            note(format_args!("the module {name} does not load: {error}"));
+            true
+        }
+        Ok(Ok(())) => true,
     }
 }
 
