@@ -15,7 +15,7 @@ fn a_mistake_in_a_file_is_named_with_its_line_and_its_fix() {
     let file = path.to_str().unwrap();
     for (text, line, words) in [
         ("bsae = 'debian:12'\n", 1, "there is no key 'bsae': did you mean 'base'?"),
-        ("base = 'debian:12'\n[[step]]\nrun = 'x'\nenviron = {}\n", 4, "did you mean 'env'?"),
+        ("base = 'debian:12'\n[[step]]\nrun = 'x'\nevn = {}\n", 4, "did you mean 'env'?"),
         (
             "base = 'debian:12'\n[[step]]\nrun = 'x'\ncwd = '/'\n",
             4,

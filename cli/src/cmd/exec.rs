@@ -136,10 +136,15 @@ pub const fn user<T: Wishes>() -> Flag<T> {
         long: "",
         example: Example { args: &["-u", "www-data"], toml: "" },
         apply: |asked, value| {
-            asked.wish().user = Some(utf8(value)?.to_owned());
+            asked.wish().user = Some(word(value).context("the user has no name: write USER or USER:GROUP")?);
             Ok(())
         },
     }
+}
+
+/// A text with something in it.
+fn word(value: &OsStr) -> Option<String> {
+    value.to_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
 /// `--workdir`.
@@ -152,7 +157,8 @@ pub const fn workdir<T: Wishes>() -> Flag<T> {
         long: "",
         example: Example { args: &["-w", "/srv"], toml: "" },
         apply: |asked, value| {
-            asked.wish().cwd = Some(utf8(value)?.to_owned());
+            asked.wish().cwd =
+                Some(word(value).context("the directory has no name: write its path in the guest")?);
             Ok(())
         },
     }

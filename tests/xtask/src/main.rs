@@ -20,6 +20,7 @@ mod paths;
 mod place;
 mod progress;
 mod setup;
+mod systems;
 mod test;
 mod tool;
 
@@ -45,6 +46,8 @@ enum Task {
     Kvmbox(KvmboxArguments),
     /// Fetch the stock kernels that the tests boot, and list them
     Kernels,
+    /// Build the guest systems that tests of images run, by skiff itself
+    Systems,
     /// The box's own end of kvmbox
     #[command(hide = true)]
     KvmboxAgent,
@@ -108,6 +111,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(arguments) => bench::run(&arguments.rows, arguments.json.as_deref()),
         Task::Kvmbox(arguments) => run_kvmbox(&arguments),
         Task::Kernels => setup::run().and_then(|()| linux_guest::list()).map(|()| ExitCode::SUCCESS),
+        Task::Systems => systems::list().map(|()| ExitCode::SUCCESS),
         Task::KvmboxAgent => kvmbox::run_agent().map(|()| ExitCode::SUCCESS),
     }
 }

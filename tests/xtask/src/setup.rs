@@ -31,6 +31,8 @@ const NEEDS: &[Need] = &[
     // For the tests of images.
     Need { package: "docker-registry", presence: "docker-registry" },
     Need { package: "umoci", presence: "umoci" },
+    Need { package: "mmdebstrap", presence: "mmdebstrap" },
+    Need { package: "uidmap", presence: "newuidmap" },
     // The C parts of some dependencies, and the linker.
     Need { package: "gcc", presence: "cc" },
 ];

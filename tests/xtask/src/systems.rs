@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::initramfs::key;
 use crate::progress::Step;
-use crate::{paths, tool};
+use crate::{paths, setup, tool};
 
 /// What is built, by the names of recipes.
 const NAMES: [&str; 3] = ["debian:11", "debian:12", "debian:13"];
@@ -20,7 +20,7 @@ const INPUTS: [&str; 2] = ["resources", "images/src/debian"];
 ///
 /// # Errors
 /// When one cannot be built.
-pub fn ensure() -> Result<PathBuf> {
+fn ensure() -> Result<PathBuf> {
     let home = paths::target()?.join("systems");
     let (stamp, inputs) = (home.join("inputs"), inputs()?);
     if !fs::read_to_string(&stamp).is_ok_and(|built| built == inputs) {
@@ -34,6 +34,17 @@ pub fn ensure() -> Result<PathBuf> {
         paths::write_whole(&stamp, inputs.as_bytes())?;
     }
     Ok(home)
+}
+
+/// Makes skiff, then the images, and says where they are.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn list() -> Result<()> {
+    setup::run()?;
+    tool::show(&mut tool::cargo(&["build", "--release", "--locked", "--package", "skiff"])?)?;
+    println!("XDG_DATA_HOME={} skiff image ls", ensure()?.display());
+    Ok(())
 }
 
 fn build(home: &Path, name: &str) -> Result<()> {

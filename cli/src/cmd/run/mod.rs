@@ -114,7 +114,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let has_agent = has_agent || wish.is_some();
     let guest_on_stdout = wish.is_none() && (spec.serial == Stream::Stdio || spec.console == Stream::Stdio);
     // On a console a boot is what there is to see: a system that has booted says nothing.
-    let copy = copy.filter(|copy| !(copy.or_boot && guest_on_stdout));
+    let copy = copy.filter(|copy| !(copy.or_boot && guest_on_stdout && !detach));
     // Nobody has asked for it to stay.
     let throw_away = !stays;
     let which = Which::New {

@@ -158,11 +158,12 @@ impl Store {
         users: Users<'_>,
         swept: &mut Swept,
     ) -> Result<Survey, StoreError> {
-        for path in &survey.litter {
-            swept.bytes = swept.bytes.saturating_add(self.taken(path)?);
-            self.delete(path)?;
-        }
         loop {
+            // What nobody can need may be so since the last step alone: the boot files of a snapshot that is gone.
+            for path in &std::mem::take(&mut survey.litter) {
+                swept.bytes = swept.bytes.saturating_add(self.taken(path)?);
+                self.delete(path)?;
+            }
             match survey.next_drop() {
                 Some(Job::Drop(id)) => {
                     swept.bytes = swept.bytes.saturating_add(self.taken(&self.places.snapshot(id))?);
