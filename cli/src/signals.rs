@@ -72,35 +72,37 @@ impl Signals {
     /// Start the thread of a process that has a terminal. It stops and continues the program with the terminal in order, and tells `act` the rest,
     /// which must not block. A second signal to end does so at once.
     pub fn handle(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<()> {
-        vmm::named_thread("signals").spawn(move || {
-            let mut ending = false;
-            loop {
-                match self.wait() {
-                    libc::SIGTSTP => stop(),
-                    libc::SIGCONT => {
-                        crate::terminal::resume();
-                        act(Signal::Resized);
-                    }
-                    libc::SIGWINCH => act(Signal::Resized),
-                    number => {
-                        if std::mem::replace(&mut ending, true) {
-                            act(Signal::EndNow);
-                            crate::terminal::restore();
-                            std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
-                        }
-                        act(Signal::End(number));
-                    }
-                }
-            }
-        })?;
-        Ok(())
+        let mut ending = false;
+        self.beside_a_terminal(move |signal| {
+            let Signal::End(_) = signal else {
+                act(signal);
+                return false;
+            };
+            let again = std::mem::replace(&mut ending, true);
+            act(if again { Signal::EndNow } else { signal });
+            again
+        })
     }
 
     /// Start the thread of a process that stands for a command elsewhere. It stops and continues the program with the terminal in order, and
     /// tells `act` the rest, which must not block. Who insists ends the program.
     pub fn forward(self, act: impl Fn(Signal) + Send + 'static) -> io::Result<()> {
+        let mut deadly = 0_u32;
+        self.beside_a_terminal(move |signal| {
+            if let Signal::End(number) = signal {
+                deadly = deadly.saturating_add(u32::from(DEADLY.contains(&number)));
+            }
+            let insists = deadly >= INSISTENT;
+            if !insists {
+                act(signal);
+            }
+            insists
+        })
+    }
+
+    /// Start the thread. The program ends with the terminal in order by a signal of which `act` says that it is to.
+    fn beside_a_terminal(self, mut act: impl FnMut(Signal) -> bool + Send + 'static) -> io::Result<()> {
         vmm::named_thread("signals").spawn(move || {
-            let mut deadly = 0_u32;
             loop {
                 match self.wait() {
                     libc::SIGTSTP => stop(),
@@ -108,14 +110,12 @@ impl Signals {
                         crate::terminal::resume();
                         act(Signal::Resized);
                     }
-                    libc::SIGWINCH => act(Signal::Resized),
+                    libc::SIGWINCH => _ = act(Signal::Resized),
                     number => {
-                        deadly = deadly.saturating_add(u32::from(DEADLY.contains(&number)));
-                        if deadly >= INSISTENT {
+                        if act(Signal::End(number)) {
                             crate::terminal::restore();
                             std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
                         }
-                        act(Signal::End(number));
                     }
                 }
             }
