@@ -40,6 +40,13 @@ impl<T> Flag<T> {
         Self { name: "json", short: None, takes: Takes::Nothing, help, long: "", example, apply }
     }
 
+    /// `--dry-run`: nothing is freed.
+    pub const fn dry_run(apply: fn(&mut T, &OsStr) -> Result<()>) -> Self {
+        let example = Example { args: &["--dry-run"], toml: "" };
+        let help = "Say what would be freed, and free nothing";
+        Self { name: "dry-run", short: Some('n'), takes: Takes::Nothing, help, long: "", example, apply }
+    }
+
     /// `--quiet`: names only.
     pub const fn quiet(help: &'static str, apply: fn(&mut T, &OsStr) -> Result<()>) -> Self {
         let example = Example { args: &["-q"], toml: "" };

@@ -57,18 +57,10 @@ const DF_FLAGS: &[Flag<Asked>] = &[Flag::json("Print a JSON object", |asked, _| 
 })];
 
 const PRUNE_FLAGS: &[Flag<Asked>] = &[
-    Flag {
-        name: "dry-run",
-        short: Some('n'),
-        takes: Takes::Nothing,
-        help: "Say what would be freed, and free nothing",
-        long: "",
-        example: Example { args: &["--dry-run"], toml: "" },
-        apply: |asked, _| {
-            asked.dry_run = true;
-            Ok(())
-        },
-    },
+    Flag::dry_run(|asked, _| {
+        asked.dry_run = true;
+        Ok(())
+    }),
     Flag {
         name: "force",
         short: Some('f'),

@@ -41,18 +41,10 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
-    Flag {
-        name: "dry-run",
-        short: Some('n'),
-        takes: Takes::Nothing,
-        help: "Say what would be freed, and free nothing",
-        long: "",
-        example: Example { args: &["--dry-run"], toml: "" },
-        apply: |asked, _| {
-            asked.dry_run = true;
-            Ok(())
-        },
-    },
+    Flag::dry_run(|asked, _| {
+        asked.dry_run = true;
+        Ok(())
+    }),
 ];
 
 fn prune(matches: &ArgMatches) -> Result<u8> {
