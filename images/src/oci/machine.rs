@@ -93,7 +93,7 @@ impl Machine for Container<'_> {
     }
 
     fn pack(&mut self, _: &Store, image: &Manifest, _: &Path, _: &mut dyn Progress) -> Result<(), Failure> {
-        let _ = image;
-        Err("only images that came from containers can be exported so yet".into())
+        let message = format!("{} did not come from a container: export its disk, as qcow2 or raw", image.os);
+        Err(message.into())
     }
 }

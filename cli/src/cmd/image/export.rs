@@ -47,7 +47,8 @@ pub struct Exporter {
 const EXPORTERS: &[Exporter] =
     &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX, container::OCI, container::DOCKER];
 
-const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker", "tar"];
+/// The names of [`EXPORTERS`], as a flag wants them.
+const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker"];
 
 #[derive(Default)]
 struct Asked {
@@ -62,7 +63,7 @@ const FLAGS: &[Flag<Asked>] = &[
         takes: Takes::Choice("FORMAT", FORMATS),
         help: "What to write [default: by the ending of FILE]",
         long: "qcow2, raw, vmdk and vhdx are the root disk. oci is a directory or, if FILE ends in .tar, a tar with an OCI layout; docker is what \
-               docker load reads; tar is the tree of files.",
+               docker load reads. Both are for images that came from containers.",
         example: Example { args: &["--format", "qcow2"], toml: "" },
         apply: |asked, value| {
             asked.format = Some(utf8(value)?.to_owned());
@@ -98,4 +99,15 @@ fn export(matches: &ArgMatches) -> Result<u8> {
     images.verify(&image.manifest, &mut |done, total| steps.advance(done, Some(total)))?;
     (exporter.export)(&images, &image, &path, &mut steps)?;
     Ok(SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_that_can_be_chosen_can_be_written() {
+        let names: Vec<&str> = EXPORTERS.iter().map(|exporter| exporter.name).collect();
+        assert_eq!(names, FORMATS);
+    }
 }
