@@ -78,6 +78,18 @@ pub fn apply(mut asked: Asked, images: &Images, image: &Image) -> Result<Asked> 
     Ok(asked)
 }
 
+/// Say which of the host's ports are open because the image, which may be anybody's, wants them so.
+pub fn tell_published(image: &Image, asked: &Asked) {
+    let ports: Vec<String> = asked.publish.iter().map(ToString::to_string).collect();
+    if !ports.is_empty() && ports == image.manifest.defaults.publish {
+        note(&format!(
+            "skiff: {} publishes {}: --net user without -p does not",
+            image.called(),
+            ports.join(", ")
+        ));
+    }
+}
+
 /// The VM of an image of whom nobody asked anything.
 pub fn spec(images: &Images, image: &Image) -> Result<VmSpec> {
     apply(Asked::default(), images, image)?.resolve()

@@ -162,7 +162,9 @@ fn what(
             of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
             has_agent = image.manifest.agent != Agent::None;
             let verbose = asked.verbose.is_some();
-            let spec = with_layers(image::apply(asked, images, &image)?.resolve()?, stays);
+            let asked = image::apply(asked, images, &image)?;
+            image::tell_published(&image, &asked);
+            let spec = with_layers(asked.resolve()?, stays);
             let spec = seed.add(spec, images, name)?;
             let warm = match dry_run {
                 true => None,
