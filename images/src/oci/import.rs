@@ -268,7 +268,7 @@ impl Place {
         let mut done = 0_u64;
         for layer in &manifest.layers {
             let blob = Blob { digest: layer.digest, size: layer.size };
-            if !store.has(&blob)? {
+            if !store.keep(&blob)? {
                 self.add(store, &blob_name(&layer.digest), Some(&blob), &mut |part| {
                     progress.advance(done.saturating_add(part), Some(total));
                 })?;
@@ -345,7 +345,7 @@ impl Place {
             let len = self.get(layer)?.1;
             let known = (format == Format::None).then_some(Blob { digest: *diff_id, size: len });
             let blob = match known {
-                Some(blob) if store.has(&blob)? => blob,
+                Some(blob) if store.keep(&blob)? => blob,
                 _ => self.add(store, layer, known.as_ref(), &mut |part| {
                     progress.advance(done.saturating_add(part), None)
                 })?,

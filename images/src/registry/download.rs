@@ -53,7 +53,7 @@ pub(super) fn fetch_aside(
     transfer: &Transfer,
 ) -> Result<Option<Partial>, Error> {
     let partial = loop {
-        if store.has(blob)? {
+        if store.keep(blob)? {
             transfer.add(blob.size);
             return Ok(None);
         }

@@ -81,7 +81,7 @@ fn get(client: &Client, store: &Store, wanted: &Wanted, transfer: &Transfer) -> 
     if layer.digest == blob.digest {
         return fetch(client, store, blob, transfer);
     }
-    if store.has(blob)? {
+    if store.keep(blob)? {
         transfer.add(layer.size);
         return Ok(());
     }
