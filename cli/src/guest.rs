@@ -24,7 +24,7 @@ use crate::store::entry::{Entry, Look, Status};
 use crate::store::state::End;
 
 /// How long an agent that must come may take: as long as a slow guest boots.
-pub const BOOT: Duration = Duration::from_secs(120);
+pub const BOOT: Duration = Duration::from_secs(300);
 /// How long one may take of which nobody knows whether there is one.
 const GUESS: Duration = Duration::from_secs(3);
 /// How long a guest may take for each step of a request.
