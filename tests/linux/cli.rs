@@ -114,10 +114,7 @@ impl<'a> Cli<'a> {
                 return Ok(fact.clone());
             }
             if start.elapsed() > PATIENCE {
-                let console = self.run(["logs", vm])?;
-                let lines: Vec<&str> = console.lines().collect();
-                let tail = lines[lines.len().saturating_sub(25)..].join("\n    ");
-                bail!("the guest {vm} did not say '{word}'; the end of its console:\n    {tail}");
+                bail!("the guest {vm} did not say '{word}'; the end of its console:{}", self.last_words(vm));
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -136,6 +133,14 @@ impl<'a> Cli<'a> {
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(())
+    }
+
+    /// The end of what a VM has printed, to go below a failure.
+    pub fn last_words(&self, vm: &str) -> String {
+        let console = self.run(["logs", vm]).unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<&str> = console.lines().collect();
+        let tail = lines[lines.len().saturating_sub(25)..].iter();
+        tail.map(|line| format!("\n    {}", line.trim_end())).collect()
     }
 
     /// One VM's entry of `ps -a`, as JSON text; empty if there is none.
