@@ -32,7 +32,10 @@ run = "LAST"
 /// What is not as it should be.
 pub fn build(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
     let home = Home::new(skiff, data, dir)?;
-    let cli = &home.cli;
+    home.cli.told(checks(&home.cli, dir))
+}
+
+fn checks(cli: &Cli<'_>, dir: &Path) -> Result<()> {
     let app = dir.join("web/app");
     fs::create_dir_all(app.join("sub"))?;
     fs::write(app.join("main"), "one")?;

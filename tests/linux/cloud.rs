@@ -27,7 +27,7 @@ pub fn init(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
     fs::write(&user_data, USER_DATA).context("cannot write the user data")?;
     let words = ["run", "-d", "--name", "guest", "--net", "none", "--user-data"].map(Path::new);
     let started = home.cli.run(words.into_iter().chain([&*user_data, Path::new("cloud:12")]));
-    home.told("guest", started)?;
+    home.cli.told(started)?;
     let checks = || -> Result<()> {
         home.cli.run(["wait", "--ready", "--timeout", BOOT, "guest"])?;
         let shell = |script: &str| home.cli.run(["exec", "guest", "sh", "-c", script]);
@@ -40,5 +40,5 @@ pub fn init(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
         ensure!(output == "tester\n", "a command of that user says {output:?}");
         Ok(())
     };
-    home.told("guest", checks())
+    home.cli.told(checks())
 }

@@ -49,7 +49,7 @@ pub fn disks(skiff: &Path, data: &Path, dir: &Path) -> Result<()> {
                 "sha256sum /bin/busybox /entry; grep ' / ' /proc/mounts",
             ])
         };
-        held.push(home.told(format, boots())?);
+        held.push(home.cli.told(boots())?);
         home.cli.run(["kill", format])?;
     }
     ensure!(held[0].contains("/dev/vda / ext4 rw"), "its root is no disk: {}", held[0]);

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::bytes::noise;
 use crate::cli::Cli;
+use crate::systems::BOOT;
 use crate::vm::Kernel;
 
 /// How much goes through a pipe each way: an emulated guest hashes a few MiB a second.
@@ -48,20 +49,26 @@ pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
         "console=ttyS0 quiet skiff.do=agent,idle",
     ];
     cli.run(guest)?;
-    cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
+    cli.told(checks(&cli, dir))?;
+    cli.run(["kill", "worker"])?;
+    Ok(())
+}
+
+/// All that is asked of the guest.
+fn checks(cli: &Cli<'_>, dir: &Path) -> Result<()> {
+    cli.run(["wait", "--ready", "--timeout", BOOT, "worker"])?;
     ensure!(
         cli.run(["inspect", "--json", "worker"])?.contains("\"ready\": true"),
         "inspect does not say ready"
     );
-    codes(&cli)?;
-    streams(&cli, dir)?;
-    terminal(&cli, dir)?;
-    many(&cli)?;
-    trees(&cli, dir)?;
-    dies(&cli)?;
+    codes(cli)?;
+    streams(cli, dir)?;
+    terminal(cli, dir)?;
+    many(cli)?;
+    trees(cli, dir)?;
+    dies(cli)?;
     let events = cli.run(["events", "--json", "--no-follow", "--since", "all", "worker"])?;
     ensure!(events.matches("\"ready\"").count() == 2, "events do not tell twice of 'ready': {events}");
-    cli.run(["kill", "worker"])?;
     Ok(())
 }
 
@@ -283,7 +290,7 @@ fn dies(cli: &Cli<'_>) -> Result<()> {
         "a lost command: {}: {said}",
         output.status
     );
-    cli.run(["wait", "--ready", "--timeout", "120", "worker"])?;
+    cli.run(["wait", "--ready", "--timeout", BOOT, "worker"])?;
     ensure!(shell(cli, "echo again")? == "again", "the agent that came again runs nothing");
     Ok(())
 }

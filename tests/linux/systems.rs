@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::bytes::noise;
 use crate::cli::Cli;
@@ -30,14 +30,6 @@ impl<'a> Home<'a> {
         let cli = Cli::new(skiff, dir)?;
         let overlay = Overlay::mount(data, &dir.join("overlay"), dir.join("state/data"))?;
         Ok(Self { cli, _overlay: overlay })
-    }
-
-    /// What this result is, with the end of the VM's console if it is an error.
-    ///
-    /// # Errors
-    /// As said.
-    pub fn told<T>(&self, vm: &str, result: Result<T>) -> Result<T> {
-        result.map_err(|error| anyhow!("{error:#}; the end of its console:{}", self.cli.last_words(vm)))
     }
 }
 
@@ -77,10 +69,10 @@ pub fn debian(skiff: &Path, data: &Path, release: u32, dir: &Path) -> Result<()>
     let image = format!("debian:{release}");
     if release != 12 {
         let started = home.cli.run(["run", "-d", "--name", "guest", "--net", "none", &image]);
-        home.told("guest", started)?;
-        home.told("guest", checks(&home.cli, release, dir))?;
+        home.cli.told(started)?;
+        home.cli.told(checks(&home.cli, release, dir))?;
         let said = home.cli.run(["stop", "--timeout", "300", "guest"]);
-        let said = home.told("guest", said)?;
+        let said = home.cli.told(said)?;
         ensure!(!said.contains("killed"), "it had to be killed: {said}");
         return Ok(());
     }
@@ -98,7 +90,7 @@ pub fn debian(skiff: &Path, data: &Path, release: u32, dir: &Path) -> Result<()>
         })
         .and_then(|()| checks(&home.cli, release, dir))
         .and_then(|()| home.cli.run(["exec", "guest", "touch", "/run/go"]));
-    if let Err(error) = home.told("guest", checked) {
+    if let Err(error) = home.cli.told(checked) {
         let _ = child.kill();
         let output = child.wait_with_output()?;
         return Err(error.context(format!("skiff run: {}", String::from_utf8_lossy(&output.stderr).trim())));
