@@ -142,7 +142,8 @@ impl<'a> Cli<'a> {
     pub fn told<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
             let names = self.run(["ps", "-a", "-q"]).unwrap_or_default();
-            let ends = names.lines().map(|vm| format!("\n  the end of {vm}'s console:{}", self.last_words(vm)));
+            let ends =
+                names.lines().map(|vm| format!("\n  the end of {vm}'s console:{}", self.last_words(vm)));
             anyhow!("{error:#}{}", ends.collect::<String>())
         })
     }

@@ -41,8 +41,8 @@ pub fn make(systems: &Systems) -> Result<()> {
     let (archive, config, modules) = (work.join("root.tar"), work.join("cloud.cfg"), work.join("modules"));
     paths::write_whole(&config, CLOUD.as_bytes())?;
     paths::write_whole(&modules, INITRD.as_bytes())?;
-    let mut build = Command::new("nice");
-    build.args(["mmdebstrap", "--variant=minbase", "--format=tar", "--skip=output/mknod"]);
+    let mut build = Command::new("mmdebstrap");
+    build.args(["--variant=minbase", "--format=tar", "--skip=output/mknod"]);
     build.arg(format!("--include={PACKAGES}"));
     build.arg("--essential-hook=mkdir -p \"$1/etc/initramfs-tools/conf.d\"");
     build.arg("--essential-hook=echo MODULES=list >\"$1/etc/initramfs-tools/conf.d/skiff.conf\"");

@@ -125,15 +125,15 @@ impl Systems {
         self.run(["image", "build", name]).map(drop)
     }
 
-    /// Runs skiff with these arguments and returns what it prints. It takes the time that others leave.
+    /// Runs skiff with these arguments and returns what it prints.
     fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
         self.run_in(&self.home, arguments)
     }
 
     /// The same, of a user with another data directory.
     fn run_in<S: AsRef<OsStr>>(&self, home: &Path, arguments: impl IntoIterator<Item = S>) -> Result<String> {
-        let mut skiff = Command::new("nice");
-        skiff.arg(&self.skiff).args(arguments);
+        let mut skiff = Command::new(&self.skiff);
+        skiff.args(arguments);
         skiff.env("XDG_DATA_HOME", home).env("XDG_STATE_HOME", home.join("state"));
         tool::capture(&mut skiff)
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
+use super::Images;
 use super::count::Count;
 use super::runner::{Runner, Verdict};
 use crate::linux_guest::Guest;
@@ -69,16 +70,16 @@ impl LinuxGuests {
 
     /// Whether any of them boots images, and if so whether one has to be asked for.
     pub fn need_systems(&self) -> Option<bool> {
-        let mut names = self.names.iter().filter(|name| name.starts_with("systems/")).peekable();
+        let mut names = self.names.iter().filter(|name| boots_image(name)).peekable();
         names.peek()?;
         Some(names.any(|name| name.ends_with("/cloud-init")))
     }
 
-    /// Runs them.
+    /// Runs them, those that boot images when these are made.
     ///
     /// # Errors
     /// When no place for them can be made.
-    pub fn run(&self) -> Result<Count> {
+    pub fn run(&self, images: &Images) -> Result<Count> {
         if self.names.is_empty() {
             return Ok(Count::default());
         }
@@ -92,7 +93,7 @@ impl LinuxGuests {
         };
         words.extend(self.words.iter().cloned());
         words.push("--serve".into());
-        let queue = Mutex::new(self.names.iter().map(|name| (name.as_str(), 0)).collect());
+        let queue = Queue { names: Mutex::new(self.names.iter().map(String::as_str).collect()), images };
         thread::scope(|scope| {
             let started: Vec<_> = (0..count).map(|_| scope.spawn(|| serve(&queue, &words))).collect();
             started.into_iter().try_fold(Count::default(), |sum, one| {
@@ -109,15 +110,38 @@ fn box_words() -> Result<Vec<OsString>> {
     Ok(words)
 }
 
-/// The tests that are to be run yet, with how often they were begun.
-type Queue<'a> = Mutex<VecDeque<(&'a str, u32)>>;
+/// The tests that are to be run yet.
+struct Queue<'a> {
+    names: Mutex<VecDeque<&'a str>>,
+    images: &'a Images,
+}
+
+impl<'a> Queue<'a> {
+    /// The next one. Those that boot images are left for later as long as these are not made.
+    fn next(&self) -> Option<&'a str> {
+        if let Some(name) = self.take(self.images.are_made()) {
+            return Some(name);
+        }
+        self.images.wait();
+        self.take(true)
+    }
+
+    fn take(&self, with_images: bool) -> Option<&'a str> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = names.iter().position(|name| with_images || !boots_image(name))?;
+        names.remove(at)
+    }
+}
+
+fn boots_image(name: &str) -> bool {
+    name.starts_with("systems/")
+}
 
 /// Runs tests until there are no more, in one place after the other if they break.
 fn serve(queue: &Queue<'_>, words: &[OsString]) -> Result<Count> {
-    let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let (program, rest) = words.split_first().context("there is no command")?;
     let mut count = Count::default();
-    let mut next = take();
+    let mut next = queue.next().map(|name| (name, 0));
     while next.is_some() {
         let mut runner = Runner::start(tool::end_with_us(Command::new(program).args(rest)))?;
         while let Some((name, tries)) = next.take() {
@@ -132,12 +156,41 @@ fn serve(queue: &Queue<'_>, words: &[OsString]) -> Result<Count> {
                 Verdict::Lost => {
                     println!("FAILED {name}: what ran it has hung or ended {TRIES} times");
                     count = count.plus(Count::FAILURE);
-                    next = take();
+                    next = queue.next().map(|name| (name, 0));
                     break;
                 }
             }
-            next = take();
+            next = queue.next().map(|name| (name, 0));
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_boots_images_waits_for_them() {
+        let images = Images::default();
+        let names = ["systems/pci/build", "12-cloud/pci/exec", "systems/pci/disks", "12-cloud/pci/boot"];
+        let queue = Queue { names: Mutex::new(names.into()), images: &images };
+        assert_eq!(queue.next(), Some("12-cloud/pci/exec"));
+        images.make(|| Ok(Count::ONE));
+        assert_eq!(queue.next(), Some("systems/pci/build"));
+        let rest: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+        assert_eq!(rest, ["systems/pci/disks", "12-cloud/pci/boot"]);
+    }
+
+    #[test]
+    fn who_has_nothing_else_waits() {
+        let images = Images::default();
+        let queue = Queue { names: Mutex::new(["systems/pci/build"].into()), images: &images };
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| queue.next());
+            images.make(|| anyhow::bail!("no network"));
+            assert_eq!(waiting.join().unwrap(), Some("systems/pci/build"));
+        });
+        assert_eq!(images.wait().1, Count::FAILURE);
+    }
 }

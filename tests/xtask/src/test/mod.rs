@@ -2,16 +2,20 @@
 //! running, unless they need what it makes.
 //!
 //! ```text
-//! setup ─ format ─ clippy ─ build ─ unit tests ──┬─ Linux guests (two boxes)
-//!      └─ skiff, optimised ─ images (niced) ─────┴─ bare-metal guests
-//!      └─ kernels
+//! setup ─ format ─ clippy ─ build ─ unit tests ─┬─ bare-metal guests
+//!      ├─ skiff, optimised ─────────────────────┴─ Linux guests: kernels … images
+//!      │        └─ images ─────────────────────────────────────────┘
+//!      └─ kernels ──────────────────────────────┘
 //! ```
 //! Processors are what is scarce: what one row leaves idle another has.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::mpsc::channel;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -38,39 +42,83 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     let mut stages = Stages { filter: filter.unwrap_or_default().to_string(), done: Vec::new() };
     stages.run("setup", |_| setup::run().map(|()| Count::default()));
     let everything = filter.is_none();
+    let images = &Images::default();
     thread::scope(|scope| {
-        // The optimising build keeps one processor busy for minutes, at its end with a single crate: the others check meanwhile.
-        let skiff = scope.spawn(move || {
-            let skiff = build_skiff()?;
-            // Of a few tests it is known later whether they need images.
-            let images = if everything { Some(systems::ensure(&skiff, false)?) } else { None };
-            Ok((skiff, images))
-        });
         let kernels = scope.spawn(linux::prepare);
+        let (built, skiff) = channel();
+        // The optimising build keeps one processor busy for minutes, at its end with a single crate: the others check meanwhile.
+        scope.spawn(move || {
+            let skiff = build_skiff();
+            // Of a few tests it is known later whether they need images.
+            let wanted = skiff.as_ref().ok().filter(|_| everything).cloned();
+            // Nobody has left who would not want it.
+            let _ = built.send(skiff);
+            images.make(|| wanted.map_or_else(|| Ok(Count::default()), |skiff| make_images(&skiff, false)));
+        });
         if everything {
             stages.run("format", |_| format());
             stages.run("clippy", |_| clippy());
         }
         stages.run("build", |_| build_tests());
         stages.run("unit tests", unit_tests);
-        let mut made = None;
-        stages.run("images", |filter| {
-            let (skiff, images) = join(skiff)?;
+        let mut whole = None;
+        stages.run("skiff", |filter| {
+            let skiff = skiff.recv().map_err(|_| anyhow!("the thread that builds skiff died"))??;
             join(kernels)?;
             let guests = LinuxGuests::find(&skiff, filter)?;
-            let images = match (images, guests.need_systems()) {
-                (None, Some(all)) => Some(systems::ensure(&skiff, all)?),
-                (images, _) => images,
+            let count = match guests.need_systems() {
+                Some(all) if !everything => make_images(&skiff, all)?,
+                _ => Count::default(),
             };
-            made = Some((skiff, guests));
-            Ok(images.map(count_images).unwrap_or_default())
+            whole = Some((skiff, guests));
+            Ok(count)
         });
-        if let Some((skiff, guests)) = made {
-            whole_machines(&mut stages, &skiff, &guests);
+        if let Some((skiff, guests)) = whole {
+            whole_machines(&mut stages, &skiff, &guests, images);
         }
     });
     Ok(stages.report())
 }
+
+/// The images that Linux guests boot, which somebody makes meanwhile.
+#[derive(Default)]
+struct Images {
+    made: Mutex<Option<(Duration, Count)>>,
+    changed: Condvar,
+}
+
+impl Images {
+    /// Makes them, by `work`.
+    fn make(&self, work: impl FnOnce() -> Result<Count>) {
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| timed("images", work)));
+        // Whatever happens, nobody waits for ever.
+        let made = made.unwrap_or((Duration::ZERO, Count::FAILURE));
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+        self.changed.notify_all();
+    }
+
+    /// Whether they are made, as well as it goes.
+    fn are_made(&self) -> bool {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Waits until they are made. Says how long that took, and how many there are.
+    fn wait(&self) -> (Duration, Count) {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.changed.wait_while(made, |made| made.is_none());
+        made.unwrap_or_else(PoisonError::into_inner).unwrap_or_default()
+    }
+}
+
+/// Each image counts as a test: that it can be made is one.
+fn make_images(skiff: &Path, all: bool) -> Result<Count> {
+    let outcome = systems::ensure(skiff, all)?;
+    for error in &outcome.failures {
+        println!("FAILED {error:#}");
+    }
+    Ok(Count { passed: outcome.made, failed: outcome.failures.len() as u32 })
+}
+
 struct Stages {
     filter: String,
     done: Vec<(&'static str, Duration, Count)>,
@@ -148,24 +196,18 @@ fn build_skiff() -> Result<PathBuf> {
     Ok(paths::target()?.join("release/skiff"))
 }
 
-/// Each image counts as a test: that it can be made is one.
-fn count_images(outcome: systems::Outcome) -> Count {
-    for error in &outcome.failures {
-        println!("FAILED {error:#}");
-    }
-    Count { passed: outcome.made, failed: outcome.failures.len() as u32 }
-}
-
 /// Bare-metal guests leave most of a processor idle, waiting for disks and for what they kill: boxes have it.
-fn whole_machines(stages: &mut Stages, skiff: &Path, guests: &LinuxGuests) {
+fn whole_machines(stages: &mut Stages, skiff: &Path, guests: &LinuxGuests, images: &Images) {
     let filter = stages.filter.clone();
     let bare = thread::scope(|scope| {
         let bare = scope.spawn(|| timed("bare-metal guests", || bare_metal(skiff, &filter)));
-        stages.run("Linux guests", |_| guests.run());
+        stages.run("Linux guests", |_| guests.run(images));
         bare.join()
     });
     let (time, count) = bare.unwrap_or((Duration::ZERO, Count::FAILURE));
     stages.done.push(("bare-metal guests", time, count));
+    let (time, count) = images.wait();
+    stages.done.push(("images", time, count));
 }
 
 /// Runs on any `/dev/kvm`, even one that works in software; without one, in the box.
