@@ -97,7 +97,8 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
 
 /// `skiff exec worker` with these words behind it.
 fn exec_in(cli: &Cli<'_>, words: &[&str]) -> Command {
-    cli.command([&["exec", "worker"], words].concat())
+    // Of a VM that was not made of an image an agent is expected to answer at once, unless somebody says how long it may take.
+    cli.command([&["exec", "--timeout", BOOT, "worker"], words].concat())
 }
 
 /// What `sh -c` prints, without the last newline.

@@ -175,6 +175,7 @@ fn clippy() -> Result<Count> {
 /// other features, and be built again.
 fn build_tests() -> Result<Count> {
     tool::show(&mut tool::cargo(&["test", "--workspace", "--locked", "--no-run"])?)?;
+    bare_metal_tests()?;
     guests::build(&paths::target()?)?;
     Ok(Count::default())
 }
@@ -219,7 +220,7 @@ fn bare_metal(skiff: &Path, filter: &str) -> Result<Count> {
         word.push(path);
         words.push(word);
     }
-    words.push(test_program("bare_metal")?.into());
+    words.push(bare_metal_tests()?.into());
     words.push(filter.into());
     let output = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => tool::tee(Command::new("env").args(&words[1..]))?.1,
@@ -234,15 +235,16 @@ fn bare_metal(skiff: &Path, filter: &str) -> Result<Count> {
     Ok(Count::of_libtest(&output))
 }
 
-/// Builds an integration test of the `tests` crate that cargo does not run by itself, and returns its program.
-fn test_program(name: &str) -> Result<PathBuf> {
-    let words = ["test", "--workspace", "--locked", "--no-run", "--message-format=json", "--test", name];
+/// Builds the tests of bare-metal guests, which cargo does not run by itself, and returns their program.
+fn bare_metal_tests() -> Result<PathBuf> {
+    const NAME: &str = "bare_metal";
+    let words = ["test", "--workspace", "--locked", "--no-run", "--message-format=json", "--test", NAME];
     let messages = tool::capture(&mut tool::cargo(&words)?)?;
     // Cargo builds the package's other programs too, and names them all.
     let tests = messages.lines().filter(|line| line.contains("\"kind\":[\"test\"]"));
     let mut programs = tests.filter_map(|line| line.split_once("\"executable\":\""));
     let program = programs.next().and_then(|(_, rest)| rest.split('"').next());
-    program.map(PathBuf::from).with_context(|| format!("cargo built no program for the tests {name}"))
+    program.map(PathBuf::from).with_context(|| format!("cargo built no program for the tests {NAME}"))
 }
 
 /// Runs a test program in a box and returns what it printed, after showing it.
