@@ -31,6 +31,7 @@ use vmm::spec::VmSpec;
 pub mod entry;
 pub mod events;
 pub mod follow;
+pub mod free;
 pub mod held;
 pub mod images;
 pub mod layers;

@@ -190,7 +190,8 @@ fn no_file_leads_to_another_one() {
         return;
     }
     says(&on, "backing file");
-    make(&["create", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on", text(&data), "1M"]);
+    let options = format!("data_file={},data_file_raw=on", text(&path("data.raw")));
+    make(&["create", "-f", "qcow2", "-o", &options, text(&data), "1M"]);
     says(&data, "external data file");
     let secret = ["--object", "secret,id=s,data=pw"];
     let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";

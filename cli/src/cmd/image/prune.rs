@@ -76,14 +76,13 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
     }
     let steps = store.forget_steps()?;
     if steps > 0 {
-        // What only they need of the images is free after them.
-        let mut bar = Bar::new("freeing the results of build steps".to_owned());
-        store.snapshots().sweep(&|| store.users(), &mut |done, total| bar.show(done, total))?;
         lines.push_str(&format!("forgot {steps} build steps\n"));
     }
-    let freed = images.prune(asked.all, || store.image_needs())?;
-    store.sweep_behind();
-    print(format!("{lines}freed {}\n", told(&freed)))
+    let mut bar = Bar::new("freeing what snapshots took".to_owned());
+    let freed = store.free(asked.all, &mut |done, total| bar.show(done, total))?;
+    drop(bar);
+    let pruned = Pruned { bytes: freed.bytes(), ..freed.images? };
+    print(format!("{lines}freed {}\n", told(&pruned)))
 }
 
 /// `12.0 MiB: images 1, files 3`.
