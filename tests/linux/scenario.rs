@@ -92,7 +92,7 @@ impl Kind {
     fn seconds(self) -> u32 {
         match self {
             Kind::CloudInit => 200,
-            Kind::Build => 170,
+            Kind::Build => 80,
             Kind::Live(cpus) if cpus > 1 => 120,
             Kind::Exec => 110,
             Kind::Debian(_) => 90,
