@@ -78,7 +78,7 @@ pub fn debian(skiff: &Path, data: &Path, release: u32, dir: &Path) -> Result<()>
     }
     // The command waits until everything else is done.
     let script = "echo begun; until [ -e /run/go ]; do sleep 0.5; done; echo done; exit 42";
-    let words = ["run", "--name", "guest", "--net", "none", &image, "--", "sh", "-c", script];
+    let words = ["run", "--rm", "--name", "guest", "--net", "none", &image, "--", "sh", "-c", script];
     let child = home.cli.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.context("cannot run skiff")?;
     let checked = home
