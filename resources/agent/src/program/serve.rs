@@ -15,7 +15,7 @@ use crate::{exec, note, power, transfer};
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 256;
 /// How long somebody may take to say what is wanted, or to read why it is not done.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries of what may work later.
 const RETRY: Duration = Duration::from_millis(100);
 /// Of a connection's thread: it holds a frame on it.
