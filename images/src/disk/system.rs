@@ -76,7 +76,7 @@ pub(super) struct System {
 ///
 /// # Errors
 /// If it cannot be read, or its table is damaged.
-pub(super) fn volumes(disk: &File, path: &Path) -> Result<Vec<Volume>, DiskError> {
+pub(super) fn volumes(disk: &impl Stored, path: &Path) -> Result<Vec<Volume>, DiskError> {
     let size = disk.length().map_err(read_failed(path))?;
     let head = |start: u64| -> std::io::Result<FileSystem> {
         let mut head = vec![0; (68 << 10).min(size.saturating_sub(start)) as usize];

@@ -301,4 +301,18 @@ fn a_system_is_found_its_journal_replayed_and_the_agent_put_in() {
     let options = Options { agent: None, kernel_from: Some(&manifest) };
     let (other, _) = import(&store, &path, &options, &mut ()).unwrap();
     assert_eq!((other.agent, other.kernel), (Agent::None, manifest.kernel));
+    // What the guest would see: the journal is replayed in a copy.
+    let packed = |top: &Path, cmdline: &str| {
+        let (work, mut tar) = (tempfile::tempdir().unwrap(), Vec::new());
+        archive(top, cmdline, work.path(), &mut tar, &mut ()).map(|_| tar)
+    };
+    let (imported, own) =
+        (store.blob_path(&other.disk.layers[0].digest), packed(&path, "quiet root=PARTUUID=C0FFEE01-01"));
+    assert!(own.unwrap() == packed(&imported, &other.cmdline).unwrap());
+    for cmdline in ["quiet", "root=/dev/vda", "root=PARTUUID=c0ffee01-02"] {
+        assert!(matches!(packed(&path, cmdline), Err(DiskError::System { .. })), "{cmdline}");
+    }
+    let tar = dir.path().join("files.tar");
+    export_files(&imported, &other.cmdline, &tar, &mut ()).unwrap();
+    assert!(crate::rootfs::recognise(&tar).unwrap());
 }

@@ -64,18 +64,6 @@ pub trait Machine {
     /// If a layer is damaged or hostile, or the host fails.
     fn make(&mut self, store: &Store, layers: &[Layer], progress: &mut dyn Progress)
     -> Result<Made, Failure>;
-
-    /// Write a tar of an image's root file system to the file `to`, which is not there yet. For images that came from no container.
-    ///
-    /// # Errors
-    /// If the disk cannot be read, or the host fails.
-    fn pack(
-        &mut self,
-        store: &Store,
-        manifest: &Manifest,
-        to: &std::path::Path,
-        progress: &mut dyn Progress,
-    ) -> Result<(), Failure>;
 }
 
 /// A container's image whose every file is in the store.
