@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::spec::{self, Config, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Platform, RootFs};
-use super::{Error, execution};
+use super::spec::{
+    self, Config, Descriptor, Document, Execution, MAX_CONFIG, MAX_MANIFEST, Platform, RootFs,
+};
+use super::{Error, TITLE, execution};
 use crate::compress;
 use crate::digest::Digest;
 use crate::disk;
@@ -136,7 +138,10 @@ impl Parts {
         let config = Config {
             platform: Platform { architecture: "amd64".to_owned(), os: "linux".to_owned(), variant: None },
             created: None,
-            config: execution(&image.defaults),
+            config: Execution {
+                labels: [(TITLE.to_owned(), image.os.clone())].into(),
+                ..execution(&image.defaults)
+            },
             rootfs: RootFs { kind: "layers".to_owned(), diff_ids: vec![diff_id] },
         };
         let config = written(&config, "configuration")?;

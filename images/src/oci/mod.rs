@@ -27,8 +27,12 @@ pub use machine::{Container, Failure, FindKernel, Kernel};
 
 use crate::digest::Digest;
 use crate::manifest::{Agent, Blob, Disk, Manifest, SCHEMA, Source};
+use crate::os_release;
 use crate::progress::Progress;
 use crate::store::Store;
+
+/// The label that says what an image is, for people (image-spec, annotations.md).
+const TITLE: &str = "org.opencontainers.image.title";
 
 /// A layer in the store: a tar, perhaps compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,11 +101,13 @@ pub(crate) fn assemble(
         .map(|(blob, diff_id)| Layer { path: store.blob_path(&blob.digest), diff_id: *diff_id })
         .collect();
     let made = machine.make(store, &layers, progress).map_err(Error::Machine)?;
+    // An image without an os-release has a single program, as a rule: then what it is called says what it is.
+    let title = || os_release::clean(content.config.config.labels.get(TITLE)?);
     let mut files = vec![content.manifest, content.config_blob];
     files.extend(&content.layers);
     Ok(Manifest {
         schema: SCHEMA,
-        os: made.os.or_else(|| content.reference.clone()).unwrap_or_else(|| "container image".to_owned()),
+        os: made.os.or_else(title).unwrap_or_else(|| "container image".to_owned()),
         created_ms: now_ms(),
         source: Source::Oci {
             reference: content.reference.clone(),
