@@ -35,7 +35,7 @@ impl Source for Disk {
 fn tree(dir: &Path) {
     fs::create_dir_all(dir.join("usr/lib/deep/deeper")).unwrap();
     fs::create_dir(dir.join("many")).unwrap();
-    for number in 0..1500 {
+    for number in 0..600 {
         fs::write(
             dir.join(format!("many/a rather long name, so that there are several blocks {number}")),
             "",
@@ -46,10 +46,10 @@ fn tree(dir: &Path) {
     fs::write(dir.join("usr/lib/large"), (0..3_000_000).map(|at: u32| (at / 7) as u8).collect::<Vec<u8>>())
         .unwrap();
     let sparse = File::create(dir.join("usr/sparse")).unwrap();
-    for at in [0, 5_000_000, 40_000_000] {
+    for at in [0, 5_000_000, 14_000_000] {
         sparse.write_all_at(b"between holes", at).unwrap();
     }
-    sparse.set_len(60_000_001).unwrap();
+    sparse.set_len(20_000_001).unwrap();
     fs::hard_link(dir.join("usr/lib/a b"), dir.join("second")).unwrap();
     symlink("usr/lib", dir.join("lib")).unwrap();
     symlink("x".repeat(1000), dir.join("long")).unwrap();
@@ -125,7 +125,7 @@ fn what_is_in_a_file_system_of_any_kind_comes_out_as_it_was() {
             .arg(&from)
             .args(options)
             .arg(&image)
-            .arg("200M")
+            .arg("64M")
             .output()
             .unwrap();
         assert!(output.status.success(), "{options:?}: {output:?}");
