@@ -24,11 +24,11 @@ use crate::store::entry::{Entry, Look, Status};
 use crate::store::state::End;
 
 /// How long an agent that must come may take: as long as a slow guest boots.
-pub const BOOT: Duration = Duration::from_secs(120);
+pub const BOOT: Duration = Duration::from_secs(300);
 /// How long one may take of which nobody knows whether there is one.
 const GUESS: Duration = Duration::from_secs(3);
 /// How long a guest may take for each step of a request.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(60);
 /// How often somebody who waits is shown that it goes on.
 const TICK: Duration = Duration::from_millis(100);
 

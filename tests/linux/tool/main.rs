@@ -8,9 +8,10 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::ExitCode;
 
-use skiff_tests::stream;
-
 mod life;
+/// The host's side has the same.
+#[path = "../../src/stream.rs"]
+mod stream;
 mod vsock;
 
 use vsock::{HOST, Listener, Stream};
