@@ -14,7 +14,7 @@ const VARIABLE: &str = "SKIFF_LOG";
 
 /// How many log lines, and where.
 pub struct Logging {
-    /// How many `-v`.
+    /// How many `--verbose`.
     pub verbose: u8,
     /// The file that was asked for.
     pub file: Option<PathBuf>,

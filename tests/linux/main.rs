@@ -15,6 +15,7 @@ mod bytes;
 mod cli;
 mod exec;
 mod facts;
+mod folders;
 mod host;
 mod life;
 mod network;

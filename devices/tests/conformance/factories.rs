@@ -364,9 +364,13 @@ fn fs() -> Factory {
         make: || {
             let directory = tempfile::tempdir().expect("a directory");
             let folder = Folder::open(directory.path(), false, Owners::Same).expect("a directory");
-            let tag = "folder".parse().expect("a tag");
-            let device = Fs::new("fs0", &tag, Arc::new(folder), Arc::default());
-            Made { device: Box::new(device), poke: Box::new(move || drop(&directory)) }
+            let device = Fs::new("fs0", "folder", Arc::new(folder), Arc::default());
+            Made {
+                device: Box::new(device),
+                poke: Box::new(move || {
+                    let _kept = &directory;
+                }),
+            }
         },
         request: |guest, queue| {
             let mut request = [0; 136];

@@ -55,6 +55,7 @@ impl World {
             nets: Vec::new(),
             ports: Vec::new(),
             vsock: None,
+            folders: Vec::new(),
             cpu_template: None,
             balloon: true,
         };

@@ -29,6 +29,7 @@ mod seed;
 mod template;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub const VERB: Verb = Verb {
     name: "run",
@@ -148,6 +149,7 @@ fn what(
     stays: bool,
     dry_run: bool,
 ) -> Result<What> {
+    volume::check(&asked)?;
     let (mut of, mut has_agent) = (None, false);
     // A file of the store is made for it, which a dry run does not.
     let seed =
@@ -226,7 +228,8 @@ fn from_snapshot(
         store.check_free(name)?;
     }
     let (manifest, note) = clone::origin(store, point)?;
-    let spec = copy::spec_of(&manifest)?;
+    let mut spec = copy::spec_of(&manifest)?;
+    volume::give(&mut spec, &asked.volume)?;
     if dry_run {
         return Ok((copy::adapt(spec, name.unwrap_or("NAME"), asked.publish.clone()), None));
     }

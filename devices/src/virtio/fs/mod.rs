@@ -96,11 +96,11 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// A device called `id` that shows `folder` to the guest as `tag`. It counts requests, and bytes both ways.
+    /// A device called `id` that shows `folder` to the guest as `tag`, a [`Tag`]'s text. It counts requests, and bytes both ways.
     #[must_use]
-    pub fn new(id: &str, tag: &Tag, folder: Arc<Folder>, counters: Arc<Counters>) -> Self {
+    pub fn new(id: &str, tag: &str, folder: Arc<Folder>, counters: Arc<Counters>) -> Self {
         let mut space = [0; MAX_TAG + 4];
-        for (place, byte) in space.iter_mut().zip(tag.0.bytes()) {
+        for (place, byte) in space.iter_mut().take(MAX_TAG).zip(tag.bytes()) {
             *place = byte;
         }
         space[MAX_TAG] = 1;

@@ -36,7 +36,7 @@ fn a_mount_agrees_on_large_requests_and_not_on_writing_back_later() {
 fn files_are_made_written_read_and_removed() {
     let mut client = Client::new();
     let (made, handle) = client.create(ROOT, "a", libc::O_RDWR, 0o666).unwrap();
-    let data: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..1 << 20).map(|i: u32| ((i * 7) >> 3) as u8).collect();
     assert_eq!(client.write(made.node, handle, 0, &data), Ok(1 << 20));
     assert_eq!(client.write(made.node, handle, 1 << 20, b"end"), Ok(3));
     assert_eq!(std::fs::read(client.inside("a")).unwrap(), [&data[..], b"end"].concat());
