@@ -109,6 +109,12 @@ impl VmSpec {
         machine(self) == machine(other) && self.tags() == other.tags()
     }
 
+    /// Whether there is a folder that the agent mounts.
+    #[must_use]
+    pub fn has_mounts(&self) -> bool {
+        self.folders.iter().any(|folder| folder.mount.is_some())
+    }
+
     /// What the guest knows its folders by.
     #[must_use]
     pub fn tags(&self) -> Vec<String> {

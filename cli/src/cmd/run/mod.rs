@@ -178,6 +178,8 @@ fn what(
         (None, None) => (seed.add(with_layers(asked.resolve()?, stays), images, name)?, None),
     };
     let of = of.or_else(|| store.image_of(&spec));
+    // Whoever wants a folder mounted says that there is an agent.
+    let has_agent = has_agent || spec.has_mounts();
     Ok(What { spec, copy, of, has_agent })
 }
 
