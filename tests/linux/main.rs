@@ -18,6 +18,7 @@ mod cloud;
 mod container;
 mod exec;
 mod facts;
+mod folders;
 mod host;
 mod life;
 mod network;
