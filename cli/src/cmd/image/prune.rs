@@ -15,7 +15,7 @@ pub const VERB: Verb = Verb {
     name: "prune",
     about: "Free what nobody needs of the images",
     long: "Free what nobody needs of the images: those without a name that no VM and no snapshot uses, files of none, the results of build steps \
-           (the next build of a file does them again), and what was left behind by processes that were killed. Says what it has freed.",
+           (the next build of a file does them again), what tests start from (the next skiff test makes it again), and what was left behind by processes that were killed. Says what it has freed.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[],
@@ -74,12 +74,16 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
         let more = if lines.is_empty() { "" } else { ", and what those take" };
         return print(format!("{lines}would free {}{more}\n", told(&free)));
     }
-    let steps = store.forget_steps()?;
-    if steps > 0 {
+    let (steps, bases) = (store.forget_steps()?, store.forget_bases(|_| true)?);
+    if steps > 0 || bases > 0 {
         // What only they need of the images is free after them.
-        let mut bar = Bar::new("freeing the results of build steps".to_owned());
+        let mut bar = Bar::new("freeing the results of build steps and setups".to_owned());
         store.snapshots().sweep(&|| store.users(), &mut |done, total| bar.show(done, total))?;
-        lines.push_str(&format!("forgot {steps} build steps\n"));
+        for (count, what) in [(steps, "build steps"), (bases, "snapshots of tests")] {
+            if count > 0 {
+                lines.push_str(&format!("forgot {count} {what}\n"));
+            }
+        }
     }
     let freed = images.prune(asked.all, || store.image_needs())?;
     store.sweep_behind();
