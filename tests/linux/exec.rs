@@ -62,7 +62,7 @@ pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
 }
 
 /// The kernel's initrd with the agent behind it: one archive more.
-fn with_agent(cli: &Cli<'_>, kernel: &Kernel, dir: &Path) -> Result<String> {
+pub fn with_agent(cli: &Cli<'_>, kernel: &Kernel, dir: &Path) -> Result<String> {
     let program = dir.join("skiff-agent");
     cli.run([Path::new("agent"), &program])?;
     let initrd = kernel.initrd(dir)?;

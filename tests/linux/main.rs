@@ -21,6 +21,7 @@ mod network;
 mod scenario;
 mod snapshots;
 mod sockets;
+mod testing;
 mod vm;
 
 use scenario::Scenario;

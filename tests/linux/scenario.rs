@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{build, exec, life, network, snapshots, sockets};
+use crate::{build, exec, life, network, snapshots, sockets, testing};
 
 const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 const MIB: usize = 1 << 20;
@@ -38,6 +38,8 @@ enum Kind {
     Vsock,
     /// Commands and files by the agent.
     Exec,
+    /// One command in many guests.
+    Testing,
     /// The power button, pause, and a second start.
     Button,
     /// Memory that the guest gives back.
@@ -66,6 +68,7 @@ impl Kind {
             Kind::TapGone => "tap-gone",
             Kind::Vsock => "vsock",
             Kind::Exec => "exec",
+            Kind::Testing => "testing",
             Kind::Button => "button",
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
@@ -117,7 +120,7 @@ pub fn of_images(data: &Path) -> Vec<Scenario> {
 }
 
 /// VMs that live on, and their networks.
-const LIVES: [(&str, &str, Kind); 17] = [
+const LIVES: [(&str, &str, Kind); 18] = [
     ("12-generic", "pci", Kind::Live(4)),
     ("13-cloud", "mmio", Kind::Live(4)),
     ("11-cloud", "pci", Kind::Live(4)),
@@ -126,6 +129,7 @@ const LIVES: [(&str, &str, Kind); 17] = [
     ("11-cloud", "mmio", Kind::Live(1)),
     ("12-cloud", "mmio", Kind::Vsock),
     ("12-cloud", "pci", Kind::Exec),
+    ("12-cloud", "pci", Kind::Testing),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
     ("13-cloud", "pci", Kind::Vsock),
@@ -200,6 +204,7 @@ impl Scenario {
                 sockets::vsock(skiff, &kernel, &dir, if self.transport == "mmio" { 1024 } else { 64 })
             }
             Kind::Exec => exec::exec(skiff, &kernel, &dir),
+            Kind::Testing => testing::testing(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),

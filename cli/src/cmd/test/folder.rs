@@ -12,7 +12,7 @@
 //! ```
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,7 @@ const CONSOLE_LOG: &str = "console.log";
 const SKIFF_LOG: &str = "skiff.log";
 /// What became of it.
 const RESULT: &str = "result.json";
-/// The most that is kept of what a command or a console prints, in bytes.
+/// The most that is kept of what a command prints, in bytes.
 const MOST: u64 = 256 << 20;
 
 /// Where a run's results go, below `output`.
@@ -102,10 +102,9 @@ impl Folder {
         create(&path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The guest's console has printed all of this.
-    pub fn console(&self, from: impl Read) -> io::Result<()> {
-        let mut to = create(&self.dir.join(CONSOLE_LOG))?;
-        io::copy(&mut from.take(MOST), &mut to).map(drop)
+    /// For what the guest's console has printed.
+    pub fn console_log(&self) -> PathBuf {
+        self.dir.join(CONSOLE_LOG)
     }
 
     /// Where artifacts go; made.
@@ -128,7 +127,7 @@ impl Folder {
 }
 
 /// A new file. No link is followed: guests have made some in directories beside.
-fn create(path: &Path) -> io::Result<File> {
+pub fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(path)
 }
@@ -156,7 +155,7 @@ mod tests {
         let mut folder = Folder::make(&output.join("a")).unwrap();
         folder.output(b"one\n").unwrap();
         drop(folder.skiff_log().unwrap());
-        folder.console(&b"boot"[..]).unwrap();
+        fs::write(folder.console_log(), "boot").unwrap();
         fs::write(folder.artifacts().unwrap().join("x"), "y").unwrap();
         folder.end(&Ran::without(Verdict::Passed, "")).unwrap();
         let names = |dir: &Path| {

@@ -61,7 +61,7 @@ pub fn keep(store: &Store, guest: &Guest, of: &Of, why: &str) -> Result<Kept> {
     held.write_spec(&spec, true)?;
     let image = store.image_of(&spec);
     held.write_state(State::new(false).with_agent(true).of(image).ended(End::Killed), true)?;
-    Ok(Kept { vm: held.name(), snapshot: SNAPSHOT.to_owned() })
+    Ok(Kept { vm: held.name(), snapshot: SNAPSHOT.to_owned(), panicked: false })
 }
 
 /// Remove the oldest of the guests that are kept of a test, until there are no more than `most`.

@@ -32,6 +32,7 @@ use crate::store::{Store, time};
 use crate::terminal::note;
 
 mod config;
+mod console;
 mod event;
 pub mod folder;
 mod keep;

@@ -71,12 +71,21 @@ pub struct Kept {
     pub vm: String,
     /// The snapshot's name.
     pub snapshot: String,
+    /// Its kernel has panicked: there is nobody in it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub panicked: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Kept {
     /// What is typed to enter it.
     pub fn enter(&self) -> String {
-        format!("skiff run --from {}@{} -it sh", self.vm, self.snapshot)
+        // What has panicked runs no command; there is its console, and whatever looks at it from outside.
+        let command = if self.panicked { "" } else { " -it sh" };
+        format!("skiff run --from {}@{}{command}", self.vm, self.snapshot)
     }
 
     /// What is typed to be rid of it.
@@ -225,7 +234,11 @@ pub mod fixture {
     /// One that passed, one that failed and is kept, one that is flaky, one that was not run.
     pub fn report() -> Report {
         let turn = |attempt| Turn { case: 0, round: 0, attempt };
-        let kept = Some(Kept { vm: "failed-debian-12-1".to_owned(), snapshot: "failed".to_owned() });
+        let kept = Some(Kept {
+            vm: "failed-debian-12-1".to_owned(),
+            snapshot: "failed".to_owned(),
+            panicked: false,
+        });
         let failed = Ran { kept, code: Some(1), ..ran(Verdict::Failed, "exit code 1") };
         let dir = |name: &str| PathBuf::from(format!("skiff-test/{name}"));
         let panicked = ran(Verdict::Panicked, "Kernel panic - not syncing: \u{1}<sysrq>");
