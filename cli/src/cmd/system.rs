@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::ArgMatches;
-use images::store::Pruned;
 use serde::Serialize;
 
 use super::snapshot::bytes;
@@ -203,31 +202,20 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
             crate::exit::say(&anyhow::Error::new(error).context("removed"));
         }
     }
-    store.forget_stale_bases()?;
-    // What only a warm image's snapshot needs of images is free after the second time.
-    let before = prune_images(&store)?;
     let mut bar = Bar::new("merging".to_owned());
-    let swept = snapshots.sweep(&|| store.users(), &mut |done, total| bar.show(done, total));
+    let freed = store.free(false, &mut |done, total| bar.show(done, total));
     drop(bar);
-    let swept = swept?;
+    let freed = freed?;
     // What they might need stays.
     super::snapshot::tell_wrong(snapshots.all()?.1);
-    let after = prune_images(&store)?;
-    let freed = [swept.bytes, before.bytes, after.bytes].into_iter().fold(0, u64::saturating_add);
-    let images = before.images.len().saturating_add(after.images.len());
-    print(format!(
-        "freed {}: snapshots {}, layers {}, images {images}\n",
-        bytes(freed),
-        swept.snapshots,
-        swept.layers
-    ))
-}
-
-/// Nothing of the images goes as long as something cannot be read that might need it.
-fn prune_images(store: &Store) -> Result<Pruned> {
-    let needs = || store.image_needs();
-    store.images().prune(false, needs).or_else(|error| {
+    if let Err(error) = &freed.images {
         crate::terminal::note(&format!("skiff: warning: {error:#}"));
-        Ok(Pruned::default())
-    })
+    }
+    print(format!(
+        "freed {}: snapshots {}, layers {}, images {}\n",
+        bytes(freed.bytes()),
+        freed.swept.snapshots,
+        freed.swept.layers,
+        freed.images.as_ref().map_or(0, |pruned| pruned.images.len())
+    ))
 }

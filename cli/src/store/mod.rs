@@ -32,6 +32,7 @@ pub mod bases;
 pub mod entry;
 pub mod events;
 pub mod follow;
+pub mod free;
 pub mod held;
 pub mod images;
 pub mod layers;

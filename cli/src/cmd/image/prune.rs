@@ -74,20 +74,18 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
         let more = if lines.is_empty() { "" } else { ", and what those take" };
         return print(format!("{lines}would free {}{more}\n", told(&free)));
     }
-    let (steps, bases) = (store.forget_steps()?, store.forget_bases(|_| true)?);
-    if steps > 0 || bases > 0 {
-        // What only they need of the images is free after them.
-        let mut bar = Bar::new("freeing the results of build steps and setups".to_owned());
-        store.snapshots().sweep(&|| store.users(), &mut |done, total| bar.show(done, total))?;
-        for (count, what) in [(steps, "build steps"), (bases, "snapshots of tests")] {
-            if count > 0 {
-                lines.push_str(&format!("forgot {count} {what}\n"));
-            }
+    for (count, what) in
+        [(store.forget_steps()?, "build steps"), (store.forget_bases(|_| true)?, "snapshots of tests")]
+    {
+        if count > 0 {
+            lines.push_str(&format!("forgot {count} {what}\n"));
         }
     }
-    let freed = images.prune(asked.all, || store.image_needs())?;
-    store.sweep_behind();
-    print(format!("{lines}freed {}\n", told(&freed)))
+    let mut bar = Bar::new("freeing what snapshots took".to_owned());
+    let freed = store.free(asked.all, &mut |done, total| bar.show(done, total))?;
+    drop(bar);
+    let pruned = Pruned { bytes: freed.bytes(), ..freed.images? };
+    print(format!("{lines}freed {}\n", told(&pruned)))
 }
 
 /// `12.0 MiB: images 1, files 3`.

@@ -19,6 +19,7 @@ use crate::{guests, paths, setup, tool};
 mod boot;
 mod disk;
 mod fleet;
+mod guest;
 mod layers;
 mod memory;
 mod net;
@@ -52,6 +53,8 @@ pub enum Row {
     Vsock,
     /// Twenty VMs at once
     Fleet,
+    /// Debian 12 from its name to the first command's end, commands and copies
+    Guest,
     /// Snapshots, restore, rollback and clones
     Snapshot,
 }
@@ -89,6 +92,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Net => net::measure(&bench),
             Row::Vsock => vsock::measure(&bench),
             Row::Fleet => fleet::measure(&bench),
+            Row::Guest => guest::measure(&bench),
             Row::Snapshot => snapshot::measure(&bench),
         };
         lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);

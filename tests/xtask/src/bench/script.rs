@@ -27,7 +27,7 @@ pub fn run(place: Where, script: &str) -> Result<String> {
     if !icount && matches!(Place::of_machine(), Place::Host(_)) {
         return tool::capture(Command::new("sh").args(["-c", script]));
     }
-    let options = Options { icount, timeout: Duration::from_secs(900), ..Options::default() };
+    let options = Options { icount, timeout: Duration::from_secs(1800), ..Options::default() };
     let words = ["sh", "-c", script].map(OsString::from);
     let outcome = kvmbox::run(&options, Io { input: false, show: false, keep: true }, &words)?;
     let output = String::from_utf8_lossy(&outcome.output).into_owned();
