@@ -26,6 +26,7 @@ mod scenario;
 mod snapshots;
 mod sockets;
 mod systems;
+mod testing;
 mod vm;
 
 use scenario::Scenario;

@@ -80,6 +80,8 @@ pub enum Control {
         /// Characters.
         columns: u16,
     },
+    /// It outlives this connection, as it is: what it prints after that is nobody's.
+    Release,
 }
 
 /// What to send from the guest.

@@ -162,7 +162,7 @@ fn boot_and_take(store: &Store, images: &Images, image: &Image) -> Result<()> {
 }
 
 /// Wait until the guest has given back the memory that it has freed: what is not there is not in the snapshot.
-fn wait_until_free(guest: &Guest) -> Result<()> {
+pub fn wait_until_free(guest: &Guest) -> Result<()> {
     let begin = Instant::now();
     let (mut least, mut since) = (guest.resident()?, Instant::now());
     while begin.elapsed() < REPORTS && since.elapsed() < QUIET {

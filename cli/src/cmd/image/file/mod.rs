@@ -357,7 +357,7 @@ impl<'a> Build<'a> {
 }
 
 /// Let a command be done.
-fn exec_in(guest: &Guest, exec: &plan::Exec, screen: &mut Screen) -> Result<()> {
+pub fn exec_in(guest: &Guest, exec: &plan::Exec, screen: &mut Screen) -> Result<()> {
     match guest.exec(exec, &mut |bytes| screen.output(bytes)) {
         Ok(Outcome::Exited(0)) => Ok(()),
         Ok(Outcome::Exited(code)) => bail!("failed with exit code {code}"),
@@ -368,7 +368,7 @@ fn exec_in(guest: &Guest, exec: &plan::Exec, screen: &mut Screen) -> Result<()> 
 }
 
 /// Copy files into the guest.
-fn put(
+pub fn put(
     guest: &Guest,
     context: &Context,
     copy: &Copy,
