@@ -91,6 +91,20 @@ pub fn wait_ready(store: &Store, name: &str, limit: Option<Duration>) -> Result<
     wait(&many::running(store, name)?, limit.or(Some(Duration::MAX)))
 }
 
+/// Say so beside its console when the guest of the VM `name` cannot mount a folder. Nobody waits for that.
+pub fn watch_mounts(store: &Store, name: &str) {
+    let (store, name) = (store.clone(), name.to_owned());
+    let watch = move || {
+        let Ok(look) = many::running(&store, &name) else { return };
+        let client = look.entry.client(Some(Duration::from_secs(u32::MAX.into())));
+        if let Ok(Err(ClientError::Refused(why))) = client.map(|mut client| client.wait_ready()) {
+            crate::terminal::note(&format!("\r\nskiff: {why}\r"));
+        }
+    };
+    // Without it the guest is as it is.
+    let _ = vmm::named_thread("mounts").spawn(watch);
+}
+
 fn wait(look: &Look, limit: Option<Duration>) -> Result<Agent> {
     let name = look.entry.name();
     let has_agent = look.state.as_ref().is_some_and(|state| state.has_agent);

@@ -173,7 +173,7 @@ impl Launched {
 
 /// Close what this process has inherited by chance, all but the standard streams and `keep`: whoever waits for the end of a pipe is not to wait
 /// for the VM's.
-fn close_others(mut keep: Vec<RawFd>) {
+pub fn close_others(mut keep: Vec<RawFd>) {
     keep.sort_unstable();
     let mut next = 3;
     for fd in keep.into_iter().chain([RawFd::MAX]) {

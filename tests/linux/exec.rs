@@ -73,7 +73,7 @@ fn checks(cli: &Cli<'_>, dir: &Path) -> Result<()> {
 }
 
 /// The kernel's initrd with the agent behind it: one archive more.
-fn with_agent(cli: &Cli<'_>, kernel: &Kernel, dir: &Path) -> Result<String> {
+pub fn with_agent(cli: &Cli<'_>, kernel: &Kernel, dir: &Path) -> Result<String> {
     let program = dir.join("skiff-agent");
     cli.run([Path::new("agent"), &program])?;
     let initrd = kernel.initrd(dir)?;
@@ -102,7 +102,7 @@ fn exec_in(cli: &Cli<'_>, words: &[&str]) -> Command {
 }
 
 /// What `sh -c` prints, without the last newline.
-fn shell(cli: &Cli<'_>, script: &str) -> Result<String> {
+pub fn shell(cli: &Cli<'_>, script: &str) -> Result<String> {
     Ok(cli.run(["exec", "worker", "sh", "-c", script])?.trim_end().to_owned())
 }
 

@@ -18,6 +18,7 @@ mod cloud;
 mod container;
 mod exec;
 mod facts;
+mod folders;
 mod host;
 mod life;
 mod network;
@@ -25,6 +26,7 @@ mod scenario;
 mod snapshots;
 mod sockets;
 mod systems;
+mod testing;
 mod vm;
 
 use scenario::Scenario;

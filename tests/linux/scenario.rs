@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{build, cloud, container, exec, life, network, snapshots, sockets, systems};
+use crate::{build, cloud, container, exec, folders, life, network, snapshots, sockets, systems, testing};
 
 const MIB: usize = 1 << 20;
 
@@ -37,6 +37,10 @@ enum Kind {
     Vsock(u32),
     /// Commands and files by the agent.
     Exec,
+    /// Folders of the host.
+    Folders,
+    /// One command in many guests.
+    Testing,
     /// The power button, pause, and a second start.
     Button,
     /// Memory that the guest gives back.
@@ -73,6 +77,8 @@ impl Kind {
             Kind::TapGone => "tap-gone",
             Kind::Vsock(_) => "vsock",
             Kind::Exec => "exec",
+            Kind::Folders => "folders",
+            Kind::Testing => "testing",
             Kind::Button => "button",
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
@@ -98,8 +104,9 @@ impl Kind {
             Kind::Debian(_) => 90,
             Kind::Live(_) | Kind::Disks => 70,
             Kind::Vsock(mib) => 30 + mib / 8,
-            Kind::Bridge | Kind::Balloon => 50,
+            Kind::Bridge | Kind::Balloon | Kind::Folders => 50,
             Kind::Boot => 35,
+            Kind::Testing => 90,
             Kind::Container | Kind::User | Kind::Button => 25,
             Kind::TapGone | Kind::GrowingDisk | Kind::FullDisk | Kind::ManyCpus | Kind::Vmlinux => 15,
             Kind::Panic | Kind::LargeMemory | Kind::SmallMemory => 10,
@@ -151,6 +158,9 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("12-cloud", "mmio", Kind::Vsock(256)),
     ("13-cloud", "pci", Kind::Vsock(64)),
     ("12-cloud", "pci", Kind::Exec),
+    ("12-cloud", "pci", Kind::Folders),
+    ("13-cloud", "mmio", Kind::Folders),
+    ("12-cloud", "pci", Kind::Testing),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
     ("12-cloud", "pci", Kind::Button),
@@ -236,6 +246,8 @@ impl Scenario {
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
             Kind::Vsock(mib) => sockets::vsock(skiff, &kernel, &dir, u64::from(mib)),
             Kind::Exec => exec::exec(skiff, &kernel, &dir),
+            Kind::Folders => folders::folders(skiff, &kernel, &dir),
+            Kind::Testing => testing::testing(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),

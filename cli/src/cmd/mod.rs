@@ -34,6 +34,7 @@ mod start;
 mod stats;
 mod system;
 mod table;
+mod test;
 
 /// Something that the program can be asked to do. Its command line, its help and what is generated from them come from this
 /// record.
@@ -205,6 +206,7 @@ pub const WORDS: &[Word] = &[
     Word::Verb(start::ATTACH),
     Word::Verb(logs::VERB),
     Word::Verb(power::WAIT),
+    Word::Verb(test::VERB),
     Word::Group(image::GROUP),
     Word::Group(snapshot::GROUP),
     Word::Verb(rollback::VERB),

@@ -92,6 +92,8 @@ struct Shown {
     hidden_snapshots: usize,
     layers: Row,
     images: Row,
+    /// What tests start from: of the snapshots.
+    test_bases: Row,
     /// Something is to be merged, which frees more.
     merges: bool,
 }
@@ -118,6 +120,7 @@ fn df(matches: &ArgMatches) -> Result<u8> {
         hidden_snapshots: usage.hidden,
         layers: Row { count: usage.layers, size: usage.layer_bytes, reclaimable: garbage.layer_bytes },
         images: images(&store)?,
+        test_bases: test_bases(&store)?,
         merges: garbage.merges,
     };
     if asked.json {
@@ -133,6 +136,21 @@ fn images(store: &Store) -> Result<Row> {
     Ok(Row { count: images.ids()?.len(), size: images.size()?, reclaimable })
 }
 
+/// What tests start from. It is part of the snapshots and layers.
+fn test_bases(store: &Store) -> Result<Row> {
+    let snapshots = store.snapshots();
+    let (mut count, mut size) = (0_usize, 0_u64);
+    for (_, base) in store.bases()? {
+        count = count.saturating_add(1);
+        // One that cannot be read takes what it takes, and is made anew.
+        let found = base.snapshot.parse().ok().and_then(|id| snapshots.get(id).ok());
+        if let Some(sizes) = found.and_then(|manifest| snapshots.sizes(&manifest).ok()) {
+            size = size.saturating_add(sizes.memory).saturating_add(sizes.disks);
+        }
+    }
+    Ok(Row { count, size, reclaimable: 0 })
+}
+
 fn people(shown: &Shown) -> String {
     let row = |kind: &str, row: &Row| {
         vec![kind.to_owned(), row.count.to_string(), bytes(row.size), bytes(row.reclaimable)]
@@ -142,6 +160,7 @@ fn people(shown: &Shown) -> String {
         row("Snapshots", &shown.snapshots),
         row("Layers", &shown.layers),
         row("Images", &shown.images),
+        row("Test bases", &shown.test_bases),
     ];
     let mut text = table(&["KIND", "COUNT", "SIZE", "RECLAIMABLE"], &rows);
     if shown.merges {

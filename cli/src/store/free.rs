@@ -27,6 +27,7 @@ impl Freed {
 impl Store {
     /// Free what nobody needs, with `downloads` what has come of unfinished ones, too. If another process sweeps, wait for it first.
     pub fn free(&self, downloads: bool, progress: Progress<'_>) -> Result<Freed> {
+        self.forget_stale_bases()?;
         let prune = || self.images().prune(downloads, || self.image_needs());
         // A warm image that goes leaves its snapshot to the sweep, and a snapshot that goes its image to the second time.
         let before = prune();

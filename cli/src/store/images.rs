@@ -65,6 +65,10 @@ impl Store {
 
     /// Free what nobody needs of the images: nothing that has a name. Says how many bytes.
     pub fn sweep_images(&self) -> Result<u64> {
+        if self.forget_stale_bases()? > 0 {
+            // What only they need of images is free after them.
+            self.snapshots().sweep(&|| self.users(), &mut |_, _| {})?;
+        }
         Ok(self.images().prune(false, || self.image_needs())?.bytes)
     }
 
@@ -125,7 +129,7 @@ impl Store {
 }
 
 /// Whoever needs this snapshot of the life `vm`; nobody if the note of it makes no sense.
-fn user(name: String, vm: &str, snapshot: &str, spec: String) -> Option<User> {
+pub(super) fn user(name: String, vm: &str, snapshot: &str, spec: String) -> Option<User> {
     let (vm, snapshot): (Id, Id) = (vm.parse().ok()?, snapshot.parse().ok()?);
     let mut record = Record::new(vm, Vec::new());
     record.parent = Some(snapshot);

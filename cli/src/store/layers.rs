@@ -56,7 +56,7 @@ impl Store {
         Places::new(&self.data).owned_by(owner)
     }
 
-    /// Every VM, and every image and build step that needs a snapshot, for a sweep.
+    /// Every VM, and every image, build step and test that needs a snapshot, for a sweep.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
         let mut users = self.vm_users()?;
         let of_images = self.image_users().map_err(|error| StoreError::Io {
@@ -65,6 +65,12 @@ impl Store {
             source: std::io::Error::other(error),
         });
         users.extend(of_images?);
+        let of_tests = self.base_users().map_err(|error| StoreError::Io {
+            what: "read which snapshots tests need in",
+            path: self.data.clone(),
+            source: std::io::Error::other(format!("{error:#}")),
+        });
+        users.extend(of_tests?);
         Ok(users)
     }
 

@@ -28,6 +28,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::FlockOperation;
 use vmm::spec::VmSpec;
 
+pub mod bases;
 pub mod entry;
 pub mod events;
 pub mod follow;

@@ -38,7 +38,7 @@
 
 pub mod cache;
 pub mod context;
-mod parse;
+pub mod parse;
 pub mod plan;
 
 use crate::manifest::Defaults;

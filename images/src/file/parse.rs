@@ -1,4 +1,6 @@
 //! From text to a [`File`]: every mistake is named with its line.
+//!
+//! Other files of skiff have steps, too: what reads one, and what tells of mistakes, is for their parsers as well.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -96,10 +98,10 @@ struct Raw {
     step: Vec<Spanned<RawStep>>,
 }
 
-/// A step as TOML has it.
+/// A step as TOML has it: for [`read_steps`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawStep {
+pub struct RawStep {
     run: Option<Line>,
     copy: Option<Spanned<Vec<String>>>,
     env: Option<Spanned<BTreeMap<String, String>>>,
@@ -117,9 +119,27 @@ fn yes() -> bool {
 }
 
 /// A command: for a shell, or in words.
-enum Line {
+pub enum Line {
+    /// For `sh -ec`.
     Shell(String),
+    /// A program and its arguments.
     Words(Vec<String>),
+}
+
+impl Line {
+    /// As people read it, and the program with its arguments; nothing if it runs nothing.
+    #[must_use]
+    pub fn words(self) -> Option<(String, Vec<String>)> {
+        let (text, argv) = match self {
+            Self::Shell(text) => {
+                let argv = vec!["/bin/sh".to_owned(), "-ec".to_owned(), text.clone()];
+                (text.trim().to_owned(), argv)
+            }
+            Self::Words(words) => (words.join(" "), words),
+        };
+        let runs = !text.is_empty() && !argv.iter().any(|word| word.contains('\0'));
+        runs.then_some((text, argv))
+    }
 }
 
 impl<'de> Deserialize<'de> for Line {
@@ -151,19 +171,25 @@ impl<'de> Deserialize<'de> for Line {
 }
 
 /// Tells lines by offsets.
-struct Text<'a>(&'a str);
+pub struct Text<'a>(pub &'a str);
 
 impl Text<'_> {
-    fn line(&self, span: &Range<usize>) -> usize {
+    /// The line, from 1, at which this begins.
+    #[must_use]
+    pub fn line(&self, span: &Range<usize>) -> usize {
         let before = self.0.as_bytes().get(..span.start).unwrap_or_default();
         before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1)
     }
 
-    fn error(&self, span: &Range<usize>, message: impl Into<String>) -> FileError {
+    /// This is wrong there.
+    #[must_use]
+    pub fn error(&self, span: &Range<usize>, message: impl Into<String>) -> FileError {
         FileError { line: self.line(span), wrong: Wrong::Other(message.into()) }
     }
 
-    fn of_toml(&self, error: &toml::de::Error) -> FileError {
+    /// It is no TOML, or none of that kind.
+    #[must_use]
+    pub fn of_toml(&self, error: &toml::de::Error) -> FileError {
         let span = error.span().unwrap_or(0..0);
         self.error(&span, error.message().trim_end().replace('\n', ", "))
     }
@@ -190,7 +216,15 @@ pub fn parse(text: &str) -> Result<File, FileError> {
 /// No key but those that mean something.
 fn known_keys(at: &Text<'_>, table: &DeTable<'_>) -> Result<(), FileError> {
     check_keys(at, table, KEYS)?;
-    let steps = table.iter().find(|(key, _)| key.get_ref().as_ref() == "step");
+    check_step_keys(at, table, "step")
+}
+
+/// The same of the steps in the list `name` of a file.
+///
+/// # Errors
+/// The first key that means nothing.
+pub fn check_step_keys(at: &Text<'_>, table: &DeTable<'_>, name: &str) -> Result<(), FileError> {
+    let steps = table.iter().find(|(key, _)| key.get_ref().as_ref() == name);
     let steps = steps.and_then(|(_, steps)| steps.get_ref().as_array());
     for step in steps.into_iter().flat_map(|steps| steps.iter()).filter_map(|step| step.get_ref().as_table())
     {
@@ -204,7 +238,11 @@ fn known_keys(at: &Text<'_>, table: &DeTable<'_>) -> Result<(), FileError> {
     Ok(())
 }
 
-fn check_keys(at: &Text<'_>, table: &DeTable<'_>, known: &[&'static str]) -> Result<(), FileError> {
+/// No key of `table` but the known ones.
+///
+/// # Errors
+/// The first key that means nothing.
+pub fn check_keys(at: &Text<'_>, table: &DeTable<'_>, known: &[&'static str]) -> Result<(), FileError> {
     let unknown = table.keys().find(|key| !known.contains(&key.get_ref().as_ref()));
     let Some(key) = unknown else { return Ok(()) };
     let wrong = Wrong::Key { key: key.get_ref().to_string(), known: known.to_vec() };
@@ -223,23 +261,8 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<File, FileError> {
             .map_err(|error: crate::name::NameError| at.error(&text.span(), error.to_string()))
     };
     let workdir = raw.workdir.as_ref().map(|dir| absolute(at, dir)).transpose()?;
-    let mut steps = Vec::new();
-    if let Some(first) = raw.packages.first() {
-        let packages =
-            raw.packages.iter().map(|package| package_name(at, package)).collect::<Result<_, _>>()?;
-        steps.push(Step { line: at.line(&first.span()), what: What::Packages(packages) });
-    }
-    if let (Some(dir), Some(raw)) = (&workdir, &raw.workdir) {
-        steps.push(Step { line: at.line(&raw.span()), what: What::Workdir(dir.clone()) });
-    }
-    if let Some(step) = raw.step.get(MOST_STEPS) {
-        return Err(at.error(&step.span(), format!("there are more than {MOST_STEPS} steps")));
-    }
-    for step in raw.step {
-        let (line, span) = (at.line(&step.span()), step.span());
-        let what = read_step(at, &span, step.into_inner(), workdir.as_deref())?;
-        steps.push(Step { line, what });
-    }
+    let dir = workdir.as_deref().zip(raw.workdir.as_ref().map(|raw| at.line(&raw.span())));
+    let steps = read_steps(at, &raw.packages, dir, raw.step)?;
     let words = |words: Option<Spanned<Vec<String>>>| words.map(|words| plain_words(at, &words)).transpose();
     Ok(File {
         name: raw.name.as_ref().map(name).transpose()?,
@@ -259,21 +282,43 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<File, FileError> {
     })
 }
 
+/// What is done to install `packages`, to make the directory `dir`, which stands in some line, and then for `raw`.
+///
+/// # Errors
+/// The first mistake.
+pub fn read_steps(
+    at: &Text<'_>,
+    packages: &[Spanned<String>],
+    dir: Option<(&str, usize)>,
+    raw: Vec<Spanned<RawStep>>,
+) -> Result<Vec<Step>, FileError> {
+    let mut steps = Vec::new();
+    if let Some(first) = packages.first() {
+        let packages = packages.iter().map(|package| package_name(at, package)).collect::<Result<_, _>>()?;
+        steps.push(Step { line: at.line(&first.span()), what: What::Packages(packages) });
+    }
+    if let Some((dir, line)) = dir {
+        steps.push(Step { line, what: What::Workdir(dir.to_owned()) });
+    }
+    if let Some(step) = raw.get(MOST_STEPS) {
+        return Err(at.error(&step.span(), format!("there are more than {MOST_STEPS} steps")));
+    }
+    for step in raw {
+        let (line, span) = (at.line(&step.span()), step.span());
+        let what = read_step(at, &span, step.into_inner(), dir.map(|(dir, _)| dir))?;
+        steps.push(Step { line, what });
+    }
+    Ok(steps)
+}
+
 fn read_step(at: &Text<'_>, span: &Range<usize>, raw: RawStep, dir: Option<&str>) -> Result<What, FileError> {
     match (raw.run, raw.copy) {
         (Some(line), None) => {
-            let (text, argv) = match line {
-                Line::Shell(text) => {
-                    let argv = vec!["/bin/sh".to_owned(), "-ec".to_owned(), text.clone()];
-                    (text.trim().to_owned(), argv)
-                }
-                Line::Words(words) => (words.join(" "), words),
-            };
-            if text.is_empty() || argv.iter().any(|word| word.contains('\0')) {
+            let Some((text, argv)) = line.words() else {
                 return Err(
                     at.error(span, "the step runs nothing: write a command, as in run = \"make install\"")
                 );
-            }
+            };
             Ok(What::Run(Run {
                 text,
                 argv,
@@ -341,7 +386,11 @@ fn read_paths(
     Ok((sources.to_vec(), to))
 }
 
-fn absolute(at: &Text<'_>, path: &Spanned<String>) -> Result<String, FileError> {
+/// An absolute path in the guest, without `..`.
+///
+/// # Errors
+/// If it is none.
+pub fn absolute(at: &Text<'_>, path: &Spanned<String>) -> Result<String, FileError> {
     let text = path.get_ref();
     if !text.starts_with('/') || text.contains('\0') || text.split('/').any(|part| part == "..") {
         return Err(
@@ -352,7 +401,10 @@ fn absolute(at: &Text<'_>, path: &Spanned<String>) -> Result<String, FileError> 
 }
 
 /// A word that can stand in a request to the guest.
-fn plain(at: &Text<'_>, text: &Spanned<String>, what: &str) -> Result<String, FileError> {
+///
+/// # Errors
+/// If it is none.
+pub fn plain(at: &Text<'_>, text: &Spanned<String>, what: &str) -> Result<String, FileError> {
     let word = text.get_ref();
     if word.is_empty() || word.chars().any(char::is_control) {
         return Err(
@@ -383,7 +435,11 @@ fn package_name(at: &Text<'_>, package: &Spanned<String>) -> Result<String, File
     Ok(text.clone())
 }
 
-fn environment(
+/// Variables as `KEY=VALUE`, in the order of the keys.
+///
+/// # Errors
+/// If it is none.
+pub fn environment(
     at: &Text<'_>,
     env: Option<Spanned<BTreeMap<String, String>>>,
 ) -> Result<Vec<String>, FileError> {
@@ -410,7 +466,11 @@ fn read_port(at: &Text<'_>, port: &Spanned<String>) -> Result<String, FileError>
     }
 }
 
-fn read_cpus(at: &Text<'_>, cpus: &Spanned<i64>) -> Result<u8, FileError> {
+/// A number of vCPUs.
+///
+/// # Errors
+/// If it is none.
+pub fn read_cpus(at: &Text<'_>, cpus: &Spanned<i64>) -> Result<u8, FileError> {
     let number = u8::try_from(*cpus.get_ref()).ok().filter(|number| *number > 0);
     number.ok_or_else(|| {
         at.error(&cpus.span(), format!("{} is no number of vCPUs: write one from 1 to 255", cpus.get_ref()))
@@ -435,7 +495,10 @@ fn read_size(at: &Text<'_>, size: &Spanned<String>) -> Result<At<u64>, FileError
 }
 
 /// `90s`, `10m`, `2h`: in seconds.
-fn read_time(at: &Text<'_>, time: &Spanned<String>) -> Result<u64, FileError> {
+///
+/// # Errors
+/// If it is none.
+pub fn read_time(at: &Text<'_>, time: &Spanned<String>) -> Result<u64, FileError> {
     let text = time.get_ref();
     let unit = |letter: char, seconds: u64| text.strip_suffix(letter).map(|digits| (digits, seconds));
     let parts = unit('s', 1).or_else(|| unit('m', 60)).or_else(|| unit('h', 3600));

@@ -12,7 +12,7 @@ mod container;
 mod disk;
 mod distribution;
 mod export;
-mod file;
+pub mod file;
 mod import;
 mod inspect;
 mod list;

@@ -15,7 +15,7 @@ pub const VERB: Verb = Verb {
     name: "prune",
     about: "Free what nobody needs of the images",
     long: "Free what nobody needs of the images: those without a name that no VM and no snapshot uses, files of none, the results of build steps \
-           (the next build of a file does them again), and what was left behind by processes that were killed. Says what it has freed.",
+           (the next build of a file does them again), what tests start from (the next skiff test makes it again), and what was left behind by processes that were killed. Says what it has freed.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[],
@@ -74,9 +74,12 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
         let more = if lines.is_empty() { "" } else { ", and what those take" };
         return print(format!("{lines}would free {}{more}\n", told(&free)));
     }
-    let steps = store.forget_steps()?;
-    if steps > 0 {
-        lines.push_str(&format!("forgot {steps} build steps\n"));
+    for (count, what) in
+        [(store.forget_steps()?, "build steps"), (store.forget_bases(|_| true)?, "snapshots of tests")]
+    {
+        if count > 0 {
+            lines.push_str(&format!("forgot {count} {what}\n"));
+        }
     }
     let mut bar = Bar::new("freeing what snapshots took".to_owned());
     let freed = store.free(asked.all, &mut |done, total| bar.show(done, total))?;

@@ -91,6 +91,7 @@ pub fn differs(one: &VmSpec, other: &VmSpec) -> Option<&'static str> {
         ("the vsock device", one.vsock.as_ref().map(|v| v.cid) == other.vsock.as_ref().map(|v| v.cid)),
         ("the processor's template", one.cpu_template == other.cpu_template),
         ("the balloon", one.balloon == other.balloon),
+        ("the shared folders", one.tags() == other.tags()),
     ];
     same.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
 }
@@ -161,7 +162,7 @@ fn boot_and_take(store: &Store, images: &Images, image: &Image) -> Result<()> {
 }
 
 /// Wait until the guest has given back the memory that it has freed: what is not there is not in the snapshot.
-fn wait_until_free(guest: &Guest) -> Result<()> {
+pub fn wait_until_free(guest: &Guest) -> Result<()> {
     let begin = Instant::now();
     let (mut least, mut since) = (guest.resident()?, Instant::now());
     while begin.elapsed() < REPORTS && since.elapsed() < QUIET {

@@ -16,7 +16,8 @@ use ::agent::message::{Control, Ended, Exec, Looked, Request, Unpack};
 use anyhow::{Context, Result, bail};
 use images::file::plan;
 use vmm::agent::client::{AgentError, Connection, Said, Sender, Talk};
-use vmm::api::client::{ClientError, Waited};
+use vmm::api::client::{ClientError, Frames, Waited};
+use vmm::api::types::{Ended as VmEnded, Frame as ConsoleFrame};
 use vmm::control::{VmAction, VmReply};
 use vmm::snapshot::Id;
 use vmm::spec::{VmSpec, VsockSpec};
@@ -59,6 +60,11 @@ impl Guest {
     /// Boot `spec`, or start from the snapshot whose spec it is. It is ready when this returns. There must be no other threads.
     pub fn start(store: &Store, spec: &VmSpec, from: Option<Id>) -> Result<Self> {
         let name = format!("build-{}", Id::draw().context("cannot draw a name")?);
+        Self::start_as(store, name, spec, from)
+    }
+
+    /// The same with a name that was chosen, of which there must be no VM.
+    pub fn start_as(store: &Store, name: String, spec: &VmSpec, from: Option<Id>) -> Result<Self> {
         let which = Which::New {
             name: Some(name),
             spec: Box::new(spec.clone()),
@@ -100,7 +106,30 @@ impl Guest {
         lines.iter().rev().map(plain).collect::<Vec<_>>().join("\n")
     }
 
-    fn ask(&self, request: &Request) -> Result<Talk> {
+    /// Where all that it prints on its console is.
+    pub fn console(&self) -> PathBuf {
+        self.entry.file(CONSOLE_LOG)
+    }
+
+    /// How it has ended, if that becomes known within `limit`. To be asked when it is not needed any more.
+    pub fn ended(&self, limit: Duration) -> Option<VmEnded> {
+        let stream = self.launched.stream.as_ref()?.try_clone().ok()?;
+        let begin = Instant::now();
+        // What cannot be waited for is not known.
+        stream.set_read_timeout(Some(limit)).ok()?;
+        let frames = Frames::new(stream).ok()?;
+        while begin.elapsed() < limit {
+            match frames.read() {
+                Ok(Some(ConsoleFrame::Ended(ended))) => return Some(ended),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Ask its agent for something.
+    pub fn ask(&self, request: &Request) -> Result<Talk> {
         let dir = File::open(self.entry.dir()).context("the VM is gone")?;
         // Any path fits this way into the 108 bytes that a socket's address has.
         let path = format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), VsockSpec::OWN);

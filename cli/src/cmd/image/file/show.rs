@@ -166,7 +166,7 @@ impl Screen {
 }
 
 /// `text` without what would drive a terminal: escape sequences go whole.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let (mut out, mut letters) = (String::with_capacity(text.len()), text.chars().peekable());
     while let Some(letter) = letters.next() {
         match letter {

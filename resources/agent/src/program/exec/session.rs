@@ -8,7 +8,7 @@
 //!   noticed.
 //!
 //! When the command has ended, what it wrote is carried to the end. What children of its write that still hold its pipes is carried for
-//! [`AFTERWARDS`] more. When the other side leaves, the command is hung up, and killed [`GRACE`] later.
+//! [`AFTERWARDS`] more. When the other side leaves, the command is hung up, and killed [`GRACE`] later; one that it has released runs on.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -103,6 +103,8 @@ pub struct Session {
     ended: Option<Instant>,
     /// When the other side's end was noticed.
     left: Option<Instant>,
+    /// The command is not to end for that.
+    released: bool,
     killed: bool,
 }
 
@@ -140,6 +142,7 @@ impl Session {
             ],
             ended: None,
             left: None,
+            released: false,
             killed: false,
         })
     }
@@ -157,6 +160,7 @@ impl Session {
             self.note_the_end();
             match (self.left, self.ended) {
                 (Some(_), Some(_)) => return Ok(None),
+                (Some(_), None) if self.released => {}
                 (Some(since), None) if self.killed && since.elapsed() > GRACE.saturating_mul(2) => {
                     return Ok(None);
                 }
@@ -230,6 +234,7 @@ impl Session {
 
     fn timeout(&self) -> i32 {
         let due = match (self.left, self.ended) {
+            (Some(_), None) if self.released => None,
             (Some(since), _) if self.killed => Some((since, GRACE.saturating_mul(2))),
             (Some(since), _) => Some((since, GRACE)),
             // Who does not read is waited for: what the command has written is theirs.
@@ -380,6 +385,7 @@ impl Session {
                         let _ = pty::resize(terminal, rows, columns);
                     }
                 }
+                Ok(Control::Release) => self.released = true,
                 // A host that is newer may say more.
                 Ok(_) | Err(_) => {}
             },
@@ -397,6 +403,10 @@ impl Session {
         self.out.clear();
         self.pending.clear();
         self.received.clear();
+        if self.released {
+            // What it prints is read and dropped, so that it can go on.
+            return;
+        }
         if self.ended.is_none() {
             self.child.signal(libc::SIGHUP);
             // A stopped one would not hear it.

@@ -1,0 +1,298 @@
+//! `skiff test`: one command on many guest operating systems.
+//!
+//! ```text
+//! flags, skiff-test.toml ─► Suite ─► cases ─► Ready: a warm snapshot for each image and machine ─► Runner: a clone for each run ─► Report
+//!          options, config    suite   matrix   prepare                                     schedule, runner, worker       report, screen
+//! ```
+//! What is decided is decided by plain values ([`suite`], [`matrix`], [`schedule`], [`outcome`], [`report`]), which are tested without guests.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use clap::ArgMatches;
+use images::file::plan::Exec;
+use images::file::{FileError, Wrong};
+
+use self::keep::Of;
+use self::matrix::{Case, cases};
+use self::options::{Asked, FLAGS};
+use self::prepare::{Preparer, Ready, shape};
+use self::report::{Ran, Report, Tested, junit, people};
+use self::runner::Runner;
+use self::schedule::Rules;
+use self::screen::Screen;
+use self::suite::Suite;
+use self::worker::Job;
+use super::{Verb, print};
+use crate::exit::Usage;
+use crate::flags::{self, Completes, Count, Operand, closest};
+use crate::store::{Store, time};
+use crate::terminal::note;
+
+mod config;
+mod console;
+mod event;
+pub mod folder;
+mod keep;
+mod matrix;
+mod options;
+mod outcome;
+mod prepare;
+pub mod report;
+mod runner;
+mod schedule;
+mod screen;
+mod suite;
+mod worker;
+
+pub const VERB: Verb = Verb {
+    name: "test",
+    about: "Run a command on many guest operating systems",
+    long: "Run a command in a guest of each image, side by side, and say where it failed. Every guest is a clone of a snapshot, taken after a boot \
+           and the setup, which are done once and kept until they change; nothing is left of it, whatever its command does. One that failed is \
+           kept as it was then, to be entered with skiff run --from.\n\n\
+           Without --on or a CMD, skiff-test.toml of the current directory says what is tested. Prints a table; what commands print is in \
+           skiff-test/, a directory for each test.",
+    after: || format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    flags: || flags::describe(FLAGS),
+    operands: &[COMMAND],
+    run,
+};
+
+const COMMAND: Operand = Operand {
+    name: "CMD",
+    count: Count::MaybeRest,
+    completes: Completes::Nothing,
+    help: "The command and its arguments",
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  skiff test --on debian:11,debian:12 -- uname -r
+  skiff test --on debian:11,debian:12 --copy .:/src -w /src --timeout 5m -- ./run-tests.sh
+  skiff test
+  skiff test --filter debian:12 --flaky 20
+  skiff test --junit results.xml --retry 2";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0      all tests passed
+  1      a test failed
+  2      a wrong flag, file key or value: nothing was tried
+  125    no test failed, but skiff or a setup did
+  130    interrupted with Ctrl-C; or 128+N by signal N";
+
+/// The file that is read if nobody names one.
+const FILE: &str = "skiff-test.toml";
+/// Where results go if nobody says.
+const OUTPUT: &str = "skiff-test";
+/// How many failed guests of a test are kept if nobody says.
+const KEEP: u32 = 1;
+
+fn run(matches: &ArgMatches) -> Result<u8> {
+    let mut asked = Asked::default();
+    flags::apply(FLAGS, matches, &mut asked)?;
+    asked.suite.command = COMMAND.all(matches);
+    let said_all = !asked.suite.on.is_empty() && !asked.suite.command.is_empty();
+    let file = asked.file.take().or_else(|| (!said_all && Path::new(FILE).is_file()).then(|| FILE.into()));
+    let (project, suite) = match &file {
+        Some(path) => (directory(path)?, std::mem::take(&mut asked.suite).over(read(path)?)),
+        None => (directory(Path::new("."))?, std::mem::take(&mut asked.suite)),
+    };
+    check(&suite, file.is_some())?;
+    let cases = cases(&suite)?;
+    if cases.is_empty() {
+        return Err(Usage(
+            "no test is left: see --filter, --exclude and the file's include and exclude".to_owned(),
+        )
+        .into());
+    }
+    if asked.list {
+        return print(cases.iter().map(|case| format!("{}\n", case.name)).collect::<String>());
+    }
+    test(&asked, &suite, &cases, &project)
+}
+
+/// What `path` asks for.
+fn read(path: &Path) -> Result<Suite> {
+    let failed = || format!("cannot read {}", path.display());
+    let mut text = String::new();
+    let opened = std::fs::File::open(path).with_context(failed)?;
+    opened.take(config::LONGEST as u64 + 1).read_to_string(&mut text).with_context(failed)?;
+    let mut suite = config::parse(&text).map_err(|error| mistake(path, &error))?;
+    // It is said from the file's directory.
+    if let (Some(output), Some(dir)) = (&mut suite.output, path.parent()) {
+        *output = dir.join(&*output);
+    }
+    Ok(suite)
+}
+
+/// A mistake in the file, with what was most likely meant.
+fn mistake(path: &Path, error: &FileError) -> Usage {
+    let text = match &error.wrong {
+        Wrong::Key { key, known } => match closest(key, known.iter().copied()) {
+            Some(close) => format!("there is no key '{key}': did you mean '{close}'?"),
+            None => error.wrong.to_string(),
+        },
+        Wrong::Other(text) => text.clone(),
+    };
+    Usage(format!("{}:{}: {text}", path.display(), error.line))
+}
+
+/// The directory `path`, or that of the file, with all links followed.
+fn directory(path: &Path) -> Result<PathBuf> {
+    let real = std::fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()))?;
+    if real.is_dir() {
+        return Ok(real);
+    }
+    Ok(real.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+fn check(suite: &Suite, has_file: bool) -> Result<(), Usage> {
+    let from = if has_file { "the file" } else { FILE };
+    if suite.on.is_empty() {
+        return Err(Usage(format!(
+            "no images: name some, as in --on debian:11,debian:12, or by on = [\"debian:12\"] in {from}"
+        )));
+    }
+    if suite.command.is_empty() {
+        return Err(Usage(format!("no command: write one behind --, or by command = \"…\" in {from}")));
+    }
+    if suite.retry.is_some_and(|retry| retry > 0) && suite.flaky.is_some() {
+        return Err(Usage(
+            "retry and flaky exclude each other: one wants it to pass, the other to see it fail".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Path) -> Result<u8> {
+    let (started, begin) = (time::now(), Instant::now());
+    let output = std::path::absolute(suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))
+        .context("cannot tell the current directory")?;
+    folder::begin(&output)?;
+    for case in cases {
+        folder::clear(&output, &case.slug)?;
+    }
+    let store = Store::open()?;
+    let images = store.images();
+    let preparer =
+        Preparer { store: &store, images: &images, suite, project, output: &output, fresh: asked.fresh };
+    let ready = preparer.all(cases);
+    let largest = ready.values().flatten().map(|ready| ready.spec.memory.size.0).max().unwrap_or(0);
+    let rules = Rules {
+        jobs: suite.jobs.map_or_else(|| jobs(largest), |jobs| usize::try_from(jobs).unwrap_or(1)),
+        retry: suite.retry.unwrap_or(0),
+        flaky: suite.flaky,
+        fail_fast: suite.fail_fast.unwrap_or(false),
+    };
+    let of = |case: &Case| Of { project: project.display().to_string(), test: case.slug.clone() };
+    let most = suite.keep.unwrap_or(KEEP);
+    let job = |case: &Case, vm: String| {
+        let missing = || Err("its snapshot was not made: this is a defect of skiff".to_owned());
+        let ready = ready.get(&shape(case)).cloned().unwrap_or_else(missing)?;
+        Ok(job_of(&store, suite, case, ready, vm, (most > 0).then(|| of(case))))
+    };
+    let after = |case: &Case, ran: &Ran| {
+        if ran.kept.is_some()
+            && let Err(error) = keep::prune(&store, &of(case), usize::try_from(most).unwrap_or(usize::MAX))
+        {
+            note(&format!("skiff: warning: older guests of {} stay: {error:#}", case.name));
+        }
+    };
+    let runner = Runner { cases, rules, output: &output, job: &job, after: &after };
+    let (results, interrupted) = runner.run(&mut Screen::new(asked.show))?;
+    store.sweep_behind();
+    let warm = |case: &Case| {
+        ready.get(&shape(case)).and_then(|ready| ready.as_ref().ok()).map(|ready| ready.created_ms)
+    };
+    let tests = cases.iter().enumerate().map(|(at, case)| {
+        let runs = results.iter().filter(|(turn, ..)| turn.case == at).cloned().collect();
+        Tested::new([&case.name, &case.image, &case.variant], warm(case), runs, suite.flaky)
+    });
+    let took = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let report = Report::new(started, took, interrupted, still_there(tests.collect(), &store));
+    tell(asked, &report, project, suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))?;
+    Ok(report.code())
+}
+
+/// Without the guests of earlier runs, which have gone for later ones.
+fn still_there(mut tests: Vec<Tested>, store: &Store) -> Vec<Tested> {
+    for run in tests.iter_mut().flat_map(|test| &mut test.runs) {
+        run.ran.kept = run.ran.kept.take().filter(|kept| store.find(&kept.vm).is_some());
+    }
+    tests
+}
+
+fn job_of(store: &Store, suite: &Suite, case: &Case, ready: Ready, vm: String, keep: Option<Of>) -> Job {
+    let mut exec = Exec { argv: suite.command.clone(), ..ready.exec };
+    // The last of two values counts.
+    exec.env.extend(case.env.iter().cloned());
+    Job {
+        store: store.clone(),
+        vm,
+        spec: ready.spec,
+        from: ready.from,
+        oom_lines: ready.oom_lines,
+        exec,
+        timeout: suite.timeout,
+        artifacts: suite.artifacts.clone(),
+        keep,
+    }
+}
+
+/// How many guests with so much memory there can be at once.
+fn jobs(memory: u64) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let free = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let fit = free.and_then(|free| free.saturating_mul(1024).checked_div(memory));
+    fit.map_or(cpus, |fit| usize::try_from(fit).unwrap_or(usize::MAX).min(cpus)).max(1)
+}
+
+/// The report, wherever it is wanted.
+fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> Result<()> {
+    if let Some(path) = &asked.junit {
+        let name = project.file_name().and_then(|name| name.to_str()).unwrap_or("skiff");
+        let xml = junit::xml(report, name, junit::last_of_log)?;
+        std::fs::write(path, xml).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let summary = people::summary(report, output);
+    match &asked.json {
+        Some(path) if path.as_os_str() == "-" => {
+            // Standard output is the JSON's.
+            eprint!("{summary}");
+            super::print_json(report)?;
+        }
+        Some(path) => {
+            std::fs::write(path, super::json(report)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            print(summary)?;
+        }
+        None => {
+            print(summary)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_names_the_file_the_line_and_the_key_that_was_meant() {
+        let error = config::parse("on = [\"a\"]\ncomand = \"x\"").unwrap_err();
+        let text = mistake(Path::new("skiff-test.toml"), &error).0;
+        assert_eq!(text, "skiff-test.toml:2: there is no key 'comand': did you mean 'command'?");
+    }
+
+    #[test]
+    fn there_is_always_room_for_one_guest() {
+        assert_eq!(jobs(u64::MAX), 1);
+        assert!(jobs(1) >= 1 && jobs(0) >= 1);
+    }
+}

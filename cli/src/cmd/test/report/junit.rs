@@ -1,0 +1,132 @@
+//! The report as CI servers read it: JUnit's XML, one suite with a test case for each test.
+//!
+//! Jenkins and GitLab read `testsuite`, `testcase` with `name`, `classname` and `time`, and `failure`, `error` and `skipped` in it; what a
+//! command printed is its `system-out`. Tries before the last are `flakyFailure` and `rerunFailure`, as Maven's Surefire writes them.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use quick_junit::{
+    NonSuccessKind, Property, Report as Junit, TestCase, TestCaseStatus, TestRerun, TestSuite,
+};
+
+use super::{Ran, Report, Tested};
+use crate::cmd::test::outcome::Verdict;
+
+/// How much of what a command printed last is repeated, in bytes.
+const LAST: u64 = 64 << 10;
+
+/// The XML of `report`. `log` is asked for what a run printed, by the directory of the run.
+pub fn xml(report: &Report, name: &str, log: impl Fn(&Path) -> Vec<u8>) -> Result<String> {
+    let mut suite = TestSuite::new(name);
+    suite.set_time(Duration::from_millis(report.duration_ms));
+    suite.add_property(Property::new("skiff", env!("CARGO_PKG_VERSION")));
+    suite.add_property(Property::new("started", report.started.as_str()));
+    for test in &report.tests {
+        suite.add_test_case(case(test, name, &log));
+    }
+    let mut junit = Junit::new(name);
+    junit.set_time(Duration::from_millis(report.duration_ms));
+    junit.add_test_suite(suite);
+    junit.to_string().context("the report cannot be written as XML")
+}
+
+/// The end of what the run printed that has its files in `dir`; nothing if that cannot be read.
+pub fn last_of_log(dir: &Path) -> Vec<u8> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(dir.join(crate::cmd::test::folder::OUTPUT_LOG))?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(LAST)))?;
+        let mut bytes = Vec::new();
+        file.take(LAST).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().unwrap_or_default()
+}
+
+fn case(test: &Tested, name: &str, log: &impl Fn(&Path) -> Vec<u8>) -> TestCase {
+    let last = test.runs.last();
+    let mut status = status(test);
+    // The last one is told by the status itself, if it is not one of many.
+    let before = test.runs.len().saturating_sub(1);
+    for run in test.runs.iter().take(before).filter(|run| !run.ran.verdict.is_good()) {
+        let mut rerun = TestRerun::new(kind(run.ran.verdict));
+        rerun.set_time(Duration::from_millis(run.ran.duration_ms));
+        rerun.set_message(run.ran.reason.as_str()).set_type(run.ran.verdict.word());
+        rerun.set_system_out_lossy(log(&run.dir));
+        status.add_rerun(rerun);
+    }
+    let mut case = TestCase::new(test.name.as_str(), status);
+    case.set_classname(format!("{name}.{}", test.image));
+    case.set_time(Duration::from_millis(test.duration_ms()));
+    if let Some(run) = last {
+        case.set_system_out_lossy(log(&run.dir));
+    }
+    if let Some(kept) = test.kept() {
+        case.add_property(Property::new("enter", kept.enter()));
+    }
+    case
+}
+
+fn status(test: &Tested) -> TestCaseStatus {
+    match test.verdict {
+        Verdict::Passed | Verdict::Flaky => TestCaseStatus::success(),
+        Verdict::NotRun => TestCaseStatus::skipped(),
+        verdict => {
+            let mut status = TestCaseStatus::non_success(kind(verdict));
+            status.set_message(test.reason.as_str()).set_type(verdict.word());
+            status.set_description(description(test));
+            status
+        }
+    }
+}
+
+fn kind(verdict: Verdict) -> NonSuccessKind {
+    if verdict.is_failure() { NonSuccessKind::Failure } else { NonSuccessKind::Error }
+}
+
+fn description(test: &Tested) -> String {
+    let mut text = test.reason.clone();
+    if let Some(kept) = test.kept() {
+        text.push_str(&format!("\nkept as it was when it failed: {}", kept.enter()));
+    }
+    let notes = test.runs.iter().flat_map(|run| notes(&run.ran));
+    for note in notes {
+        text.push_str(&format!("\n{note}"));
+    }
+    text
+}
+
+fn notes(ran: &Ran) -> impl Iterator<Item = &str> {
+    ran.notes.iter().map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmd::test::report::fixture;
+
+    #[test]
+    fn what_ci_servers_read_is_there_and_nothing_that_breaks_xml() {
+        let text = xml(&fixture::report(), "app", |dir| {
+            format!("printed in {} \u{1b}[31m<&\u{0}", dir.display()).into_bytes()
+        })
+        .unwrap();
+        for wanted in [
+            "<testsuites name=\"app\" tests=\"4\" skipped=\"1\" failures=\"1\" errors=\"0\"",
+            "<testcase name=\"debian:11\" classname=\"app.debian:11\" time=\"1.250\">",
+            "<failure message=\"exit code 1\" type=\"FAILED\">",
+            "skiff run --from failed-debian-12-1@failed -it sh",
+            "<flakyFailure",
+            "message=\"Kernel panic - not syncing: &lt;sysrq&gt;\"",
+            "<skipped/>",
+            "printed in skiff-test/debian-13 &lt;&amp;",
+        ] {
+            assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+        }
+        assert!(!text.contains(['\u{1b}', '\u{1}', '\u{0}']), "{text}");
+    }
+}

@@ -1,0 +1,145 @@
+//! [`Screen`]: how far the tests are, on standard error.
+//!
+//! On a terminal each guest that runs has a line, which changes: a spinner, the test, what it does, how long, and the last line that its command has
+//! printed. Elsewhere each line of a command is a line with the test before it. Grouped, what a command has printed is shown whole at its end.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::event::{Cutter, Phase};
+use super::folder::OUTPUT_LOG;
+use super::report::Ran;
+use super::schedule::Turn;
+use crate::cmd::image::file::show::time;
+
+/// A guest's line.
+const STYLE: &str = "{spinner} {prefix:.bold}  {elapsed:>4}  {wide_msg:.dim}";
+
+/// How what commands print is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Show {
+    /// Live lines on a terminal, and the test before each line elsewhere.
+    #[default]
+    Usual,
+    /// The test before each line.
+    Prefixed,
+    /// All of it at a test's end.
+    Grouped,
+}
+
+/// See the module's documentation.
+pub struct Screen {
+    show: Show,
+    live: Option<Live>,
+}
+
+struct Live {
+    all: MultiProgress,
+    bars: BTreeMap<Turn, (ProgressBar, Phase)>,
+}
+
+impl Screen {
+    /// For tests that are to be shown so.
+    pub fn new(show: Show) -> Self {
+        let live = show != Show::Prefixed && io::stderr().is_terminal();
+        let draw = || MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        Self { show, live: live.then(|| Live { all: draw(), bars: BTreeMap::new() }) }
+    }
+
+    /// Whether it is to be asked to [tick](Screen::tick).
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// A run begins.
+    pub fn begin(&mut self, turn: Turn, name: &str) {
+        if let Some(live) = &mut self.live {
+            let bar = live.all.add(ProgressBar::new_spinner());
+            bar.set_style(
+                ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_spinner()),
+            );
+            bar.set_prefix(name.to_owned());
+            bar.set_message(Phase::Start.word());
+            live.bars.insert(turn, (bar, Phase::Start));
+        }
+    }
+
+    /// It does this now.
+    pub fn phase(&mut self, turn: Turn, phase: Phase) {
+        if let Some((bar, now)) = self.live.as_mut().and_then(|live| live.bars.get_mut(&turn)) {
+            *now = phase;
+            bar.set_message(phase.word());
+        }
+    }
+
+    /// Its command has printed this.
+    pub fn line(&mut self, turn: Turn, name: &str, line: &str) {
+        match self.live.as_mut() {
+            Some(live) => {
+                if let Some((bar, _)) = live.bars.get(&turn) {
+                    bar.set_message(line.to_owned());
+                }
+            }
+            None if self.show != Show::Grouped => self.say(&format!("[{name}] {line}")),
+            None => {}
+        }
+    }
+
+    /// It is over. Its output is in `dir`.
+    pub fn end(&mut self, turn: Turn, name: &str, ran: &Ran, dir: &Path) {
+        if let Some((bar, _)) = self.live.as_mut().and_then(|live| live.bars.remove(&turn)) {
+            bar.finish_and_clear();
+        }
+        if self.show == Show::Grouped {
+            self.group(name, dir);
+        }
+        let took = time(Duration::from_millis(ran.duration_ms));
+        let reason = if ran.reason.is_empty() { String::new() } else { format!(": {}", ran.reason) };
+        let tried = match turn.attempt {
+            0 => String::new(),
+            attempt => format!(" (retry {attempt})"),
+        };
+        self.say(&format!("[{name}]{tried} {} in {took}{reason}", ran.verdict.word()));
+    }
+
+    /// Time goes on.
+    pub fn tick(&self) {
+        let bars = self.live.iter().flat_map(|live| live.bars.values());
+        bars.for_each(|(bar, _)| bar.tick());
+    }
+
+    /// Say something between.
+    pub fn say(&self, line: &str) {
+        match &self.live {
+            // There is nobody left to tell when stderr is gone.
+            Some(live) => _ = live.all.println(line),
+            None => _ = writeln!(io::stderr(), "{line}"),
+        }
+    }
+
+    fn group(&self, name: &str, dir: &Path) {
+        self.say(&format!("── {name}"));
+        let Ok(mut file) = std::fs::File::open(dir.join(OUTPUT_LOG)) else { return };
+        let (mut cutter, mut buffer) = (Cutter::default(), vec![0; 64 << 10]);
+        while let Ok(len @ 1..) = file.read(&mut buffer) {
+            cutter.take(buffer.get(..len).unwrap_or_default()).iter().for_each(|line| self.say(line));
+        }
+        if let Some(line) = cutter.end() {
+            self.say(&line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_style_is_one() {
+        assert!(ProgressStyle::with_template(STYLE).is_ok());
+    }
+}
