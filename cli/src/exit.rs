@@ -53,7 +53,13 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 /// Print `error` and its causes on one line.
 pub fn say(error: &anyhow::Error) {
     // There is nobody left to tell when stderr is gone.
-    let _ = writeln!(std::io::stderr(), "skiff: error: {error:#}");
+    let _ = writeln!(std::io::stderr(), "skiff: error: {}", plain(&format!("{error:#}")));
+}
+
+/// A text in which names may be that somebody else has chosen, without what a terminal would obey.
+fn plain(text: &str) -> String {
+    let is_order = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
+    text.chars().map(|letter| if is_order(letter) { '\u{fffd}' } else { letter }).collect()
 }
 
 /// Print what clap has to say: help and version on stdout, mistakes on stderr.
@@ -66,4 +72,17 @@ pub fn report_clap(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     }
     ExitCode::from(if error.use_stderr() { USAGE } else { SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_in_an_error_is_an_order_to_the_terminal() {
+        assert_eq!(
+            plain("no image '\x1b]0;x\x07\u{9b}2J'\r\n\tsecond"),
+            "no image '\u{fffd}]0;x\u{fffd}\u{fffd}2J'\u{fffd}\n\tsecond"
+        );
+    }
 }

@@ -86,7 +86,7 @@ pub struct Steps {
 impl Steps {
     /// Nothing is shown yet. One that is `quiet` never shows anything.
     pub fn new(quiet: bool) -> Self {
-        let interrupt = Interrupt::new(images::store::abandon);
+        let interrupt = Interrupt::new(images::unfinished::abandon);
         let terminal = io::stderr().is_terminal();
         Self { terminal, quiet, step: String::new(), bar: None, _interrupt: interrupt }
     }

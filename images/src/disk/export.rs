@@ -16,6 +16,7 @@ use super::Format;
 use super::error::{DiskError, copy_failed, write_failed};
 use super::raw::{self, Room};
 use crate::progress::Progress;
+use crate::unfinished::Unfinished;
 
 /// The most that is kept of what qemu-img complains, in bytes.
 const MAX_SAID: u64 = 64 << 10;
@@ -50,7 +51,7 @@ pub fn export(top: &Path, to: &Path, format: Format, progress: &mut dyn Progress
 
 /// A place for a file that is not finished, in a directory of its own beside where it belongs. The directory goes with all that is in it.
 pub(super) struct Aside {
-    dir: PathBuf,
+    dir: Unfinished,
     path: PathBuf,
 }
 
@@ -65,7 +66,7 @@ impl Aside {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => {
                     made.map_err(write_failed(&dir))?;
-                    return Ok(Self { path: dir.join(name), dir });
+                    return Ok(Self { path: dir.join(name), dir: Unfinished::new(dir) });
                 }
             }
         }
@@ -74,7 +75,7 @@ impl Aside {
 
     /// The directory.
     pub(super) fn dir(&self) -> &Path {
-        &self.dir
+        self.dir.path()
     }
 
     /// Where the file is made.
@@ -93,7 +94,7 @@ impl Aside {
 impl Drop for Aside {
     fn drop(&mut self) {
         // It is empty by now, or what is in it is of no use.
-        let _ = fs::remove_dir_all(&self.dir);
+        let _ = fs::remove_dir_all(self.dir.path());
     }
 }
 

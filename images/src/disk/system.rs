@@ -17,6 +17,8 @@ use super::table::{self, Partition, Table};
 use crate::ext4::{self, Debugfs, Kind};
 use crate::os_release;
 
+/// The most partitions of a disk: each that has a file system is looked into by programs, and may be all of the disk.
+const MAX_PARTITIONS: usize = 128;
 /// The largest text that is read from a file system, in bytes.
 const MAX_TEXT: u64 = 256 << 10;
 /// The largest kernel or initial RAM disk, in bytes.
@@ -94,6 +96,10 @@ pub(super) fn volumes(disk: &impl Stored, path: &Path) -> Result<Vec<Volume>, Di
         Table::Damaged => Err(DiskError::Image {
             path: path.to_owned(),
             source: Malformed::Damaged { what: "the partition table (GPT)", offset: SECTOR },
+        }),
+        Table::Partitions(partitions) if partitions.len() > MAX_PARTITIONS => Err(DiskError::System {
+            path: path.to_owned(),
+            reason: format!("it has more than {MAX_PARTITIONS} partitions: no such disk is looked into"),
         }),
         Table::Partitions(partitions) => partitions
             .into_iter()

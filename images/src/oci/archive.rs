@@ -13,8 +13,10 @@ use std::sync::Arc;
 const BLOCK: u64 = 512;
 /// The most members that an archive may have: a layout of [`super::spec::MAX_LAYERS`] layers has few.
 const MAX_MEMBERS: usize = 65_536;
-/// The longest name, and the most bytes of a header's extension.
+/// The most bytes of a header's extension.
 const MAX_EXTENSION: u64 = 64 << 10;
+/// The most bytes that all names together may take: they are kept in memory. Those of a layout are a hundred bytes long.
+const MAX_NAMES: usize = 16 << 20;
 /// How many links may follow each other.
 const MAX_LINKS: u32 = 8;
 
@@ -23,6 +25,8 @@ const MAX_LINKS: u32 = 8;
 pub struct Archive {
     file: Arc<File>,
     members: BTreeMap<String, Member>,
+    /// Bytes of all names.
+    names: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +59,7 @@ impl Archive {
     /// # Errors
     /// If it cannot be read, or is none ([`io::ErrorKind::InvalidData`]).
     pub fn open(file: File) -> io::Result<Self> {
-        let mut archive = Self { file: Arc::new(file), members: BTreeMap::new() };
+        let mut archive = Self { file: Arc::new(file), members: BTreeMap::new(), names: 0 };
         archive.scan(MAX_MEMBERS, &mut |_| {})?;
         Ok(archive)
     }
@@ -65,7 +69,7 @@ impl Archive {
     /// # Errors
     /// As [`Archive::open`].
     pub fn first_names(file: File, most: usize) -> io::Result<Vec<String>> {
-        let mut archive = Self { file: Arc::new(file), members: BTreeMap::new() };
+        let mut archive = Self { file: Arc::new(file), members: BTreeMap::new(), names: 0 };
         let mut names = Vec::new();
         match archive.scan(most, &mut |name| names.push(name.to_owned())) {
             Err(error) if names.is_empty() => Err(error),
@@ -207,6 +211,11 @@ impl Archive {
         } else {
             return Err(damaged("it has members that are no files"));
         };
+        let link = if let Member::Link(target) = &member { target.len() } else { 0 };
+        self.names = self.names.saturating_add(name.len()).saturating_add(link);
+        if self.names > MAX_NAMES {
+            return Err(damaged("its names are too long"));
+        }
         self.members.insert(name, member);
         Ok(())
     }
@@ -322,6 +331,31 @@ mod tests {
         assert!(Archive::open(file(&bytes)).is_err());
         assert!(Archive::open(file(&[7; 2048])).is_err());
         assert!(Archive::open(file(&[])).is_err());
+    }
+
+    #[test]
+    fn names_do_not_fill_the_memory() {
+        let named = |len: usize, count: usize| {
+            let mut bytes = Vec::new();
+            for number in 0..count {
+                let name = format!("{number}{}\0", "a".repeat(len));
+                let mut header = tar::Header::new_gnu();
+                for (kind, size) in [(tar::EntryType::GNULongName, name.len()), (tar::EntryType::Regular, 0)]
+                {
+                    header.set_entry_type(kind);
+                    header.set_size(size as u64);
+                    header.set_cksum();
+                    bytes.extend_from_slice(header.as_bytes());
+                    if size > 0 {
+                        bytes.extend_from_slice(name.as_bytes());
+                        bytes.resize(bytes.len().next_multiple_of(512), 0);
+                    }
+                }
+            }
+            Archive::open(file(&bytes))
+        };
+        assert!(named(200, 1000).is_ok());
+        assert!(named(60_000, 300).unwrap_err().to_string().contains("names are too long"));
     }
 
     proptest! {

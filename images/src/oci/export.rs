@@ -22,6 +22,7 @@ use crate::manifest::{Blob, Manifest, Source};
 use crate::name::Name;
 use crate::progress::Progress;
 use crate::store::{Scratch, Store};
+use crate::unfinished::{self, Unfinished};
 
 /// How much is copied at once, in bytes.
 const CHUNK: usize = 1 << 20;
@@ -84,11 +85,11 @@ pub fn export(
     };
     let mut aside = to.as_os_str().to_owned();
     aside.push(format!(".new-{}", std::process::id()));
-    let aside = PathBuf::from(aside);
+    let aside = Unfinished::new(PathBuf::from(aside));
     progress.step(&format!("writing {}", to.display()));
-    let written = parts.write(&aside, name, format, progress).and_then(|()| fs::rename(&aside, to));
-    if let Err(error) = written {
-        let _ = if format == Format::Layout { fs::remove_dir_all(&aside) } else { fs::remove_file(&aside) };
+    let written = parts.write(aside.path(), name, format, progress);
+    if let Err(error) = written.and_then(|()| fs::rename(aside.path(), to)) {
+        let _ = unfinished::remove(aside.path());
         return Err(failed()(error));
     }
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -110,7 +110,8 @@ pub(crate) fn assemble(
         os: made.os.or_else(title).unwrap_or_else(|| "container image".to_owned()),
         created_ms: now_ms(),
         source: Source::Oci {
-            reference: content.reference.clone(),
+            // An archive says what it likes.
+            reference: content.reference.clone().filter(|text| !text.chars().any(char::is_control)),
             digest: content.manifest.digest,
             content: files,
         },

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::pull::document;
 use super::transfer::Transfer;
 use crate::digest::Digest;
-use crate::manifest::{Blob, Manifest};
+use crate::manifest::{Blob, Manifest, Source};
 use crate::oci::spec::{self, Descriptor, MAX_MANIFEST};
 use crate::oci::{self};
 use crate::progress::Progress;
@@ -53,6 +53,11 @@ pub(super) fn pull(
     let image: Manifest = serde_json::from_slice(&text)
         .map_err(|source| spec::Error::Json { what: "configuration", source })?;
     check_words(&image)?;
+    if matches!(&image.source, Source::Oci { content, .. } if !content.is_empty()) {
+        // That would have been pushed as it came. A pull of that container would find this in its place.
+        let why = "it says that it is a container's image, but it is none".to_owned();
+        return Err(spec::Error::Wrong { what: "configuration", why }.into());
+    }
     let mut wanted: Vec<Wanted> = Vec::new();
     for blob in image.blobs() {
         if wanted.iter().any(|known| known.blob.digest == blob.digest) {

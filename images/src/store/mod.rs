@@ -44,7 +44,7 @@ pub use blob::Draft;
 pub use error::StoreError;
 pub use image::Image;
 pub use prune::{Needs, Pruned};
-pub use scratch::{Partial, Scratch, abandon};
+pub use scratch::{Partial, Scratch};
 pub use warm::Warm;
 
 use crate::digest::Digest;

@@ -1,41 +1,24 @@
 //! Places on the store's own file system for work that is not done: directories that go with their process, and downloads that stay.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use devices::storage::StoredFile;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Store, StoreError, session};
 use crate::digest::Digest;
+use crate::unfinished::{Unfinished, remove};
 
 /// The file that says by its lock whose a scratch directory is: beside it, so that the directory is empty.
 const OWNER: &str = ".owner";
-/// The same, as the extension of the directory's name.
-const OWNER_EXTENSION: &str = "owner";
-
-/// The scratch directories of this process. Nothing else is locked with it.
-static OWN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// Delete what this process has not finished: it is about to be ended by a signal. Downloads stay, to be gone on with.
-pub fn abandon() {
-    let own = std::mem::take(&mut *OWN.lock().unwrap_or_else(PoisonError::into_inner));
-    for path in own {
-        // What cannot be deleted is left to the next one who needs such a directory.
-        if remove_tree(&path).is_ok() {
-            let _ = fs::remove_file(path.with_extension(OWNER_EXTENSION));
-        }
-    }
-}
 
 /// A directory of this process's own. Dropped, it is gone with all that is in it.
 #[derive(Debug)]
 pub struct Scratch {
-    path: PathBuf,
-    owner: PathBuf,
+    dir: Unfinished,
+    owner: Unfinished,
     /// Locked.
     _file: Box<dyn StoredFile>,
 }
@@ -68,10 +51,10 @@ impl Store {
             flock(fd, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed()(error.into()))?;
         }
         let path = owner.with_extension("");
-        let _ = remove_tree(&path);
-        self.storage.create_dir(&path).map_err(failed())?;
-        OWN.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
-        Ok(Scratch { path, owner, _file: file })
+        let _ = remove(&path);
+        let dir = Unfinished::new(path);
+        self.storage.create_dir(dir.path()).map_err(failed())?;
+        Ok(Scratch { dir, owner: Unfinished::new(owner), _file: file })
     }
 
     /// The download `key` (a digest, or whatever says for sure what is fetched), as far as it has come.
@@ -116,7 +99,7 @@ impl Store {
             };
             if !self.is_in_use(&owner)? {
                 let path = owner.with_extension("");
-                if let Err(error) = remove_tree(&path) {
+                if let Err(error) = remove(&path) {
                     log::warn!("cannot delete {}: {error}", path.display());
                     continue;
                 }
@@ -138,16 +121,15 @@ impl Scratch {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.dir.path()
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        OWN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
-        match remove_tree(&self.path) {
-            Ok(()) => _ = fs::remove_file(&self.owner),
-            Err(error) => log::warn!("{} is left to skiff image prune: {error}", self.path.display()),
+        match remove(self.path()) {
+            Ok(()) => _ = fs::remove_file(self.owner.path()),
+            Err(error) => log::warn!("{} is left to skiff image prune: {error}", self.path().display()),
         }
     }
 }
@@ -187,32 +169,5 @@ impl Partial {
     /// If the host fails.
     pub fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
-    }
-}
-
-/// Delete a directory whose own directories may not let their owner in.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            open_up(path);
-            fs::remove_dir_all(path)
-        }
-        removed => removed,
-    }
-}
-
-/// Give every directory in a tree to its owner. Symbolic links are not followed.
-fn open_up(path: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mut next = vec![path.to_owned()];
-    while let Some(dir) = next.pop() {
-        let _ = fs::set_permissions(&dir, fs::Permissions::from_mode(0o700));
-        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-        next.extend(
-            entries
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path()),
-        );
     }
 }

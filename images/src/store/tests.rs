@@ -291,9 +291,6 @@ fn what_a_killed_process_has_left_half_done_goes_when_the_next_begins() {
     let second = store.scratch().unwrap();
     assert!(living.path().exists() && second.path().exists());
     assert_eq!(files(&store, "scratch").len(), 4);
-    // A process that is told to end.
-    super::abandon();
-    assert!(!living.path().exists() && !second.path().exists());
     drop((living, second));
     assert!(files(&store, "scratch").is_empty());
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use images::digest::Digest;
+use images::manifest::{Blob, Manifest, Source};
 use images::registry::Error;
 use serde_json::json;
 
-use crate::made::Container;
+use crate::made::{Container, vm};
 use crate::real::Place;
 use crate::stub::{Reply, Request, Stub};
 
@@ -201,4 +202,43 @@ fn a_token_service_that_answers_nonsense_is_not_believed() {
         });
         assert!(matches!(result, Err(Error::Protocol { .. })), "{answer}: {result:?}");
     }
+}
+
+/// Pull a VM's image that a registry makes of this manifest, whose files are in `place`.
+fn pull_artifact(place: &Place, manifest: &Manifest) -> (Result<Digest, Error>, Place) {
+    let config = serde_json::to_vec(manifest).unwrap();
+    let file = |blob: &Blob| json!({"mediaType": "application/vnd.skiff.image.file.v1", "digest": blob.digest, "size": blob.size});
+    let artifact = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.skiff.image.config.v1+json", "digest": Digest::of(&config), "size": config.len()},
+        "layers": manifest.blobs().iter().map(file).collect::<Vec<_>>(),
+    });
+    let mut files = vec![config];
+    files.extend(
+        manifest.blobs().iter().map(|blob| std::fs::read(place.store.blob_path(&blob.digest)).unwrap()),
+    );
+    let stub = Stub::start(move |request, _| {
+        if is_manifest(request) {
+            return Reply::new(200, &[("content-type", MANIFEST)], artifact.to_string().as_bytes());
+        }
+        let file = files.iter().find(|file| request.target.ends_with(&Digest::of(file).to_string()));
+        file.map_or_else(|| Reply::new(404, &[], b""), |file| Reply::new(200, &[], file))
+    });
+    let to = Place::new();
+    (to.pull(&format!("localhost:{}/app:1", stub.port)), to)
+}
+
+#[test]
+fn no_image_can_pass_for_that_of_a_container_elsewhere() {
+    let place = Place::new();
+    let honest = vm(&place.store, None);
+    pull_artifact(&place, &honest).0.unwrap();
+    // A later pull of that container would be answered with this image, and nobody would have looked at what is in it.
+    let container = Container::new(1000);
+    let source = |content| Source::Oci { reference: None, digest: Digest::of(&container.manifest), content };
+    let hostile = Manifest { source: source(vec![honest.kernel]), ..honest.clone() };
+    let (result, to) = pull_artifact(&place, &hostile);
+    assert!(matches!(result, Err(Error::Document(_))), "{result:?}");
+    assert!(to.store.list().unwrap().0.is_empty());
 }

@@ -58,23 +58,19 @@ impl std::fmt::Display for Cold {
 /// What a VM of `image` that is to be as `spec` starts from.
 pub fn start_from(store: &Store, images: &Images, image: &Image, spec: &VmSpec) -> Result<Start> {
     let Some(warm) = images.warm(&image.id)? else { return Ok(Start::Cold(Cold::NotWarm)) };
-    let found = || -> Result<(Manifest, VmSpec)> {
+    let found = || -> Result<Start> {
         let id: Id = warm.snapshot.parse().context("its ID makes no sense")?;
         let snapshots = store.snapshots();
         let manifest = snapshots.get(id)?;
-        let spec = copy::spec_of(&manifest)?;
+        if let Some(what) = differs(&copy::spec_of(&manifest)?, spec) {
+            return Ok(Start::Cold(Cold::Differs(what)));
+        }
         // Read once: it is noted that it is in order.
         let _pin = snapshots.pin()?;
         snapshots.verify(id, &mut |_, _| ())?;
-        Ok((manifest, spec))
+        Ok(Start::Warm(Box::new(manifest)))
     };
-    Ok(match found() {
-        Err(error) => Start::Cold(Cold::Broken(format!("{error:#}"))),
-        Ok((manifest, warm)) => match differs(&warm, spec) {
-            Some(what) => Start::Cold(Cold::Differs(what)),
-            None => Start::Warm(Box::new(manifest)),
-        },
-    })
+    Ok(found().unwrap_or_else(|error| Start::Cold(Cold::Broken(format!("{error:#}")))))
 }
 
 /// What a guest could tell two machines by, if there is something.
