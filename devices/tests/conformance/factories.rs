@@ -364,7 +364,7 @@ fn fs() -> Factory {
         make: || {
             let directory = tempfile::tempdir().expect("a directory");
             let folder = Folder::open(directory.path(), false, Owners::Same).expect("a directory");
-            let device = Fs::new("fs0", "folder", Arc::new(folder), Arc::default());
+            let device = Fs::new("fs0", "folder", Arc::new(folder), 1, Arc::default());
             Made {
                 device: Box::new(device),
                 poke: Box::new(move || {

@@ -13,7 +13,7 @@ on_both!(files_are_the_hosts, a_mount_goes_on_from_any_snapshot);
 
 /// FNV-1a, 64 bits, as the guest does it.
 fn hash(bytes: &[u8]) -> u64 {
-    let step = |hash, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, step)
 }
 
@@ -58,7 +58,8 @@ fn a_mount_goes_on_from_any_snapshot(transport: Transport) {
     clone.end();
     world.folders = vec![FolderSpec::new(other.path())];
     let lost = world.start("lost", 1, Some(snapshot));
-    lost.fails("request 16: error 116");
+    // ESTALE, to whichever request is the first.
+    lost.fails(": error 116");
     first.end();
     assert!(fs::metadata(share.path().join("log")).unwrap().len() >= 32);
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);

@@ -125,7 +125,7 @@ fn add_optional(host: &Host, place: Place<'_>) -> Result<(), VmError> {
     for ((at, folder), tag) in host.folders.iter().enumerate().zip(host.spec.tags()) {
         let id = format!("fs{at}");
         let counters = host.counters.of(&id, DeviceKind::Fs);
-        place(Box::new(Fs::new(&id, &tag, Arc::clone(folder), counters)))?;
+        place(Box::new(Fs::new(&id, &tag, Arc::clone(folder), host.folders.len(), counters)))?;
     }
     Ok(())
 }

@@ -96,15 +96,15 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// A device called `id` that shows `folder` to the guest as `tag`, a [`Tag`]'s text. It counts requests, and bytes both ways.
+    /// A device called `id` that shows `folder` to the guest as `tag`, a [`Tag`]'s text; the VM has so many `devices` like it. It counts requests, and bytes both ways.
     #[must_use]
-    pub fn new(id: &str, tag: &str, folder: Arc<Folder>, counters: Arc<Counters>) -> Self {
+    pub fn new(id: &str, tag: &str, folder: Arc<Folder>, devices: usize, counters: Arc<Counters>) -> Self {
         let mut space = [0; MAX_TAG + 4];
         for (place, byte) in space.iter_mut().take(MAX_TAG).zip(tag.bytes()) {
             *place = byte;
         }
         space[MAX_TAG] = 1;
-        let share = Arc::new(Share::new(folder));
+        let share = Arc::new(Share::new(folder, devices));
         let server = Arc::new(Server::new(Arc::clone(&share)));
         Self { id: id.to_owned(), space, share, server, counters, worker: None }
     }

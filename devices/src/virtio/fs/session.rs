@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::saved::{FsHandle, FsNode, FsSession};
 use super::table::{Handle, Node, Place, ROOT, Tables};
 use super::words;
+use crate::ratelog;
 use crate::state::Hex;
 
 /// How long the guest may take what it was told for true. What changes on the host is seen after that, and a walk over a tree
@@ -270,6 +271,9 @@ impl Session {
         match given {
             Ok(inode) => Ok(Entry { inode, ..entry }),
             Err(error) => {
+                ratelog::warn(format_args!(
+                    "the guest holds as many shared files as this host lets it: raise the limit of open files (ulimit -n)"
+                ));
                 self.release(entry.inode);
                 Err(error)
             }

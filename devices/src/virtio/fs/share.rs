@@ -61,8 +61,9 @@ pub(super) struct Share {
 }
 
 impl Share {
-    pub(super) fn new(folder: Arc<Folder>) -> Self {
-        Self { folder, most: most(), mount: Mutex::new(Mount::None), own_mask: AtomicBool::new(false) }
+    /// The folder of one device out of `devices`, which share the descriptors that there are.
+    pub(super) fn new(folder: Arc<Folder>, devices: usize) -> Self {
+        Self { folder, most: most(devices), mount: Mutex::new(Mount::None), own_mask: AtomicBool::new(false) }
     }
 
     fn mount(&self) -> MutexGuard<'_, Mount> {
@@ -168,8 +169,9 @@ impl Share {
     }
 }
 
-/// How many files a guest can know, and how many it can have open: each costs a descriptor.
-fn most() -> usize {
+/// How many files a guest can know by one device of `devices`, and how many it can have open: each costs a descriptor.
+fn most(devices: usize) -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from((limit.saturating_sub(KEPT) / 2).clamp(16, MOST)).unwrap_or(16)
+    let tables = (devices.max(1) as u64).saturating_mul(2);
+    usize::try_from((limit.saturating_sub(KEPT) / tables).clamp(16, MOST)).unwrap_or(16)
 }

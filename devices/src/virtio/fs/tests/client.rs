@@ -330,5 +330,5 @@ impl Client {
 }
 
 fn device(folder: &Arc<Folder>) -> Box<dyn VirtioDevice> {
-    Box::new(Fs::new("fs0", "src", Arc::clone(folder), Arc::default()))
+    Box::new(Fs::new("fs0", "src", Arc::clone(folder), 1, Arc::default()))
 }
