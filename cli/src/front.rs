@@ -22,7 +22,7 @@ use crate::signals::{Signal, Signals};
 use crate::store::Store;
 use crate::store::entry::Entry;
 use crate::terminal::{self, Raw};
-use crate::{exit, input};
+use crate::{exit, guest, input};
 
 /// How long a VM may take to hear that somebody leaves, or that a key was pressed that is not for its guest.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -61,6 +61,9 @@ pub fn own(launch: Launch, spec: &VmSpec) -> Result<u8> {
     let resize = if resizes { Some(front.start_resizer()?) } else { None };
     front.take_signals(signals, resize.clone())?;
     let name = launched.started()?;
+    if spec.has_mounts() {
+        guest::watch_mounts(&store, &name);
+    }
     // Lives to the end of this function: every way out gives the terminal back.
     let raw = if has_stdin { Raw::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
     if has_stdin {

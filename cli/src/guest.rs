@@ -24,11 +24,11 @@ use crate::store::entry::{Entry, Look, Status};
 use crate::store::state::End;
 
 /// How long an agent that must come may take: as long as a slow guest boots.
-pub const BOOT: Duration = Duration::from_secs(120);
+pub const BOOT: Duration = Duration::from_secs(300);
 /// How long one may take of which nobody knows whether there is one.
 const GUESS: Duration = Duration::from_secs(3);
 /// How long a guest may take for each step of a request.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(60);
 /// How often somebody who waits is shown that it goes on.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -89,6 +89,20 @@ impl Guest {
 /// Wait until the agent of the VM `name` takes requests, for at most `limit`.
 pub fn wait_ready(store: &Store, name: &str, limit: Option<Duration>) -> Result<Agent> {
     wait(&many::running(store, name)?, limit.or(Some(Duration::MAX)))
+}
+
+/// Say so beside its console when the guest of the VM `name` cannot mount a folder. Nobody waits for that.
+pub fn watch_mounts(store: &Store, name: &str) {
+    let (store, name) = (store.clone(), name.to_owned());
+    let watch = move || {
+        let Ok(look) = many::running(&store, &name) else { return };
+        let client = look.entry.client(Some(Duration::from_secs(u32::MAX.into())));
+        if let Ok(Err(ClientError::Refused(why))) = client.map(|mut client| client.wait_ready()) {
+            crate::terminal::note(&format!("\r\nskiff: {why}\r"));
+        }
+    };
+    // Without it the guest is as it is.
+    let _ = vmm::named_thread("mounts").spawn(watch);
 }
 
 fn wait(look: &Look, limit: Option<Duration>) -> Result<Agent> {

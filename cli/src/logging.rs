@@ -14,7 +14,7 @@ const VARIABLE: &str = "SKIFF_LOG";
 
 /// How many log lines, and where.
 pub struct Logging {
-    /// How many `-v`.
+    /// How many `--verbose`.
     pub verbose: u8,
     /// The file that was asked for.
     pub file: Option<PathBuf>,
@@ -33,6 +33,7 @@ pub fn start(wish: &Logging) -> Result<bool> {
     }
     let mut builder = Builder::new();
     builder.filter_level(level(verbose)).format_timestamp_millis();
+    hush(&mut builder);
     if let Some(filter) = filter {
         builder.parse_filters(&filter);
     }
@@ -63,11 +64,15 @@ pub fn start(wish: &Logging) -> Result<bool> {
 
 /// Log what must not be missed to stderr.
 pub fn to_stderr() {
-    Builder::new()
-        .filter_level(LevelFilter::Warn)
-        .format_timestamp_millis()
-        .write_style(WriteStyle::Never)
-        .init();
+    let mut builder = Builder::new();
+    builder.filter_level(LevelFilter::Warn).format_timestamp_millis().write_style(WriteStyle::Never);
+    hush(&mut builder);
+    builder.init();
+}
+
+/// A guest could fill the disk with what this library says of malformed requests. The device says it, too, and not too often.
+fn hush(builder: &mut Builder) {
+    builder.filter_module("fuse_backend_rs", LevelFilter::Off);
 }
 
 fn level(verbose: u8) -> LevelFilter {

@@ -14,6 +14,7 @@ mod flags;
 mod front;
 mod guest;
 mod input;
+mod interrupt;
 mod launch;
 mod logging;
 mod process;

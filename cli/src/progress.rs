@@ -1,13 +1,15 @@
 //! How far something is that takes longer than a moment, on standard error: bars on a terminal, elsewhere a line a step.
 //!
 //! A spinner has a thread that turns it. It ends with the spinner: nothing of it is there when a VM's process is split off, if whoever has it drops it
-//! before.
+//! before. What is half done when a signal ends the program is taken away first.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use images::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::interrupt::Interrupt;
 
 /// What is done sooner is not worth a word.
 const MOMENT: Duration = Duration::from_millis(300);
@@ -77,12 +79,16 @@ pub struct Steps {
     quiet: bool,
     step: String,
     bar: Option<(ProgressBar, &'static str)>,
+    /// Last: nothing is on the terminal any more when it goes.
+    _interrupt: Option<Interrupt>,
 }
 
 impl Steps {
     /// Nothing is shown yet. One that is `quiet` never shows anything.
     pub fn new(quiet: bool) -> Self {
-        Self { terminal: io::stderr().is_terminal(), quiet, step: String::new(), bar: None }
+        let interrupt = Interrupt::new(images::store::abandon);
+        let terminal = io::stderr().is_terminal();
+        Self { terminal, quiet, step: String::new(), bar: None, _interrupt: interrupt }
     }
 
     fn clear(&mut self) {
@@ -141,6 +147,13 @@ impl Progress for Steps {
 impl Drop for Steps {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// Take from the terminal what a bar has left there, as the program ends without any of its own.
+pub fn wipe() {
+    if io::stderr().is_terminal() {
+        let _ = write!(io::stderr(), "\r\x1b[2K");
     }
 }
 

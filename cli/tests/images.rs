@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::process::Stdio;
 
 use images::manifest::{Agent, Defaults, Disk, Manifest, SCHEMA, Source};
@@ -34,7 +34,7 @@ fn keep(home: &Home, name: &str, content: &str) -> String {
         os: "Tiny".to_owned(),
         created_ms: 1,
         source: Source::Rootfs,
-        kernel: store.add_file(&home.kernel, &mut |_| ()).unwrap(),
+        kernel: store.add_bytes(&std::fs::read(&home.kernel).unwrap()).unwrap(),
         initrd: None,
         modules: None,
         cmdline: "quiet".to_owned(),
@@ -240,4 +240,84 @@ fn a_shell_completes_images() {
         let offered = done(&mut command).stdout;
         assert!(offered.contains("tiny") && offered.lines().any(|line| line == "web"), "{verb:?}: {offered}");
     }
+}
+
+/// A registry without TLS that lets in who says `me:it is secret`, and has nothing. Says its port.
+fn registry() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let lines = std::io::BufReader::new(&stream).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let known = head.iter().any(|line| line.ends_with("Basic bWU6aXQgaXMgc2VjcmV0"));
+            let answer = match known {
+                true => "404 x\r\n",
+                false => "401 x\r\nwww-authenticate: Basic realm=\"x\"\r\n",
+            };
+            let whole = format!("HTTP/1.1 {answer}content-length: 0\r\nconnection: close\r\n\r\n");
+            // Who speaks TLS hears nothing.
+            let _ = (!head.is_empty()).then(|| (&stream).write_all(whole.as_bytes()));
+        }
+    });
+    port
+}
+
+#[test]
+fn who_somebody_is_to_a_registry_says_the_helper_that_docker_asks() {
+    let Some(home) = Home::new() else { return };
+    let port = registry();
+    let host = format!("localhost:{port}");
+    let bin = home.data().join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let helper = bin.join("docker-credential-test");
+    let script = format!(
+        "#!/bin/sh\nread -r asked\n[ \"$1 $asked\" = 'get {host}' ] || {{ echo credentials not found in native keychain; exit 1; }}\n\
+         echo '{{\"ServerURL\":\"{host}\",\"Username\":\"me\",\"Secret\":\"it is secret\"}}'\n"
+    );
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let pull = |config: String| {
+        std::fs::write(bin.join("config.json"), config).unwrap();
+        let mut command = home.skiff();
+        command.env("DOCKER_CONFIG", &bin).env("PATH", &path);
+        done(command.args(["image", "pull", "-q", &format!("{host}/app:1")]))
+    };
+    for config in [
+        format!(r#"{{"credHelpers":{{"{host}":"test"}}}}"#),
+        r#"{"credsStore":"test"}"#.to_owned(),
+        format!(r#"{{"auths":{{"{host}":{{}}}},"credsStore":"test","credHelpers":{{"other":"none"}}}}"#),
+    ] {
+        let done = pull(config);
+        assert!(done.stderr.contains("has no image") && !done.stderr.contains("secret"), "{done:?}");
+    }
+    let done = pull(r#"{"credHelpers":{"other.example":"test"}}"#.to_owned());
+    assert!(done.stderr.contains("docker login"), "{done:?}");
+    let done = pull(format!(r#"{{"credHelpers":{{"{host}":"missing"}}}}"#));
+    assert!(done.stderr.contains("cannot run docker-credential-missing"), "{done:?}");
+}
+
+#[test]
+fn a_build_that_is_interrupted_leaves_nothing_behind() {
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    let Some(home) = Home::new() else { return };
+    if std::process::Command::new("mmdebstrap").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no mmdebstrap");
+        return;
+    }
+    // A mirror that never answers.
+    let mirror = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/debian", mirror.local_addr().unwrap());
+    let mut command = home.skiff();
+    command.args(["image", "build", "debian:12", "--mirror", &address]).env_remove("http_proxy");
+    // As a terminal would, the signal goes to all that were started.
+    let mut child = command.process_group(0).stderr(Stdio::null()).spawn().unwrap();
+    let group = rustix::process::Pid::from_child(&child);
+    let asked = mirror.accept();
+    assert!(asked.is_ok() && count(&home, "images/scratch") == 2);
+    rustix::process::kill_process_group(group, rustix::process::Signal::INT).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(2), "{status:?}");
+    assert_eq!(count(&home, "images/scratch"), 0);
 }

@@ -249,7 +249,7 @@ fn a_guest_that_panics_has_its_own_exit_code_and_its_last_lines_are_shown() {
 
 #[test]
 fn log_lines_stay_out_of_the_guests_terminal() {
-    let Some(mut skiff) = OnTerminal::start(&["-vvv"]) else { return };
+    let Some(mut skiff) = OnTerminal::start(&["--verbose", "--verbose", "--verbose"]) else { return };
     skiff.wait_for("skiff: the guest has this terminal, log lines go to ");
     skiff.press(b"xyz");
     skiff.wait_for("xyz");

@@ -372,7 +372,7 @@ fn nothing_of_a_test_outlives_it() {
 #[test]
 fn what_a_vm_in_the_background_does_is_in_its_log() {
     let Some(home) = Home::new() else { return };
-    home.detached(&["--name", "a", "-v"]);
+    home.detached(&["--name", "a", "--verbose"]);
     let log = home.store().join("vms/a/vm.log");
     let said = |text: &str| fs::read_to_string(&log).unwrap().contains(text);
     home.wait_until("a line at the start", |_| said("INFO") && said("a runs: kernel /"));

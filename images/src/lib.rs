@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod manifest;
 pub mod name;
 pub mod oci;
+mod os_release;
 pub mod progress;
 pub mod registry;
 pub mod rootfs;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::facts::{Fact, Facts};
 
@@ -114,10 +114,7 @@ impl<'a> Cli<'a> {
                 return Ok(fact.clone());
             }
             if start.elapsed() > PATIENCE {
-                let console = self.run(["logs", vm])?;
-                let lines: Vec<&str> = console.lines().collect();
-                let tail = lines[lines.len().saturating_sub(25)..].join("\n    ");
-                bail!("the guest {vm} did not say '{word}'; the end of its console:\n    {tail}");
+                bail!("the guest {vm} did not say '{word}'; the end of its console:{}", self.last_words(vm));
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -136,6 +133,27 @@ impl<'a> Cli<'a> {
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(())
+    }
+
+    /// What this result is, with the end of every VM's console if it is an error.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn told<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let names = self.run(["ps", "-a", "-q"]).unwrap_or_default();
+            let ends =
+                names.lines().map(|vm| format!("\n  the end of {vm}'s console:{}", self.last_words(vm)));
+            anyhow!("{error:#}{}", ends.collect::<String>())
+        })
+    }
+
+    /// The end of what a VM has printed, to go below a failure.
+    fn last_words(&self, vm: &str) -> String {
+        let console = self.run(["logs", vm]).unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<&str> = console.lines().collect();
+        let tail = lines[lines.len().saturating_sub(25)..].iter();
+        tail.map(|line| format!("\n    {}", line.trim_end())).collect()
     }
 
     /// One VM's entry of `ps -a`, as JSON text; empty if there is none.

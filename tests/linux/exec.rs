@@ -1,18 +1,23 @@
 //! Commands and files by the agent in a guest, which runs as its init's child.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::bytes::noise;
 use crate::cli::Cli;
+use crate::systems::BOOT;
 use crate::vm::Kernel;
 
 /// How much goes through a pipe each way: an emulated guest hashes a few MiB a second.
 const PIPED: usize = 64 << 20;
+/// An emulated guest on a busy machine takes its time.
+const PATIENCE: Duration = Duration::from_secs(240);
 /// Commands at once.
 const MANY: usize = 50;
 /// Files of a tree that is copied there and back.
@@ -44,20 +49,26 @@ pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
         "console=ttyS0 quiet skiff.do=agent,idle",
     ];
     cli.run(guest)?;
-    cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
+    cli.told(checks(&cli, dir))?;
+    cli.run(["kill", "worker"])?;
+    Ok(())
+}
+
+/// All that is asked of the guest.
+fn checks(cli: &Cli<'_>, dir: &Path) -> Result<()> {
+    cli.run(["wait", "--ready", "--timeout", BOOT, "worker"])?;
     ensure!(
         cli.run(["inspect", "--json", "worker"])?.contains("\"ready\": true"),
         "inspect does not say ready"
     );
-    codes(&cli)?;
-    streams(&cli, dir)?;
-    terminal(&cli)?;
-    many(&cli)?;
-    trees(&cli, dir)?;
-    dies(&cli)?;
+    codes(cli)?;
+    streams(cli, dir)?;
+    terminal(cli, dir)?;
+    many(cli)?;
+    trees(cli, dir)?;
+    dies(cli)?;
     let events = cli.run(["events", "--json", "--no-follow", "--since", "all", "worker"])?;
     ensure!(events.matches("\"ready\"").count() == 2, "events do not tell twice of 'ready': {events}");
-    cli.run(["kill", "worker"])?;
     Ok(())
 }
 
@@ -86,11 +97,12 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
 
 /// `skiff exec worker` with these words behind it.
 fn exec_in(cli: &Cli<'_>, words: &[&str]) -> Command {
-    cli.command([&["exec", "worker"], words].concat())
+    // Of a VM that was not made of an image an agent is expected to answer at once, unless somebody says how long it may take.
+    cli.command([&["exec", "--timeout", BOOT, "worker"], words].concat())
 }
 
 /// What `sh -c` prints, without the last newline.
-fn shell(cli: &Cli<'_>, script: &str) -> Result<String> {
+pub fn shell(cli: &Cli<'_>, script: &str) -> Result<String> {
     Ok(cli.run(["exec", "worker", "sh", "-c", script])?.trim_end().to_owned())
 }
 
@@ -115,7 +127,7 @@ fn codes(cli: &Cli<'_>) -> Result<()> {
             .stdout(Stdio::piped())
             .spawn()?;
     let mut line = [0; 8];
-    std::io::Read::read_exact(&mut sleeping.stdout.take().context("no pipe")?, &mut line)?;
+    sleeping.stdout.take().context("no pipe")?.read_exact(&mut line)?;
     signal(&sleeping, libc::SIGUSR1);
     let status = sleeping.wait()?;
     ensure!(status.code() == Some(7), "a trapped signal ended it with {status}");
@@ -158,30 +170,72 @@ fn sum(path: &PathBuf) -> Result<String> {
 }
 
 /// `script` of util-linux is the user: its terminal is skiff's.
-fn terminal(cli: &Cli<'_>) -> Result<()> {
-    // The shell's prompt is not waited for: the terminal keeps what is typed until somebody reads it.
+fn terminal(cli: &Cli<'_>, dir: &Path) -> Result<()> {
     let skiff = cli.command(["shell", "worker"]);
-    let program = skiff.get_program().display().to_string();
+    let (program, resize) = (skiff.get_program().display().to_string(), dir.join("resize"));
     let inner = format!(
-        "stty rows 33 cols 101; (sleep 20; stty rows 44 cols 122 </dev/tty) & {program} shell worker; echo code=$?"
+        "stty rows 33 cols 101; (until [ -e {} ]; do sleep 0.2; done; stty rows 44 cols 122 </dev/tty) & {program} shell worker; echo code=$?",
+        resize.display()
     );
     let mut script = Command::new("script");
     script
         .args(["-qefc", &inner, "/dev/null"])
         .envs(skiff.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    let mut child =
-        script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run script")?;
-    let mut keys = child.stdin.take().context("no pipe")?;
-    for (after, text) in [(8, "stty size\n"), (4, "sleep 1000\n"), (4, "\x03"), (12, "stty size\nexit 9\n")] {
-        std::thread::sleep(std::time::Duration::from_secs(after));
-        keys.write_all(text.as_bytes())?;
+    let mut typist = Typist::start(&mut script)?;
+    // The shell's prompt is not waited for: the terminal keeps what is typed until somebody reads it.
+    typist.types("stty size\n", "33 101")?;
+    // What is typed is printed, too, but with quotes.
+    typist.types("echo slee''ps; sleep 10000\n", "sleeps")?;
+    typist.types("\x03", "^C")?;
+    typist.types("echo go''es on\n", "goes on")?;
+    fs::write(&resize, "").context("cannot write a file")?;
+    // The new size comes in its own time.
+    typist.types("until [ \"$(stty size)\" = '44 122' ]; do sleep 0.2; done; echo res''ized\n", "resized")?;
+    typist.types("exit 9\n", "code=9")
+}
+
+/// Somebody at a terminal, who types and reads. What he started is gone with him.
+struct Typist {
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+impl Typist {
+    fn start(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.context("cannot run script")?;
+        let mut pipe = child.stdout.take().context("no pipe")?;
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&said);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut bytes) {
+                let text = String::from_utf8_lossy(&bytes[..length]);
+                heard.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+            }
+        });
+        Ok(Self { child, said })
     }
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    for wanted in ["33 101", "44 122", "code=9"] {
-        ensure!(said.contains(wanted), "the shell's terminal does not show '{wanted}': {said:?}");
+
+    /// Types, and waits until he reads `answer`, which he has not read before.
+    fn types(&mut self, keys: &str, answer: &str) -> Result<()> {
+        let said = || self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ensure!(!said().contains(answer), "the terminal showed '{answer}' too early: {:?}", said());
+        self.child.stdin.as_mut().context("no pipe")?.write_all(keys.as_bytes())?;
+        let start = Instant::now();
+        while !said().contains(answer) {
+            ensure!(start.elapsed() < PATIENCE, "the terminal never showed '{answer}': {:?}", said());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Drop for Typist {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn many(cli: &Cli<'_>) -> Result<()> {
@@ -237,7 +291,7 @@ fn dies(cli: &Cli<'_>) -> Result<()> {
         "a lost command: {}: {said}",
         output.status
     );
-    cli.run(["wait", "--ready", "--timeout", "120", "worker"])?;
+    cli.run(["wait", "--ready", "--timeout", BOOT, "worker"])?;
     ensure!(shell(cli, "echo again")? == "again", "the agent that came again runs nothing");
     Ok(())
 }

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{build, exec, life, network, snapshots, sockets, testing};
+use crate::{build, cloud, container, exec, folders, life, network, snapshots, sockets, systems, testing};
 
-const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 const MIB: usize = 1 << 20;
 
 /// What is tested.
@@ -34,10 +33,12 @@ enum Kind {
     User,
     /// Its tap goes away.
     TapGone,
-    /// Stream sockets to and from the host.
-    Vsock,
+    /// Stream sockets to and from the host, with so many MiB each way.
+    Vsock(u32),
     /// Commands and files by the agent.
     Exec,
+    /// Folders of the host.
+    Folders,
     /// One command in many guests.
     Testing,
     /// The power button, pause, and a second start.
@@ -52,11 +53,19 @@ enum Kind {
     Live(u32),
     /// An image built from a file, and warm VMs.
     Build,
+    /// A release of Debian, by its name.
+    Debian(u32),
+    /// The image of a container.
+    Container,
+    /// Disks of all formats.
+    Disks,
+    /// A user made by cloud-init.
+    CloudInit,
 }
 
 impl Kind {
-    fn word(self) -> &'static str {
-        match self {
+    fn word(self) -> String {
+        let word = match self {
             Kind::Boot => "boot",
             Kind::Panic => "panic",
             Kind::LargeMemory => "large-memory",
@@ -66,16 +75,41 @@ impl Kind {
             Kind::Bridge => "bridge",
             Kind::User => "user-net",
             Kind::TapGone => "tap-gone",
-            Kind::Vsock => "vsock",
+            Kind::Vsock(_) => "vsock",
             Kind::Exec => "exec",
+            Kind::Folders => "folders",
             Kind::Testing => "testing",
             Kind::Button => "button",
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
             Kind::FullDisk => "full-disk",
             Kind::Build => "build",
+            Kind::Debian(number) => return format!("debian-{number}"),
+            Kind::Container => "container",
+            Kind::Disks => "disks",
+            Kind::CloudInit => "cloud-init",
             Kind::Live(1) => "live",
             Kind::Live(_) => "live-smp",
+        };
+        word.to_owned()
+    }
+
+    /// About how long it takes in a box: who begins with the long ones ends early.
+    fn seconds(self) -> u32 {
+        match self {
+            Kind::CloudInit => 200,
+            Kind::Build => 170,
+            Kind::Live(cpus) if cpus > 1 => 120,
+            Kind::Exec => 110,
+            Kind::Debian(_) => 90,
+            Kind::Live(_) | Kind::Disks => 70,
+            Kind::Vsock(mib) => 30 + mib / 8,
+            Kind::Bridge | Kind::Balloon | Kind::Folders => 50,
+            Kind::Boot => 35,
+            Kind::Testing => 90,
+            Kind::Container | Kind::User | Kind::Button => 25,
+            Kind::TapGone | Kind::GrowingDisk | Kind::FullDisk | Kind::ManyCpus | Kind::Vmlinux => 15,
+            Kind::Panic | Kind::LargeMemory | Kind::SmallMemory => 10,
         }
     }
 }
@@ -83,87 +117,94 @@ impl Kind {
 /// One test: a kernel, a transport and what to do with them.
 pub struct Scenario {
     kind: Kind,
-    /// The kernel's directory.
+    /// The kernel's directory, or the data directory with the images.
     kernel: PathBuf,
     transport: &'static str,
 }
 
-/// Every test for the kernels below `dir`.
+/// Every test for the kernels below `dir` and, if they are there, for the images of the user whose data directory is `systems`; the longest first.
 ///
 /// # Errors
-/// When there are none.
-pub fn all(dir: &Path) -> Result<Vec<Scenario>> {
+/// When there are no kernels.
+pub fn all(dir: &Path, systems: Option<&Path>) -> Result<Vec<Scenario>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let mut kernels: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     kernels.retain(|kernel| kernel.join("initramfs").exists());
     kernels.sort();
     ensure!(!kernels.is_empty(), "no kernels in {}", dir.display());
     let mut list = Vec::new();
-    // The long ones first, so that shards are of a length. What does not depend on the kernel's age is done once.
-    add(&mut list, &kernels, &LIVES);
-    for kernel in &kernels {
-        for transport in TRANSPORTS {
-            list.push(Scenario { kind: Kind::Boot, kernel: kernel.clone(), transport });
-        }
+    for (name, transport, kind) in WITH_KERNELS {
+        list.extend(kernels.iter().find(|path| path.ends_with(name)).map(|path| Scenario {
+            kind: *kind,
+            kernel: path.clone(),
+            transport,
+        }));
     }
-    // How a guest panics depends on its kernel, and hardly on how its devices are reached.
-    for (kernel, transport) in kernels.iter().zip(TRANSPORTS.into_iter().cycle()) {
-        list.push(Scenario { kind: Kind::Panic, kernel: kernel.clone(), transport });
+    if let Some(data) = systems {
+        let scenario = |kind: &Kind| Scenario { kind: *kind, kernel: data.to_owned(), transport: "pci" };
+        list.extend(WITH_IMAGES.iter().map(scenario));
     }
-    add(&mut list, &kernels, &SIZES);
+    list.sort_by_key(|test| std::cmp::Reverse(test.kind.seconds()));
     Ok(list)
 }
 
-/// The tests of images, on those below `data`: a user's data directory.
-pub fn of_images(data: &Path) -> Vec<Scenario> {
-    vec![Scenario { kind: Kind::Build, kernel: data.to_owned(), transport: "pci" }]
-}
-
-/// VMs that live on, and their networks.
-const LIVES: [(&str, &str, Kind); 18] = [
+/// Kernels and what is done with each. What depends on a kernel is done with each release and with each flavour, on each transport, and not with every
+/// combination of the three; what does not is done once.
+const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("12-generic", "pci", Kind::Live(4)),
     ("13-cloud", "mmio", Kind::Live(4)),
-    ("11-cloud", "pci", Kind::Live(4)),
-    ("13-cloud", "pci", Kind::Live(1)),
-    ("12-generic", "mmio", Kind::Live(1)),
     ("11-cloud", "mmio", Kind::Live(1)),
-    ("12-cloud", "mmio", Kind::Vsock),
+    ("13-cloud", "pci", Kind::Live(1)),
+    ("12-cloud", "mmio", Kind::Vsock(256)),
+    ("13-cloud", "pci", Kind::Vsock(64)),
     ("12-cloud", "pci", Kind::Exec),
+    ("12-cloud", "pci", Kind::Folders),
+    ("13-cloud", "mmio", Kind::Folders),
     ("12-cloud", "pci", Kind::Testing),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
-    ("13-cloud", "pci", Kind::Vsock),
     ("12-cloud", "pci", Kind::Button),
     ("11-cloud", "mmio", Kind::Button),
     ("13-cloud", "pci", Kind::Balloon),
     ("12-cloud", "mmio", Kind::GrowingDisk),
     ("12-cloud", "pci", Kind::TapGone),
     ("12-cloud", "pci", Kind::FullDisk),
-];
-
-/// Machines of all sizes.
-const SIZES: [(&str, &str, Kind); 4] = [
+    ("11-cloud", "pci", Kind::Boot),
+    ("11-generic", "mmio", Kind::Boot),
+    ("12-cloud", "mmio", Kind::Boot),
+    ("12-generic", "pci", Kind::Boot),
+    ("13-cloud", "pci", Kind::Boot),
+    ("13-generic", "mmio", Kind::Boot),
+    ("11-cloud", "mmio", Kind::Panic),
+    ("12-generic", "pci", Kind::Panic),
+    ("13-generic", "pci", Kind::Panic),
     ("12-cloud", "pci", Kind::LargeMemory),
     ("12-cloud", "pci", Kind::SmallMemory),
     ("13-cloud", "mmio", Kind::ManyCpus),
     ("12-generic", "pci", Kind::Vmlinux),
 ];
 
-fn add(list: &mut Vec<Scenario>, kernels: &[PathBuf], wanted: &[(&str, &'static str, Kind)]) {
-    for (kernel, transport, kind) in wanted {
-        list.extend(kernels.iter().find(|path| path.ends_with(kernel)).map(|path| Scenario {
-            kind: *kind,
-            kernel: path.clone(),
-            transport,
-        }));
-    }
-}
+/// What is done with images.
+const WITH_IMAGES: &[Kind] = &[
+    Kind::Build,
+    Kind::Debian(11),
+    Kind::Debian(12),
+    Kind::Debian(13),
+    Kind::Container,
+    Kind::Disks,
+    Kind::CloudInit,
+];
 
 impl Scenario {
     /// `<kernel>/<transport>/<what>`.
     pub fn name(&self) -> String {
         let kernel = self.kernel.file_name().unwrap_or_default().display();
         format!("{kernel}/{}/{}", self.transport, self.kind.word())
+    }
+
+    /// Whether it is left out unless somebody names it: a guest that takes minutes to boot in emulation.
+    pub fn is_on_demand(&self) -> bool {
+        self.kind == Kind::CloudInit
     }
 
     /// Runs it in a directory of its own below `work`.
@@ -197,13 +238,15 @@ impl Scenario {
                 network::bridge(skiff, &older, &kernel, &dir)
             }
             Kind::Build => build::build(skiff, &self.kernel, &dir),
+            Kind::Debian(number) => systems::debian(skiff, &self.kernel, number, &dir),
+            Kind::Container => container::container(skiff, &self.kernel, &dir),
+            Kind::Disks => container::disks(skiff, &self.kernel, &dir),
+            Kind::CloudInit => cloud::init(skiff, &self.kernel, &dir),
             Kind::User => network::user(skiff, &kernel, &dir),
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
-            // Once it is a gigabyte, which takes an emulated guest minutes.
-            Kind::Vsock => {
-                sockets::vsock(skiff, &kernel, &dir, if self.transport == "mmio" { 1024 } else { 64 })
-            }
+            Kind::Vsock(mib) => sockets::vsock(skiff, &kernel, &dir, u64::from(mib)),
             Kind::Exec => exec::exec(skiff, &kernel, &dir),
+            Kind::Folders => folders::folders(skiff, &kernel, &dir),
             Kind::Testing => testing::testing(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),

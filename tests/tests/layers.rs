@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("images", &["agent", "devices"]),
     ("cli", &["agent", "images", "vmm"]),
     ("tests", &["vmm"]),
+    ("tests/linux/tool", &[]),
     ("tests/xtask", &[]),
 ];
 

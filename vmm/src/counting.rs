@@ -62,6 +62,7 @@ fn name(kind: DeviceKind) -> &'static str {
         DeviceKind::Rng => "rng",
         DeviceKind::Balloon => "balloon",
         DeviceKind::Vsock => "vsock",
+        DeviceKind::Fs => "fs",
     }
 }
 

@@ -12,6 +12,7 @@ use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::Limiter;
 use devices::virtio::balloon::BalloonControl;
+use devices::virtio::fs::{Folder, Owners};
 use devices::virtio::vsock::VsockListener;
 
 use crate::console::{Console, Hub, Sink};
@@ -24,7 +25,7 @@ use crate::memory;
 use crate::net::{self, Network};
 use crate::snapshot::Id;
 use crate::snapshot::store::Pin;
-use crate::spec::{DiskIo, DiskSpec, Stream, VmSpec, VsockSpec};
+use crate::spec::{DiskIo, DiskSpec, FolderSpec, Stream, VmSpec, VsockSpec};
 use crate::vcpu::VcpuCounters;
 
 /// The largest kernel file that is read.
@@ -70,6 +71,27 @@ pub enum HostError {
         /// As it was given.
         path: String,
     },
+    /// There is no such folder.
+    #[error("the folder {path} does not exist: make it (mkdir -p {path}), or check the path")]
+    NoFolder {
+        /// As it was given.
+        path: String,
+    },
+    /// It is a file or the like.
+    #[error("{path} is no folder: share the folder that it is in, or copy it with skiff cp")]
+    NotAFolder {
+        /// As it was given.
+        path: String,
+    },
+    /// It cannot be opened.
+    #[error("cannot share the folder {path}: check that you may read it (ls {path})")]
+    Folder {
+        /// As it was given.
+        path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
     /// io_uring was insisted on and cannot be had.
     #[error(
         "the disk {path} asks for io=uring, which this host does not allow: leave io= out, or enable io_uring (sysctl kernel.io_uring_disabled=0)"
@@ -112,6 +134,7 @@ pub(crate) struct Host {
     pub(crate) hypervisor: Hypervisor,
     pub(crate) disks: Vec<HostDisk>,
     pub(crate) nets: Vec<Network>,
+    pub(crate) folders: Vec<Arc<Folder>>,
     pub(crate) serial: Sink,
     pub(crate) console_sink: Sink,
     pub(crate) console: Arc<Console>,
@@ -147,6 +170,7 @@ impl Host {
             }
         };
         memory::check(&spec.memory)?;
+        let folders = spec.folders.iter().map(open_folder).collect::<Result<_, _>>()?;
         survive_file_size_limits();
         let Settled { lineage, point, pin } = settle(&spec, place.home, from)?;
         let disks = open_disks(&spec, lineage.as_ref())?;
@@ -165,6 +189,7 @@ impl Host {
             hypervisor,
             disks,
             nets,
+            folders,
             serial,
             console_sink,
             console,
@@ -315,6 +340,29 @@ fn open_disk(disk: &DiskSpec, path: PathBuf) -> Result<HostDisk, VmError> {
     }
     let options = DiskOptions { path, readonly: disk.readonly, direct: disk.direct };
     Ok(HostDisk { disk: Arc::new(Disk::open(&options)?), limiter: Limiter::new(disk.limit.limits()) })
+}
+
+/// The folder that is shared, wherever it is moved from here on.
+fn open_folder(spec: &FolderSpec) -> Result<Arc<Folder>, HostError> {
+    let Some(path) = &spec.path else { return empty_folder().map(Arc::new) };
+    let shown = || path.display().to_string();
+    let folder = Folder::open(path, spec.readonly, Owners::of_process(spec.owner));
+    folder.map(Arc::new).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => HostError::NoFolder { path: shown() },
+        io::ErrorKind::NotADirectory => HostError::NotAFolder { path: shown() },
+        _ => HostError::Folder { path: shown(), source },
+    })
+}
+
+/// A folder that nobody else can find, with nothing in it, where nothing can be made.
+fn empty_folder() -> Result<Folder, HostError> {
+    let parent = std::env::temp_dir();
+    let failed = |source| HostError::Folder { path: parent.display().to_string(), source };
+    let path = parent.join(format!("skiff-empty-{}", Id::draw().map_err(failed)?));
+    std::fs::create_dir(&path).map_err(failed)?;
+    let folder = Folder::open(&path, true, Owners::of_process(None)).map_err(failed);
+    std::fs::remove_dir(&path).map_err(failed)?;
+    folder
 }
 
 fn open_vsock(spec: &VsockSpec, dir: Option<&Path>) -> Result<Arc<VsockListener>, VmError> {

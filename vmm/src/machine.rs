@@ -25,6 +25,8 @@ use devices::ratelog::Chained;
 use devices::virtio::console::ConsoleSize;
 use kvm_ioctls::VmFd;
 
+use ::agent::message::Mount;
+
 use crate::agent::link::{Identity, Link};
 use crate::agent::readiness::Readiness;
 use crate::api::types::Ended;
@@ -126,7 +128,11 @@ fn start_link(
         None => Id::draw().map_err(VmError::resources("draw an id"))?,
     };
     let macs = host.nets.iter().map(|net| Mac(net.options.mac).to_string()).collect();
-    let identity = Identity { vm: vm.to_string(), hostname, macs };
+    let folders = host.spec.folders.iter().zip(host.spec.tags());
+    let mounts = folders.filter_map(|(folder, tag)| {
+        Some(Mount { tag, path: folder.mount.clone()?, readonly: folder.readonly })
+    });
+    let identity = Identity { vm: vm.to_string(), hostname, macs, mounts: mounts.collect() };
     let failed = VmError::resources("listen for the guest's agent");
     let readiness = Arc::new(Readiness::new().map_err(failed)?);
     let link = Link::start(socket, identity, Arc::clone(&readiness), Arc::clone(listener));

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod check;
 mod disk;
+mod folder;
 mod limit;
 mod memory;
 mod net;
@@ -24,6 +25,7 @@ mod vsock;
 pub use arch::template::CpuTemplate;
 pub use check::SpecError;
 pub use disk::{DISK_KEYS, DiskIo, DiskSpec, MAX_DISK_QUEUES, MAX_DISK_SERIAL};
+pub use folder::{FOLDER_KEYS, FolderSpec};
 pub use limit::LimitSpec;
 pub use memory::{HUGE_PAGE, MEMORY_KEYS, MEMORY_STEP, MIN_MEMORY, Memory, MemorySpec};
 pub use net::{MAX_NET_QUEUES, Mac, NET_KEYS, NetBackend, NetSpec};
@@ -76,6 +78,9 @@ pub struct VmSpec {
     /// The network devices, in the order of eth0, eth1, …
     #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetSpec>,
+    /// The folders of the host that the guest shares.
+    #[serde(default, rename = "fs", skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<FolderSpec>,
 }
 
 impl VmSpec {
@@ -101,7 +106,19 @@ impl VmSpec {
             let (disks, nets) = (spec.disks.len(), spec.nets.len());
             (spec.cpus, spec.memory.size, spec.transport, disks, nets, spec.vsock.is_some(), spec.balloon)
         };
-        machine(self) == machine(other)
+        machine(self) == machine(other) && self.tags() == other.tags()
+    }
+
+    /// Whether there is a folder that the agent mounts.
+    #[must_use]
+    pub fn has_mounts(&self) -> bool {
+        self.folders.iter().any(|folder| folder.mount.is_some())
+    }
+
+    /// What the guest knows its folders by.
+    #[must_use]
+    pub fn tags(&self) -> Vec<String> {
+        self.folders.iter().enumerate().map(|(at, folder)| folder.tag(at)).collect()
     }
 }
 

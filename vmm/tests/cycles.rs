@@ -54,6 +54,7 @@ fn vm(dir: &Path, kernel: &Path, name: &str, from: Option<Id>) -> Vm {
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        folders: Vec::new(),
         cpu_template: None,
         balloon: true,
     };

@@ -22,7 +22,7 @@ mod reset;
 
 use std::borrow::Cow;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, ReadVolatile};
 
 pub use bzimage::{BzImageError, SetupHeader};
 pub use decompress::DecompressError;

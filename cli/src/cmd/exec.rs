@@ -184,7 +184,7 @@ const TIMEOUT: Flag<Asked> = Flag {
     name: "timeout",
     short: None,
     takes: Takes::Text("SECONDS"),
-    help: "How long a guest that boots may take until it is ready [default: 120; 3 if nothing is known of an agent in it]",
+    help: "How long a guest that boots may take until it is ready [default: 300; 3 if nothing is known of an agent in it]",
     long: "A number of seconds, or one with s, m or h behind it.",
     example: Example { args: &["--timeout", "30"], toml: "" },
     apply: |asked, value| {

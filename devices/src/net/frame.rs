@@ -5,7 +5,7 @@
 
 use std::io;
 
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
+use vm_memory::{Bytes, GuestMemory, GuestMemoryError, VolatileSlice};
 
 use arch::memory::SharedRam;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestMemory};
 
 use arch::memory::SharedRam;
 

@@ -36,6 +36,8 @@ pub enum DeviceKind {
     Balloon = 5,
     /// virtio-vsock.
     Vsock = 19,
+    /// virtio-fs.
+    Fs = 26,
 }
 
 /// The vendor that transports name: "skif", little-endian.

@@ -10,6 +10,7 @@ pub mod chain;
 pub mod console;
 pub mod device;
 pub mod events;
+pub mod fs;
 pub mod net;
 pub mod queue;
 pub mod rng;

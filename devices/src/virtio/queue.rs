@@ -84,6 +84,14 @@ impl Queue {
         Ok(Some(chain))
     }
 
+    /// The ring as it stands, for somebody who reads the chains that are popped next once more with virtio-queue's eyes.
+    ///
+    /// # Errors
+    /// If the ring is none.
+    pub fn second_look(&self) -> Result<virtio_queue::Queue, QueueError> {
+        self.ring.state().try_into().map_err(QueueError::Ring)
+    }
+
     /// Put the request popped last back: the next [`Queue::pop`] returns it again.
     pub fn unpop(&mut self) {
         self.unpop_all(1);

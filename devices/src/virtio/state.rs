@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::fs::{FsHandle, FsNode, FsSession, FsState};
 use crate::state::{Hex, RestoreError};
 
 /// The state of a device, by its type. Queues and registers are the transport's.
@@ -20,6 +21,8 @@ pub enum DeviceState {
     Balloon(BalloonState),
     /// virtio-vsock.
     Vsock(VsockState),
+    /// virtio-fs.
+    Fs(FsState),
 }
 
 impl DeviceState {
@@ -33,6 +36,7 @@ impl DeviceState {
             Self::Rng(_) => "rng",
             Self::Balloon(_) => "balloon",
             Self::Vsock(_) => "vsock",
+            Self::Fs(_) => "fs",
         }
     }
 

@@ -14,6 +14,7 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::fs::{Folder, Fs, Owners};
 use devices::virtio::net::{Net, NetLimiters, NetOptions};
 use devices::virtio::rng::Rng;
 use devices::virtio::testing::{Buf, FakeNet, Guest};
@@ -66,6 +67,7 @@ pub fn all_devices() -> Vec<Factory> {
         block("limited block", limited_block),
         block("layered block", layered_block),
         vsock(),
+        fs(),
     ]
 }
 
@@ -350,5 +352,49 @@ fn vsock_request(guest: &mut Guest, queue: u16) -> Request {
             assert_eq!((header[0], header[8], header[28]), (2, 3, 1));
             assert!([1, 3].contains(&header[30]), "{header:?}");
         }),
+    }
+}
+
+/// Forgets what was never looked up on the queue for what must not wait, and mounts on the other.
+fn fs() -> Factory {
+    Factory {
+        name: "fs",
+        kind: DeviceKind::Fs,
+        queues: 2,
+        make: || {
+            let directory = tempfile::tempdir().expect("a directory");
+            let folder = Folder::open(directory.path(), false, Owners::Same).expect("a directory");
+            let device = Fs::new("fs0", "folder", Arc::new(folder), Arc::default());
+            Made {
+                device: Box::new(device),
+                poke: Box::new(move || {
+                    let _kept = &directory;
+                }),
+            }
+        },
+        request: |guest, queue| {
+            let mut request = [0; 136];
+            // The length, FORGET or INIT, and of which node.
+            (request[0], request[4], request[16]) = if queue == 0 { (48, 2, 9) } else { (56, 26, 0) };
+            // What was looked up so often; or the version, 7.36.
+            (request[40], request[44]) = if queue == 0 { (1, 0) } else { (7, 36) };
+            let addr = guest.put(&request);
+            let answer = addr + 56;
+            let mut buffers =
+                vec![Buf::readable(addr, 20), Buf::readable(addr + 20, u32::from(request[0]) - 20)];
+            if queue == 1 {
+                buffers.extend([Buf::writable(answer, 10), Buf::writable(answer + 10, 70)]);
+            }
+            let check = move |guest: &Guest, len| {
+                if queue == 0 {
+                    assert_eq!(len, 0);
+                    return;
+                }
+                assert_eq!(len, 80);
+                let answer = guest.get(answer, 20);
+                assert_eq!((answer[0], &answer[4..8], answer[16]), (80, &[0; 4][..], 7));
+            };
+            Request { buffers, check: Box::new(check) }
+        },
     }
 }

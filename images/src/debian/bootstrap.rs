@@ -70,9 +70,23 @@ pub fn bootstrap(
     if status.success() {
         return Ok(());
     }
-    let said = Vec::from(last).join("; ");
-    let hint = hint(&said, mirror);
-    Err(Error::Failed { program: PROGRAM, said, hint })
+    let all = last.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
+    Err(Error::Failed { program: PROGRAM, said: reasons(&last), hint: hint(&all, mirror) })
+}
+
+/// The errors among the last lines, each once, without that a program is no longer run because another has failed; all lines if there are none.
+fn reasons(last: &VecDeque<String>) -> String {
+    let mut reasons: Vec<&str> = Vec::new();
+    for error in last.iter().filter_map(|line| line.strip_prefix("E: ")) {
+        let follows = error.ends_with("failed to run") || error.ends_with("-oDpkg::Use-Pty=false failed");
+        if !follows && !reasons.contains(&error) {
+            reasons.push(error);
+        }
+    }
+    if reasons.is_empty() {
+        reasons.extend(last.iter().map(String::as_str));
+    }
+    reasons.join("; ")
 }
 
 /// A line: a step (`I: …`), or something to remember.
@@ -112,15 +126,18 @@ fn hint(said: &str, mirror: &Mirror) -> String {
     if any(&["subuid", "unshare", "newuidmap", "user namespace"]) {
         return "it needs root, or user namespaces: the package uidmap, and a line for you in /etc/subuid and /etc/subgid".to_owned();
     }
+    if any(&["is expired", "is not valid yet"]) {
+        return "is this machine's clock right? Otherwise the mirror is not kept up to date: --mirror names another".to_owned();
+    }
+    if any(&["No space left", "enough free space"]) {
+        return "it works below $TMPDIR: name a directory with 2 GiB to spare".to_owned();
+    }
     if any(&["Could not resolve", "Failed to fetch", "Unable to fetch", "Could not connect", "404"]) {
         return format!(
             "is {} right? --mirror and ${} name another",
             mirror.archive,
             super::mirror::VARIABLE
         );
-    }
-    if any(&["No space left"]) {
-        return "it works below $TMPDIR: name a directory with 2 GiB to spare".to_owned();
     }
     "it has said why".to_owned()
 }
@@ -190,6 +207,30 @@ mod tests {
         assert_eq!(last, ["E: [31mno"]);
         (0..50).for_each(|_| said("W: more", &mut steps, &mut last));
         assert_eq!(last.len(), LINES);
+    }
+
+    #[test]
+    fn of_what_it_says_at_its_end_the_reasons_are_told_and_what_to_do() {
+        let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<VecDeque<_>>();
+        let last = lines(&[
+            "Need to get 25.4 MB of archives.",
+            "E: You don't have enough free space in /tmp/x/.",
+            "E: You don't have enough free space in /tmp/x/.",
+            "E: apt-get --yes -oAPT::Status-Fd=<$fd> -oDpkg::Use-Pty=false failed",
+            "E: mmdebstrap failed to run",
+        ]);
+        assert_eq!(reasons(&last), "You don't have enough free space in /tmp/x/.");
+        assert_eq!(reasons(&lines(&["one", "two"])), "one; two");
+        for (said, advice) in [
+            ("E: You don't have enough free space in /tmp", "TMPDIR"),
+            ("E: Release file for http://m/InRelease is expired (invalid since 15d). 404", "clock"),
+            ("E: Failed to fetch http://m/x", "--mirror"),
+            ("E: NO_PUBKEY 0", "keyring"),
+            ("E: Could not resolve 'm'", "--mirror"),
+        ] {
+            let hint = hint(said, &Mirror::at("http://m/debian"));
+            assert!(hint.contains(advice), "{said}: {hint}");
+        }
     }
 
     #[test]

@@ -25,16 +25,14 @@ const MAX_SAID: u64 = 64 << 10;
 /// # Errors
 /// If it cannot be read, the program for the format is missing, or the host fails; then `to` is what it was.
 pub fn export(top: &Path, to: &Path, format: Format, progress: &mut dyn Progress) -> Result<(), DiskError> {
-    let name = to.file_name().ok_or_else(|| DiskError::NotAFile { path: to.to_owned() })?;
-    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let aside = Aside::new(dir)?;
-    let out = aside.0.join(name);
+    let aside = Aside::of(to)?;
+    let (dir, out) = (aside.dir(), aside.path());
     progress.step(&format!("writing {}", to.display()));
     match format {
         Format::Raw => {
             let mut content = Content::open(&HostStorage, top)?;
             let tell = &mut |done, total| progress.advance(done, Some(total));
-            raw::write(&mut content, &out, tell).map_err(copy_failed(top, to))?;
+            raw::write(&mut content, out, tell).map_err(copy_failed(top, to))?;
         }
         Format::Qcow2 => {
             let mut content = Content::open(&HostStorage, top)?;
@@ -43,35 +41,64 @@ pub fn export(top: &Path, to: &Path, format: Format, progress: &mut dyn Progress
                 progress.advance(done, Some(total));
                 room.check(done)
             };
-            layer::pack(&HostStorage, &mut content, &out, &mut tell)?;
+            layer::pack(&HostStorage, &mut content, out, &mut tell)?;
         }
-        Format::Vmdk | Format::Vhdx => convert(top, &out, format, progress)?,
+        Format::Vmdk | Format::Vhdx => convert(top, out, format, progress)?,
     }
-    let moved = File::open(&out).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&out, to));
-    moved.and_then(|()| File::open(dir)?.sync_all()).map_err(write_failed(to))
+    aside.publish(to)
 }
 
-/// A directory for what is not finished, which goes with all that is in it.
-struct Aside(PathBuf);
+/// A place for a file that is not finished, in a directory of its own beside where it belongs. The directory goes with all that is in it.
+pub(super) struct Aside {
+    dir: PathBuf,
+    path: PathBuf,
+}
 
 impl Aside {
-    fn new(dir: &Path) -> Result<Self, DiskError> {
+    /// For the file `to`.
+    pub(super) fn of(to: &Path) -> Result<Self, DiskError> {
+        let name = to.file_name().ok_or_else(|| DiskError::NotAFile { path: to.to_owned() })?;
+        let beside = parent(to);
         for attempt in 0..100 {
-            let path = dir.join(format!(".skiff-export-{}-{attempt}", std::process::id()));
-            match DirBuilder::new().mode(0o700).create(&path) {
+            let dir = beside.join(format!(".skiff-export-{}-{attempt}", std::process::id()));
+            match DirBuilder::new().mode(0o700).create(&dir) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => return made.map(|()| Self(path.clone())).map_err(write_failed(&path)),
+                made => {
+                    made.map_err(write_failed(&dir))?;
+                    return Ok(Self { path: dir.join(name), dir });
+                }
             }
         }
-        Err(write_failed(dir)(io::ErrorKind::AlreadyExists.into()))
+        Err(write_failed(beside)(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the file is made.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file is finished: it becomes `to` at once.
+    pub(super) fn publish(&self, to: &Path) -> Result<(), DiskError> {
+        let synced = File::open(&self.path).and_then(|file| file.sync_all());
+        let moved = synced.and_then(|()| fs::rename(&self.path, to));
+        moved.and_then(|()| File::open(parent(to))?.sync_all()).map_err(write_failed(to))
     }
 }
 
 impl Drop for Aside {
     fn drop(&mut self) {
         // It is empty by now, or what is in it is of no use.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn convert(top: &Path, out: &Path, format: Format, progress: &mut dyn Progress) -> Result<(), DiskError> {

@@ -8,6 +8,7 @@
 //! Every format is read here, by owned parsers that check each number before it is used, and by no other program. A file cannot say which
 //! other file is opened: the one exception is the `-flat.vmdk` beside a descriptor. Runs on the caller's thread.
 
+mod archive;
 mod bytes;
 mod error;
 mod export;
@@ -34,6 +35,7 @@ use self::error::{copy_failed, read_failed, read_or_malformed, write_failed};
 use self::filesystem::FileSystem;
 use self::raw::{Raw, Room};
 use self::system::{System, Volume};
+pub use archive::{archive, export_files};
 pub use error::{DiskError, Malformed};
 pub use export::export;
 

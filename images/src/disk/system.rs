@@ -15,6 +15,7 @@ use super::error::{DiskError, Malformed, read_failed, write_failed};
 use super::filesystem::{self, FileSystem};
 use super::table::{self, Partition, Table};
 use crate::ext4::{self, Debugfs, Kind};
+use crate::os_release;
 
 /// The largest text that is read from a file system, in bytes.
 const MAX_TEXT: u64 = 256 << 10;
@@ -76,7 +77,7 @@ pub(super) struct System {
 ///
 /// # Errors
 /// If it cannot be read, or its table is damaged.
-pub(super) fn volumes(disk: &File, path: &Path) -> Result<Vec<Volume>, DiskError> {
+pub(super) fn volumes(disk: &impl Stored, path: &Path) -> Result<Vec<Volume>, DiskError> {
     let size = disk.length().map_err(read_failed(path))?;
     let head = |start: u64| -> std::io::Result<FileSystem> {
         let mut head = vec![0; (68 << 10).min(size.saturating_sub(start)) as usize];
@@ -236,21 +237,10 @@ fn joined(path: &str, target: &str) -> String {
 fn os_release(files: &Files) -> Result<Option<String>, DiskError> {
     for path in ["/etc/os-release", "/usr/lib/os-release"] {
         if let Some(text) = files.text(path)? {
-            return Ok(Some(pretty_name(&text)));
+            return Ok(Some(os_release::name(&text).unwrap_or_else(|| "Linux".to_owned())));
         }
     }
     Ok(None)
-}
-
-/// The name of an os-release file (os-release(5)), at most 100 characters of it.
-fn pretty_name(text: &str) -> String {
-    let value = |key: &str| {
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
-        let value = line.trim().trim_matches(['"', '\'']);
-        let clean: String = value.chars().filter(|letter| !letter.is_control()).take(100).collect();
-        (!clean.is_empty()).then_some(clean)
-    };
-    value("PRETTY_NAME").or_else(|| value("NAME")).unwrap_or_else(|| "Linux".to_owned())
 }
 
 fn has_root_entry(files: &Files) -> Result<bool, DiskError> {
@@ -420,16 +410,5 @@ mod tests {
         assert_eq!(joined("/etc/os-release", "../usr/lib/os-release"), "/usr/lib/os-release");
         assert_eq!(joined("/etc/os-release", "../../../../etc/./passwd"), "/etc/passwd");
         assert_eq!(joined("/a", "/b/../.."), "/");
-    }
-
-    #[test]
-    fn a_systems_name_is_one_clean_line() {
-        assert_eq!(
-            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
-            "Debian GNU/Linux 12 (bookworm)"
-        );
-        assert_eq!(pretty_name("NAME='Alpine'\n"), "Alpine");
-        assert_eq!(pretty_name("PRETTY_NAME=\"\x1b[31mred\"\n"), "[31mred");
-        assert_eq!(pretty_name(""), "Linux");
     }
 }

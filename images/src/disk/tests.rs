@@ -4,10 +4,45 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
+use devices::disk::SECTOR;
+
 use crate::digest::Digest;
 
 /// Sizes that no block of any format divides.
 const SIZE: u64 = (70 << 20) + 3 * 512;
+
+/// Put bytes into a file that is made by hand.
+pub(super) fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// All that a disk holds, extent by extent.
+pub(super) fn all_of(disk: &mut dyn Source) -> io::Result<Vec<u8>> {
+    let mut content = vec![1; disk.size() as usize];
+    let mut at = 0;
+    while at < disk.size() {
+        let (zero, len) = disk.extent(at, disk.size() - at)?;
+        assert!(len > 0 && at + len <= disk.size());
+        let part = &mut content[at as usize..(at + len) as usize];
+        if zero {
+            part.fill(0)
+        } else {
+            disk.read(at, part)?
+        }
+        at += len;
+    }
+    Ok(content)
+}
+
+/// Look into a disk that may be damaged at some places: what counts is that this ends well.
+pub(super) fn look_into(disk: &mut dyn Source, places: &[u64]) {
+    for at in places {
+        let at = (*at).min(disk.size() - SECTOR);
+        if disk.extent(at, disk.size() - at).is_ok() {
+            let _ = disk.read(at, &mut [0; SECTOR as usize]);
+        }
+    }
+}
 
 /// Run a program; `false` if it is not installed.
 fn run(program: &str, args: &[&str]) -> bool {
@@ -190,7 +225,8 @@ fn no_file_leads_to_another_one() {
         return;
     }
     says(&on, "backing file");
-    make(&["create", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on", text(&data), "1M"]);
+    let options = format!("data_file={},data_file_raw=on", text(&path("data.raw")));
+    make(&["create", "-f", "qcow2", "-o", &options, text(&data), "1M"]);
     says(&data, "external data file");
     let secret = ["--object", "secret,id=s,data=pw"];
     let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
@@ -301,4 +337,18 @@ fn a_system_is_found_its_journal_replayed_and_the_agent_put_in() {
     let options = Options { agent: None, kernel_from: Some(&manifest) };
     let (other, _) = import(&store, &path, &options, &mut ()).unwrap();
     assert_eq!((other.agent, other.kernel), (Agent::None, manifest.kernel));
+    // What the guest would see: the journal is replayed in a copy.
+    let packed = |top: &Path, cmdline: &str| {
+        let (work, mut tar) = (tempfile::tempdir().unwrap(), Vec::new());
+        archive(top, cmdline, work.path(), &mut tar, &mut ()).map(|_| tar)
+    };
+    let (imported, own) =
+        (store.blob_path(&other.disk.layers[0].digest), packed(&path, "quiet root=PARTUUID=C0FFEE01-01"));
+    assert!(own.unwrap() == packed(&imported, &other.cmdline).unwrap());
+    for cmdline in ["quiet", "root=/dev/vda", "root=PARTUUID=c0ffee01-02"] {
+        assert!(matches!(packed(&path, cmdline), Err(DiskError::System { .. })), "{cmdline}");
+    }
+    let tar = dir.path().join("files.tar");
+    export_files(&imported, &other.cmdline, &tar, &mut ()).unwrap();
+    assert!(crate::rootfs::recognise(&tar).unwrap());
 }

@@ -1,13 +1,16 @@
 //! ext4 file systems without mounting them, by e2fsprogs: [`make`] one of a tree, [`check`] one, and [`Debugfs`] to look into one and
-//! change it, at any offset of a file.
+//! change it, at any offset of a file; and by parsers of its own all files of one as an [`archive`].
 //!
 //! The programs are separate processes, so that a file system that breaks them breaks nothing else; what they print is read
 //! with bounds. All of it runs on the caller's thread.
 
+mod archive;
 mod debugfs;
 mod make;
+pub mod reader;
 mod run;
 
+pub use archive::{ArchiveError, archive};
 pub use debugfs::{Change, Debugfs, Entry, Kind, Stat};
 pub use make::{Made, Making, check, make, replay};
 

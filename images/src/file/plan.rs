@@ -15,19 +15,31 @@ use crate::digest::Digest;
 use crate::manifest::Defaults;
 
 /// Goes up when the same file is to be built anew, for what a build does has changed.
-const GENERATION: u32 = 1;
+const GENERATION: u32 = 2;
 
-/// Installs the packages that are its arguments, and leaves nothing behind that they do not need.
+/// Installs the packages that are its arguments, and leaves nothing behind that they do not need. A guest is ready before its network may be: a guest
+/// that has one gets a while to find its way out.
 const INSTALL: &str = r#"
+online() {
+    for at in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        [ "$(echo /sys/class/net/*)" = /sys/class/net/lo ] && return
+        cut -f 2 /proc/net/route | grep -qx 00000000 && return
+        sleep 1
+    done
+    echo "the guest has found no way out to a network" >&2
+}
 if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
-    apt-get -q update
-    apt-get -qy -o Dpkg::Use-Pty=0 install --no-install-recommends -- "$@"
+    online
+    apt-get -q -o APT::Update::Error-Mode=any -o Acquire::Retries=3 update
+    apt-get -qy -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 install --no-install-recommends -- "$@"
     apt-get -q clean
     rm -rf /var/lib/apt/lists/*
 elif command -v apk >/dev/null; then
+    online
     apk add --no-cache "$@"
 elif command -v dnf >/dev/null; then
+    online
     dnf -qy install "$@"
     dnf -q clean all
 else

@@ -323,3 +323,57 @@ fn one_at_a_time_makes_what_a_key_names() {
     cache.clear().unwrap();
     assert_eq!(fs::read_dir(dir.path().join("cache")).unwrap().count(), 0);
 }
+
+/// What a step with packages runs in a guest that has these programs and no others, and its exit code. `apt-get` fails at what is `broken`.
+fn installed(programs: &[&str], broken: &str) -> (Vec<String>, Option<i32>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, log) = (dir.path().join("bin"), dir.path().join("log"));
+    fs::create_dir(&bin).unwrap();
+    fs::write(&log, "").unwrap();
+    for program in ["cut", "grep", "sleep", "rm"].iter().chain(programs) {
+        let path = bin.join(program);
+        let say = format!("echo {program} $DEBIAN_FRONTEND \"$@\" >> '{}'", log.display());
+        let fail = format!("case \" $* \" in *' {broken} '*) exit 100;; esac");
+        fs::write(&path, format!("#!/bin/sh\n{say}\n{fail}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let plan = planned("base = 'b'\npackages = ['nginx', 'git=1:2']", dir.path()).unwrap();
+    let Action::Run(exec) = &plan.steps[0].action else { panic!("{plan:?}") };
+    assert_eq!((exec.argv[0].as_str(), exec.cwd.as_deref(), &exec.user), ("/bin/sh", Some("/"), &None));
+    // Nothing but what is in that directory can be run, least of all this machine's package manager.
+    let ran = std::process::Command::new(&exec.argv[0])
+        .args(&exec.argv[1..])
+        .env_clear()
+        .env("PATH", &bin)
+        .output();
+    let lines = fs::read_to_string(&log).unwrap();
+    let kept =
+        |line: &&str| programs.iter().any(|program| line.starts_with(program)) || line.starts_with("rm");
+    (lines.lines().filter(kept).map(str::to_owned).collect(), ran.unwrap().status.code())
+}
+
+#[test]
+fn packages_are_installed_by_what_the_guest_has_with_lists_that_are_fresh_and_leave_nothing_behind() {
+    let (ran, code) = installed(&["apt-get"], "nothing");
+    assert_eq!(code, Some(0));
+    let [update, install, clean, remove] = &ran[..] else { panic!("{ran:?}") };
+    assert!(update.starts_with("apt-get noninteractive -q ") && update.ends_with(" update"), "{update}");
+    assert!(update.contains("APT::Update::Error-Mode=any"), "{update}");
+    assert!(install.starts_with("apt-get noninteractive -qy "), "{install}");
+    assert!(install.ends_with(" install --no-install-recommends -- nginx git=1:2"), "{install}");
+    assert_eq!(clean, "apt-get noninteractive -q clean");
+    assert!(remove.starts_with("rm noninteractive -rf /var/lib/apt/lists/"), "{remove}");
+    assert_eq!(
+        installed(&["apk"], "nothing"),
+        (vec!["apk add --no-cache nginx git=1:2".to_owned()], Some(0))
+    );
+    let (ran, code) = installed(&["dnf"], "nothing");
+    assert_eq!(
+        (&ran[..], code),
+        (&["dnf -qy install nginx git=1:2".to_owned(), "dnf -q clean all".to_owned()][..], Some(0))
+    );
+    assert_eq!(installed(&[], "nothing"), (Vec::new(), Some(1)));
+    // What cannot be fetched is said by the program that fetches it, and not by the next one.
+    let (ran, code) = installed(&["apt-get"], "update");
+    assert_eq!((ran.len(), code), (1, Some(100)));
+}

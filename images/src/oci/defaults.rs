@@ -57,6 +57,7 @@ pub fn execution(defaults: &Defaults) -> Execution {
         entrypoint: defaults.entrypoint.clone(),
         cmd: defaults.command.clone(),
         working_dir: defaults.cwd.clone(),
+        labels: BTreeMap::new(),
     }
 }
 

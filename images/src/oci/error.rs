@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::spec;
 use crate::digest::Digest;
+use crate::disk::DiskError;
 use crate::store::StoreError;
 
 /// An image cannot be imported or exported.
@@ -77,6 +78,9 @@ pub enum Error {
     /// The layers cannot be made a disk that boots.
     #[error("cannot make a disk of the image's layers")]
     Machine(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The files on an image's disk cannot be made a layer.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The store cannot take it, or does not have it.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -5,16 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek as _, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::spec::{self, Config, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Platform, RootFs};
-use super::{Error, Machine, execution};
+use super::spec::{
+    self, Config, Descriptor, Document, Execution, MAX_CONFIG, MAX_MANIFEST, Platform, RootFs,
+};
+use super::{Error, TITLE, execution};
 use crate::compress;
 use crate::digest::Digest;
+use crate::disk;
 use crate::manifest::{Blob, Manifest, Source};
 use crate::name::Name;
 use crate::progress::Progress;
@@ -22,6 +25,8 @@ use crate::store::{Scratch, Store};
 
 /// How much is copied at once, in bytes.
 const CHUNK: usize = 1 << 20;
+/// How much may be written until it is asked again whether there is room, in bytes.
+const STRIDE: u64 = 64 << 20;
 /// How well a layer is compressed that is made here.
 const LEVEL: u32 = 6;
 
@@ -63,7 +68,6 @@ pub fn export(
     name: Option<&Name>,
     to: &Path,
     format: Format,
-    machine: &mut dyn Machine,
     progress: &mut dyn Progress,
 ) -> Result<bool, Error> {
     let failed = || Error::io("write", to);
@@ -76,7 +80,7 @@ pub fn export(
     };
     let parts = match content {
         Some(content) => Parts::kept(store, content)?,
-        None => Parts::made(store, image, machine, progress)?,
+        None => Parts::made(store, image, progress)?,
     };
     let mut aside = to.as_os_str().to_owned();
     aside.push(format!(".new-{}", std::process::id()));
@@ -123,23 +127,21 @@ impl Parts {
     }
 
     /// Of a root file system.
-    fn made(
-        store: &Store,
-        image: &Manifest,
-        machine: &mut dyn Machine,
-        progress: &mut dyn Progress,
-    ) -> Result<Self, Error> {
+    fn made(store: &Store, image: &Manifest, progress: &mut dyn Progress) -> Result<Self, Error> {
         let scratch = store.scratch()?;
-        let (tar, packed) = (scratch.path().join("layer.tar"), scratch.path().join("layer.tar.gz"));
-        machine.pack(store, image, &tar, progress).map_err(Error::Machine)?;
-        progress.step("compressing the layer");
-        let (diff_id, blob) =
-            compress(store, &tar, &packed, progress).map_err(Error::io("write", &packed))?;
-        fs::remove_file(&tar).map_err(Error::io("delete", &tar))?;
+        let packed = scratch.path().join("layer.tar.gz");
+        let top = image.disk.layers.first().ok_or_else(|| Error::Disks("there is none".to_owned()))?;
+        let top = store.blob_path(&top.digest);
+        let mut layer = LayerFile::create(store, &packed).map_err(Error::io("write", &packed))?;
+        disk::archive(&top, &image.cmdline, scratch.path(), &mut layer, progress)?;
+        let (diff_id, blob) = layer.finish().map_err(Error::io("write", &packed))?;
         let config = Config {
             platform: Platform { architecture: "amd64".to_owned(), os: "linux".to_owned(), variant: None },
             created: None,
-            config: execution(&image.defaults),
+            config: Execution {
+                labels: [(TITLE.to_owned(), image.os.clone())].into(),
+                ..execution(&image.defaults)
+            },
             rootfs: RootFs { kind: "layers".to_owned(), diff_ids: vec![diff_id] },
         };
         let config = written(&config, "configuration")?;
@@ -317,32 +319,47 @@ impl Read for Exactly<'_> {
     }
 }
 
-/// Compress the tar at `from` to `to`: the digest of the one, and what the other is.
-fn compress(
-    store: &Store,
-    from: &Path,
-    to: &Path,
-    progress: &mut dyn Progress,
-) -> io::Result<(Digest, Blob)> {
-    let mut from = File::open(from)?;
-    let len = from.metadata()?.len();
-    store.room(len / 2).map_err(io::Error::other)?;
-    let mut encoder = flate2::write::GzEncoder::new(File::create_new(to)?, flate2::Compression::new(LEVEL));
-    let (mut hasher, mut buffer, mut done) = (Sha256::new(), vec![0; CHUNK], 0_u64);
-    loop {
-        let got = from.read(&mut buffer)?;
-        let part = buffer.get(..got).unwrap_or_default();
-        if part.is_empty() {
-            break;
-        }
-        hasher.update(part);
-        encoder.write_all(part)?;
-        done = done.saturating_add(got as u64);
-        progress.advance(done, Some(len));
+/// The file of a layer that is compressed while it is written.
+struct LayerFile<'a> {
+    store: &'a Store,
+    path: &'a Path,
+    encoder: flate2::write::GzEncoder<File>,
+    /// Of what is not compressed.
+    hasher: Sha256,
+    /// How much more may be written until it is asked again whether there is room, in bytes.
+    room: u64,
+}
+
+impl<'a> LayerFile<'a> {
+    fn create(store: &'a Store, path: &'a Path) -> io::Result<Self> {
+        let file = File::create_new(path)?;
+        let encoder = flate2::write::GzEncoder::new(file, flate2::Compression::new(LEVEL));
+        Ok(Self { store, path, encoder, hasher: Sha256::new(), room: 0 })
     }
-    encoder.finish()?.rewind()?;
-    let (digest, size) = Digest::of_reader(&mut File::open(to)?, |_| {})?;
-    Ok((Digest::from_hasher(hasher), Blob { digest, size }))
+
+    /// The digest of what was written, and what the file is.
+    fn finish(self) -> io::Result<(Digest, Blob)> {
+        self.encoder.finish()?;
+        let (digest, size) = Digest::of_reader(&mut File::open(self.path)?, |_| {})?;
+        Ok((Digest::from_hasher(self.hasher), Blob { digest, size }))
+    }
+}
+
+impl io::Write for LayerFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.room < bytes.len() as u64 {
+            self.store.room(STRIDE).map_err(io::Error::other)?;
+            self.room = STRIDE;
+        }
+        let written = self.encoder.write(bytes)?;
+        self.hasher.update(bytes.get(..written).unwrap_or_default());
+        self.room = self.room.saturating_sub(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.encoder.flush()
+    }
 }
 
 /// A document of the store.

@@ -1,7 +1,6 @@
 //! [`Container`]: a VM's disk of a container's layers, with a kernel from elsewhere and the agent as its init.
 
 use std::fs;
-use std::path::Path;
 
 use super::{Layer, Machine, Made};
 use crate::debian::{FIRST_SIZE, SIZE};
@@ -90,10 +89,5 @@ impl Machine for Container<'_> {
             cmdline: CMDLINE.to_owned(),
             disk: Disk { layers: vec![disk], size, grows_to: size.max(SIZE) },
         })
-    }
-
-    fn pack(&mut self, _: &Store, image: &Manifest, _: &Path, _: &mut dyn Progress) -> Result<(), Failure> {
-        let message = format!("{} did not come from a container: export its disk, as qcow2 or raw", image.os);
-        Err(message.into())
     }
 }

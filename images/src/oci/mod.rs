@@ -27,8 +27,12 @@ pub use machine::{Container, Failure, FindKernel, Kernel};
 
 use crate::digest::Digest;
 use crate::manifest::{Agent, Blob, Disk, Manifest, SCHEMA, Source};
+use crate::os_release;
 use crate::progress::Progress;
 use crate::store::Store;
+
+/// The label that says what an image is, for people (image-spec, annotations.md).
+const TITLE: &str = "org.opencontainers.image.title";
 
 /// A layer in the store: a tar, perhaps compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,18 +68,6 @@ pub trait Machine {
     /// If a layer is damaged or hostile, or the host fails.
     fn make(&mut self, store: &Store, layers: &[Layer], progress: &mut dyn Progress)
     -> Result<Made, Failure>;
-
-    /// Write a tar of an image's root file system to the file `to`, which is not there yet. For images that came from no container.
-    ///
-    /// # Errors
-    /// If the disk cannot be read, or the host fails.
-    fn pack(
-        &mut self,
-        store: &Store,
-        manifest: &Manifest,
-        to: &std::path::Path,
-        progress: &mut dyn Progress,
-    ) -> Result<(), Failure>;
 }
 
 /// A container's image whose every file is in the store.
@@ -109,11 +101,13 @@ pub(crate) fn assemble(
         .map(|(blob, diff_id)| Layer { path: store.blob_path(&blob.digest), diff_id: *diff_id })
         .collect();
     let made = machine.make(store, &layers, progress).map_err(Error::Machine)?;
+    // An image without an os-release has a single program, as a rule: then what it is called says what it is.
+    let title = || os_release::clean(content.config.config.labels.get(TITLE)?);
     let mut files = vec![content.manifest, content.config_blob];
     files.extend(&content.layers);
     Ok(Manifest {
         schema: SCHEMA,
-        os: made.os.or_else(|| content.reference.clone()).unwrap_or_else(|| "container image".to_owned()),
+        os: made.os.or_else(title).unwrap_or_else(|| "container image".to_owned()),
         created_ms: now_ms(),
         source: Source::Oci {
             reference: content.reference.clone(),

@@ -314,6 +314,9 @@ pub struct Execution {
     /// Where it starts.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
+    /// What there is to say about it.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The value of a set's members: an empty object.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use serde::Deserialize;
 use ureq::http::{Request, Response, header};
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, AsSendBody, Body, SendBody};
 
 use super::address::{self, Origin};
 use super::challenge::Challenge;
@@ -123,6 +123,9 @@ impl Client {
     ) -> Result<Self, Error> {
         let mut scopes = vec![format!("repository:{}:{actions}", reference.repository())];
         scopes.extend(others.iter().map(|other| format!("repository:{other}:pull")));
+        if let Some(variable) = options.proxies.wrong() {
+            return Err(Error::Proxy { variable });
+        }
         let secure = !options.plain_http;
         let mut client = Self {
             agent: agent(reference, options, secure)?,
@@ -140,10 +143,20 @@ impl Client {
         Ok(client)
     }
 
-    /// Whether a registry of this machine speaks TLS.
+    /// Whether a registry of this machine speaks TLS, be it trusted or not.
     fn has_tls(&self) -> bool {
         let ping = Request::get(self.origin.url("/v2/")).body(SendBody::none());
-        ping.is_ok_and(|ping| self.agent.run(ping).is_ok())
+        ping.is_ok_and(|ping| match self.run(ping) {
+            Ok(_) => true,
+            Err(error) => tls::is_untrusted(&error),
+        })
+    }
+
+    /// A request as it is, through the proxy that is for it.
+    fn run(&self, request: Request<impl AsSendBody>) -> Result<Response<Body>, ureq::Error> {
+        let origin = Origin::of(&request.uri().to_string());
+        let proxy = origin.and_then(|origin| self.options.proxies.through(&origin).cloned());
+        self.agent.run(self.agent.configure_request(request).proxy(proxy).build())
     }
 
     /// The registry, for messages.
@@ -198,7 +211,7 @@ impl Client {
                     tried = tried.saturating_add(1);
                     continue;
                 }
-                Err(error) => return Err(Error::Unreachable { registry: host(&url), source: error.cause }),
+                Err(error) => return Err(error.of(host(&url))),
             };
             match answer.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 if matches!(call.method, "GET" | "HEAD") => {
@@ -263,14 +276,14 @@ impl Client {
         }
         let wrong = |_| Failed::for_good(io::Error::new(io::ErrorKind::InvalidInput, "its address is wrong"));
         match call.payload {
-            Payload::None => Ok(self.agent.run(request.body(()).map_err(wrong)?)?),
-            Payload::Bytes(bytes) => Ok(self.agent.run(request.body(bytes).map_err(wrong)?)?),
+            Payload::None => Ok(self.run(request.body(()).map_err(wrong)?)?),
+            Payload::Bytes(bytes) => Ok(self.run(request.body(bytes).map_err(wrong)?)?),
             Payload::File { path, from, len, read } => {
                 let mut file = File::open(path).map_err(Failed::for_good)?;
                 file.seek(SeekFrom::Start(from)).map_err(Failed::for_good)?;
                 let mut body = Counted { inner: file.take(len), read };
                 let request = request.header(header::CONTENT_LENGTH, len);
-                Ok(self.agent.run(request.body(SendBody::from_reader(&mut body)).map_err(wrong)?)?)
+                Ok(self.run(request.body(SendBody::from_reader(&mut body)).map_err(wrong)?)?)
             }
         }
     }
@@ -388,10 +401,10 @@ impl Client {
             }
             let bad = |_| self.protocol("its service of tokens has no usable address");
             let answer = if method == "GET" {
-                self.agent.run(request.body(()).map_err(bad)?)
+                self.run(request.body(()).map_err(bad)?)
             } else {
                 let request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-                self.agent.run(request.body(form).map_err(bad)?)
+                self.run(request.body(form).map_err(bad)?)
             };
             let again = tried.saturating_add(1) < TRIES;
             let answer = match answer.map_err(Failed::from) {
@@ -400,7 +413,7 @@ impl Client {
                     tried = tried.saturating_add(1);
                     continue;
                 }
-                answer => answer.map_err(|error| unreachable(error.cause))?,
+                answer => answer.map_err(|error| error.of(host(url)))?,
             };
             match answer.status().as_u16() {
                 200 => {
@@ -420,11 +433,20 @@ impl Client {
 pub struct Failed {
     cause: io::Error,
     passes: bool,
+    untrusted: bool,
 }
 
 impl Failed {
     fn for_good(cause: io::Error) -> Self {
-        Self { cause, passes: false }
+        Self { cause, passes: false, untrusted: false }
+    }
+
+    /// For the one who asked `registry`.
+    fn of(self, registry: String) -> Error {
+        match self.untrusted {
+            true => Error::Untrusted { registry, source: self.cause },
+            false => Error::Unreachable { registry, source: self.cause },
+        }
     }
 
     /// Whether it may work later.
@@ -436,11 +458,12 @@ impl Failed {
 impl From<ureq::Error> for Failed {
     /// Without addresses, which may have secrets in them.
     fn from(error: ureq::Error) -> Self {
-        let passes =
-            matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed);
+        let untrusted = tls::is_untrusted(&error);
+        let passes = !untrusted
+            && matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed);
         let cause = match error {
             // What a peer's certificate is wrong by does not change.
-            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData && !untrusted => {
                 return Self::for_good(error);
             }
             ureq::Error::Io(error) => error,
@@ -449,7 +472,7 @@ impl From<ureq::Error> for Failed {
             }
             other => io::Error::other(other.to_string()),
         };
-        Self { cause, passes }
+        Self { cause, passes, untrusted }
     }
 }
 
@@ -481,10 +504,7 @@ fn agent(reference: &Reference, options: &Options, secure: bool) -> Result<Agent
         .timeout_per_read(Some(options.stall))
         .timeout_per_write(Some(options.stall));
     if secure {
-        config = config.tls_config(tls::config(reference, options.insecure)?);
-    }
-    if reference.is_loopback() {
-        config = config.proxy(None);
+        config = config.tls_config(tls::config(reference, &options.authorities, options.insecure)?);
     }
     Ok(Agent::new_with_config(config.build()))
 }

@@ -20,6 +20,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The registry speaks TLS, but nobody who is trusted says that it is who it says.
+    #[error(
+        "{registry} is not trusted: put the certificate of its authority into /etc/docker/certs.d/{registry}/ca.crt, or name its file with \
+         SSL_CERT_FILE; --insecure believes anybody"
+    )]
+    Untrusted {
+        /// The registry's host, or that of a service which it sends us to.
+        registry: String,
+        /// What is wrong with its certificate.
+        #[source]
+        source: io::Error,
+    },
+    /// The environment names a proxy that is none.
+    #[error("the variable {variable} has no address of a proxy: write it as in http://HOST:PORT")]
+    Proxy {
+        /// The variable. What it holds may be secret.
+        variable: &'static str,
+    },
     /// The certificates of this machine cannot be read.
     #[error(
         "cannot read the certificates of authorities in {path}: install ca-certificates, or set SSL_CERT_FILE"

@@ -9,6 +9,7 @@ mod client;
 pub mod credentials;
 mod download;
 mod error;
+mod proxy;
 mod pull;
 mod push;
 mod reference;
@@ -21,9 +22,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::Error;
+pub use proxy::Proxies;
 pub use pull::pull;
 pub use push::push;
 pub use reference::{Reference, ReferenceError};
+pub use tls::Authorities;
 
 /// How registries are spoken to.
 #[derive(Clone, Debug)]
@@ -32,6 +35,10 @@ pub struct Options {
     pub plain_http: bool,
     /// Believe a registry without a certificate.
     pub insecure: bool,
+    /// Whom we trust to say that a registry is who it says.
+    pub authorities: Authorities,
+    /// Through whom registries are reached.
+    pub proxies: Proxies,
     /// docker's `config.json`, where credentials are; see [`credentials::default_path`].
     pub config: Option<PathBuf>,
     /// How long to wait before the first second try; it is doubled each time.
@@ -45,6 +52,8 @@ impl Default for Options {
         Self {
             plain_http: false,
             insecure: false,
+            authorities: Authorities::default(),
+            proxies: Proxies::of_environment(),
             config: credentials::default_path(),
             patience: Duration::from_millis(500),
             stall: Duration::from_secs(60),

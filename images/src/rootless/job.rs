@@ -11,7 +11,7 @@ use super::{DISK, Error, Job, Layer, Only, Outcome, io};
 use crate::compress::Reader;
 use crate::digest::Digest;
 use crate::progress::Progress;
-use crate::{ext4, kernel, tree};
+use crate::{ext4, kernel, os_release, tree};
 
 /// The tree, in the job's directory.
 const TREE: &str = "tree";
@@ -110,16 +110,13 @@ fn boots_itself(root: impl AsFd) -> bool {
     systemd.iter().any(|path| tree::open(root, path).is_ok()) && kernel::boots(root)
 }
 
-/// `PRETTY_NAME` of os-release(5), without what a terminal would obey.
+/// What the system in the tree calls itself.
 fn os_name(root: impl AsFd) -> Option<String> {
     let root = root.as_fd();
     let file = tree::open(root, "etc/os-release").or_else(|_| tree::open(root, "usr/lib/os-release")).ok()?;
     let mut text = String::new();
     file.take(OS_RELEASE).read_to_string(&mut text).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
-    let name: String =
-        value.trim_matches(['"', '\'']).chars().filter(|letter| !letter.is_control()).take(200).collect();
-    (!name.is_empty()).then_some(name)
+    os_release::name(&text)
 }
 
 /// Says how much of a file has been read.

@@ -1,6 +1,6 @@
 //! Blobs on their way into the store.
 
-use std::io::{self, Read as _, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use devices::storage::StoredFile;
@@ -61,34 +61,6 @@ impl Store {
         draft.commit()
     }
 
-    /// A blob with the content of the file at `path`, which stays as it is; `progress` is told how many bytes are done. A file system that can
-    /// share the content does. [`Store::room`] is asked before.
-    ///
-    /// # Errors
-    /// If the host fails, or is full.
-    pub fn add_file(&self, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Blob, StoreError> {
-        let mut from = std::fs::File::open(path).map_err(StoreError::io("open", path))?;
-        let mut draft = self.draft()?;
-        let cloned = draft.file.fd().is_some_and(|fd| rustix::fs::ioctl_ficlone(fd, &from).is_ok());
-        if cloned {
-            draft.hash_own(progress)?;
-            return draft.commit();
-        }
-        let len = from.metadata().map_err(StoreError::io("open", path))?.len();
-        self.room(len)?;
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let got = match from.read(&mut buffer) {
-                Ok(0) => return draft.commit(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                got => got.map_err(StoreError::io("read", path))?,
-            };
-            let bytes = buffer.get(..got).unwrap_or_default();
-            draft.write_all(bytes).map_err(StoreError::io("write", &draft.path))?;
-            progress(draft.len);
-        }
-    }
-
     /// Make the file at `path`, in the store's own file system (see [`Store::scratch`] and [`Store::partial`]), a blob: it is synced and moved.
     /// `known` is its content if the caller has just hashed it.
     ///
@@ -143,13 +115,6 @@ impl Draft {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
-    }
-
-    /// Hash what is in the file, which got there in another way.
-    fn hash_own(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
-        self.len = self.file.len().map_err(StoreError::io("read", &self.path))?;
-        self.hasher = feed(&*self.file, progress).map_err(StoreError::io("read", &self.path))?.0;
-        Ok(())
     }
 
     /// Make it a blob, durably.

@@ -44,7 +44,7 @@ pub use blob::Draft;
 pub use error::StoreError;
 pub use image::Image;
 pub use prune::{Needs, Pruned};
-pub use scratch::{Partial, Scratch};
+pub use scratch::{Partial, Scratch, abandon};
 pub use warm::Warm;
 
 use crate::digest::Digest;
@@ -158,6 +158,14 @@ impl Store {
     /// Wait until nobody else is at it.
     fn alone(&self) -> Result<Locked, StoreError> {
         self.lock(FlockOperation::LockExclusive)
+    }
+
+    /// The same if nobody else is at it.
+    fn try_alone(&self) -> Result<Option<Locked>, StoreError> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => Ok(None),
+            locked => locked.map(Some),
+        }
     }
 
     fn lock(&self, how: FlockOperation) -> Result<Locked, StoreError> {

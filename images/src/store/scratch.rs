@@ -1,8 +1,10 @@
 //! Places on the store's own file system for work that is not done: directories that go with their process, and downloads that stay.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use devices::storage::StoredFile;
 use rustix::fs::{FlockOperation, flock};
@@ -12,6 +14,22 @@ use crate::digest::Digest;
 
 /// The file that says by its lock whose a scratch directory is: beside it, so that the directory is empty.
 const OWNER: &str = ".owner";
+/// The same, as the extension of the directory's name.
+const OWNER_EXTENSION: &str = "owner";
+
+/// The scratch directories of this process. Nothing else is locked with it.
+static OWN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Delete what this process has not finished: it is about to be ended by a signal. Downloads stay, to be gone on with.
+pub fn abandon() {
+    let own = std::mem::take(&mut *OWN.lock().unwrap_or_else(PoisonError::into_inner));
+    for path in own {
+        // What cannot be deleted is left to the next one who needs such a directory.
+        if remove_tree(&path).is_ok() {
+            let _ = fs::remove_file(path.with_extension(OWNER_EXTENSION));
+        }
+    }
+}
 
 /// A directory of this process's own. Dropped, it is gone with all that is in it.
 #[derive(Debug)]
@@ -35,6 +53,7 @@ impl Store {
     /// # Errors
     /// If the host fails.
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        self.sweep_dead()?;
         let _shared = self.shared()?;
         let dir = self.dir("scratch")?;
         let failed = || StoreError::io("write in", &dir);
@@ -51,6 +70,7 @@ impl Store {
         let path = owner.with_extension("");
         let _ = remove_tree(&path);
         self.storage.create_dir(&path).map_err(failed())?;
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
         Ok(Scratch { path, owner, _file: file })
     }
 
@@ -72,6 +92,17 @@ impl Store {
             locked => locked.map_err(|error| StoreError::io("lock", &path)(error.into()))?,
         }
         Ok(Partial { path, file })
+    }
+
+    /// Delete what processes have left that were killed, if nobody else is at the store: it may be gigabytes.
+    fn sweep_dead(&self) -> Result<(), StoreError> {
+        if self.list_dir(&self.root.join("scratch"))?.is_empty() {
+            return Ok(());
+        }
+        match self.try_alone()? {
+            Some(_alone) => self.sweep_unfinished(false),
+            None => Ok(()),
+        }
     }
 
     /// Delete the scratch directories of processes that are gone, and with `all` the downloads that nobody is at. The caller has the
@@ -113,6 +144,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
         match remove_tree(&self.path) {
             Ok(()) => _ = fs::remove_file(&self.owner),
             Err(error) => log::warn!("{} is left to skiff image prune: {error}", self.path.display()),

@@ -62,21 +62,18 @@ fn files(store: &Store, dir: &str) -> Vec<String> {
 
 #[test]
 fn the_same_content_is_the_same_file_and_is_read_as_it_was_written() {
-    let (dir, store) = store();
+    let (_dir, store) = store();
     let text = vec![7; 100_000];
     let blob = store.add_bytes(&text).unwrap();
-    let path = dir.path().join("file");
-    fs::write(&path, &text).unwrap();
-    let mut seen = 0;
-    assert_eq!(store.add_file(&path, &mut |done| seen = done).unwrap(), blob);
-    assert_eq!((blob.digest, blob.size, seen), (Digest::of(&text), 100_000, 100_000));
+    assert_eq!((blob.digest, blob.size), (Digest::of(&text), 100_000));
     let scratch = store.scratch().unwrap();
     let moved = scratch.path().join("file");
     fs::write(&moved, &text).unwrap();
-    assert_eq!(store.adopt(&moved, None, &mut |_| ()).unwrap(), blob);
+    let mut seen = 0;
+    assert_eq!(store.adopt(&moved, None, &mut |done| seen = done).unwrap(), blob);
     assert_eq!(files(&store, "blobs"), [file_name(&blob.digest)]);
     assert_eq!(fs::read(store.blob_path(&blob.digest)).unwrap(), text);
-    assert!(store.has(&blob).unwrap() && !moved.exists() && path.exists());
+    assert!(store.has(&blob).unwrap() && !moved.exists() && seen == 100_000);
     let place = scratch.path().to_owned();
     drop(scratch);
     assert!(!place.exists());
@@ -279,6 +276,26 @@ fn drafts_and_scratch_of_the_living_stay_and_those_of_the_dead_go() {
     let blob = store.adopt(partial.path(), None, &mut |_| ()).unwrap();
     assert_eq!(blob.digest, Digest::of(b"all"));
     drop(draft);
+}
+
+#[test]
+fn what_a_killed_process_has_left_half_done_goes_when_the_next_begins() {
+    let (_dir, store) = store();
+    drop(store.scratch().unwrap());
+    let dead = store.root().join("scratch/1-1");
+    fs::create_dir(&dead).unwrap();
+    fs::write(dead.join("file"), "half").unwrap();
+    fs::write(store.root().join("scratch/1-1.owner"), "").unwrap();
+    let living = another(&store).scratch().unwrap();
+    assert!(!dead.exists() && living.path().exists());
+    let second = store.scratch().unwrap();
+    assert!(living.path().exists() && second.path().exists());
+    assert_eq!(files(&store, "scratch").len(), 4);
+    // A process that is told to end.
+    super::abandon();
+    assert!(!living.path().exists() && !second.path().exists());
+    drop((living, second));
+    assert!(files(&store, "scratch").is_empty());
 }
 
 #[test]

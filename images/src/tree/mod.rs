@@ -20,6 +20,8 @@ pub use pack::{Packed, Packing, pack};
 pub use remove::remove;
 pub use unpack::unpack;
 
+pub(crate) use tar::{Entry, Kind, Writer};
+
 /// How much may come out of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -164,8 +166,14 @@ pub fn is_archive(from: impl io::Read) -> bool {
     matches!(tar::Tar::new(from).next(), Ok(Some(_)))
 }
 
+/// Whether a file keeps an extended attribute in archives and out of them: others mean something to one host, or only it may set them. Files with
+/// `privileges` keep their capabilities.
+pub(crate) fn is_kept(attribute: &[u8], privileges: bool) -> bool {
+    attribute.starts_with(b"user.") || privileges && attribute == b"security.capability"
+}
+
 /// A name of the archive's, for a message on one line.
-fn shown(name: &[u8]) -> String {
+pub(crate) fn shown(name: &[u8]) -> String {
     let text: String = name
         .utf8_chunks()
         .flat_map(|chunk| {
@@ -177,4 +185,4 @@ fn shown(name: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -207,7 +207,7 @@ impl<W: Write> Work<W> {
         };
         let mut attributes = Vec::new();
         for name in names.get(..length).unwrap_or_default().split(|byte| *byte == 0) {
-            if !(name.starts_with(b"user.") || self.owners && name == b"security.capability") {
+            if !super::is_kept(name, self.owners) {
                 continue;
             }
             let mut value = vec![0; ATTRIBUTES];

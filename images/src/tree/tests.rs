@@ -77,7 +77,7 @@ impl Scene {
 }
 
 /// All that there is to say about a tree.
-fn described(dir: &Path) -> Vec<String> {
+pub(crate) fn described(dir: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = vec![dir.to_owned()];
     while let Some(path) = rest.pop() {

@@ -268,9 +268,8 @@ impl Work<'_> {
             .map_err(|errno| failed("set the time of", &entry.path, errno))
     }
 
-    /// Attributes that mean something to this host, or that only it may set, are left out.
     fn attribute(&mut self, file: impl AsFd, name: &[u8], value: &[u8], of: &Entry) -> Result<(), Error> {
-        let kept = name.starts_with(b"user.") || self.options.privileges && name == b"security.capability";
+        let kept = super::is_kept(name, self.options.privileges);
         let set = || rustix::fs::fsetxattr(file.as_fd(), OsStr::from_bytes(name), value, XattrFlags::empty());
         match if kept { set() } else { Err(Errno::OPNOTSUPP) } {
             Err(Errno::OPNOTSUPP) => self.done.skipped = self.done.skipped.saturating_add(1),

@@ -7,4 +7,5 @@ mod made;
 mod real;
 mod server;
 mod stub;
+mod tls;
 mod umoci;

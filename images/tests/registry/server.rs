@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,11 +22,19 @@ pub struct Server {
 impl Server {
     /// Start one, which wants to know who asks if `login` is set. None if the program is not installed.
     pub fn start(login: bool) -> Option<Self> {
+        Self::with(login, None)
+    }
+
+    /// The same with TLS, by the key and the certificate in these files.
+    pub fn with(login: bool, tls: Option<(&Path, &Path)>) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let root = dir.path().display();
+        let tls = tls.map_or_else(String::new, |(key, certificate)| {
+            format!(", tls: {{key: {}, certificate: {}}}", key.display(), certificate.display())
+        });
         let mut config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'{tls}}}\n"
         );
         if login {
             fs::write(dir.path().join("htpasswd"), format!("{LOGIN}\n")).unwrap();

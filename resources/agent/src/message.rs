@@ -221,12 +221,33 @@ pub struct Welcome {
     pub seed: String,
     /// The time in nanoseconds since 1970.
     pub time_ns: u64,
+    /// The host's folders to mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+}
+
+/// A folder of the host, which a virtio-fs device has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Mount {
+    /// The device's tag.
+    pub tag: String,
+    /// Where to: an absolute path. Directories that are missing are made.
+    pub path: String,
+    /// Nothing in it can be changed.
+    #[serde(default)]
+    pub readonly: bool,
 }
 
 /// The agent has done as [`Welcome`] said, and takes requests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Ready {}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Ready {
+    /// How many of [`Welcome::mounts`] are mounted. An agent that knows of none says nothing.
+    pub mounts: Option<usize>,
+    /// Why one is not.
+    pub unmounted: Option<String>,
+}
 
 /// What the host says on the link later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

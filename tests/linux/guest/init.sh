@@ -36,7 +36,7 @@ load_drivers() {
         if read -r id <"$vendor" && [ "$id" = 0x1af4 ]; then load virtio_pci; break; fi
     done
     [ -e /sys/bus/acpi/devices/LNRO0005:00 ] && load virtio_mmio
-    # 1 is net, 2 block, 3 console, 4 entropy, 5 balloon, 19 vsock.
+    # 1 is net, 2 block, 3 console, 4 entropy, 5 balloon, 19 vsock, 26 file system.
     for kind in /sys/bus/virtio/devices/*/device; do
         [ -e "$kind" ] || continue
         read -r id <"$kind"
@@ -48,6 +48,7 @@ load_drivers() {
         0x0001) load virtio_net ;;
         0x0005) load virtio_balloon ;;
         0x0013) load vmw_vsock_virtio_transport ;;
+        0x001a) load virtiofs ;;
         esac
     done
     # Linux 5.11 split the driver in two; the older one does all by itself.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use skiff_tests::stream::Noise;
+use crate::stream::Noise;
 
 /// How many records the database has, and how long one is.
 const RECORDS: u64 = 256;

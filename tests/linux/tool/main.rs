@@ -8,9 +8,11 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::ExitCode;
 
-use skiff_tests::stream;
-
+mod folder;
 mod life;
+/// The host's side has the same.
+#[path = "../../src/stream.rs"]
+mod stream;
 mod vsock;
 
 use vsock::{HOST, Listener, Stream};
@@ -34,11 +36,13 @@ fn main() -> ExitCode {
         ["serve"] => serve(),
         ["udp-echo"] => udp_echo(),
         ["live", dir] => life::live(Path::new(dir)),
+        ["folder", dir] => folder::check(Path::new(dir)),
+        ["folder-readonly", dir] => folder::check_readonly(Path::new(dir)),
         ["call-many", port, count] => call_many(number(port), number(count)),
         ["call-send", port, mib] => call_send(number(port), u64::from(number(mib)) << 20),
         ["call-nobody", port] => call_nobody(number(port)),
         _ => Err(io::Error::other(
-            "serve | udp-echo | live DIR | call-many PORT N | call-send PORT MIB | call-nobody PORT",
+            "serve | udp-echo | live DIR | folder DIR | folder-readonly DIR | call-many PORT N | call-send PORT MIB | call-nobody PORT",
         )),
     };
     match done {

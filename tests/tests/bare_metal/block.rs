@@ -175,6 +175,7 @@ fn in_this_process(test: &str, transport: Transport, disk: &Path, serial: &Path)
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        folders: Vec::new(),
         cpu_template: None,
         balloon: false,
     };

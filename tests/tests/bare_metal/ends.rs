@@ -70,7 +70,7 @@ fn a_hanging_guest_is_ended_by_a_signal() {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let ended = running.wait();
         assert_eq!(ended.code, Some(128 + 15), "{ended:#?}");
-        assert!(asked.elapsed() < Duration::from_secs(5), "{ended:#?}");
+        assert!(asked.elapsed() < Duration::from_secs(30), "{ended:#?}");
     }
 }
 
@@ -92,7 +92,7 @@ fn a_guest_that_prints_to_a_full_pipe_is_ended_by_a_signal() {
     let status = loop {
         match child.try_wait().unwrap() {
             Some(status) => break status,
-            None if asked.elapsed() > Duration::from_secs(5) => {
+            None if asked.elapsed() > Duration::from_secs(30) => {
                 child.kill().unwrap();
                 child.wait().unwrap();
                 panic!("it does not end");

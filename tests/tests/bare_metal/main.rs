@@ -6,6 +6,7 @@ mod block;
 mod board;
 mod console;
 mod ends;
+mod folder;
 mod hostile;
 mod interrupts;
 mod kills;

@@ -9,7 +9,7 @@ use crate::on_both;
 
 on_both!(frames_go_both_ways, every_queue_pair_sends, the_link_follows_the_tap);
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// From here to the guest, with `payload`.
 fn frame(guest: [u8; 6], payload: &[u8]) -> Vec<u8> {

@@ -9,7 +9,7 @@ use skiff_tests::pattern;
 use vmm::control::{Vm, VmAction, VmReply};
 use vmm::machine::{Home, Setup};
 use vmm::snapshot::{Id, Places};
-use vmm::spec::{self, DiskSpec, Memory, MemorySpec, Stream, VmSpec};
+use vmm::spec::{self, DiskSpec, FolderSpec, Memory, MemorySpec, Stream, VmSpec};
 
 use crate::on_both;
 
@@ -18,31 +18,40 @@ on_both!(work_goes_on_from_any_snapshot_in_any_order, clocks_are_right_after_a_w
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// VMs that share a store, and what they print.
-struct World {
+pub struct World {
     dir: tempfile::TempDir,
     transport: Transport,
+    /// What they do.
+    test: &'static str,
+    /// What they share.
+    pub folders: Vec<FolderSpec>,
 }
 
 /// One of them.
-struct Machine {
+pub struct Machine {
     vm: Vm,
     output: PathBuf,
+    test: &'static str,
 }
 
 impl World {
     fn new(transport: Transport) -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap(), transport };
+        Self::of("snapshots", transport)
+    }
+
+    pub fn of(test: &'static str, transport: Transport) -> Self {
+        let world = Self { dir: tempfile::tempdir().unwrap(), transport, test, folders: Vec::new() };
         pattern::make(&world.dir.path().join("disk"), 4096).unwrap();
         world
     }
 
     /// The one called `name`, booted or from a snapshot.
-    fn start(&self, name: &str, cpus: u8, from: Option<Id>) -> Machine {
+    pub fn start(&self, name: &str, cpus: u8, from: Option<Id>) -> Machine {
         let output = self.dir.path().join(name);
         let spec = VmSpec {
             kernel: guest("testguest"),
             initrd: None,
-            cmdline: "test=snapshots".to_owned(),
+            cmdline: format!("test={}", self.test),
             cpus,
             memory: MemorySpec { size: Memory(64 << 20), hugepages: false, overcommit: false },
             transport: match self.transport {
@@ -55,6 +64,7 @@ impl World {
             nets: Vec::new(),
             ports: Vec::new(),
             vsock: None,
+            folders: self.folders.clone(),
             cpu_template: None,
             balloon: true,
         };
@@ -73,7 +83,7 @@ impl World {
             from,
             listener: Box::new(|_| {}),
         };
-        Machine { vm: vmm::machine::start(spec, setup).unwrap(), output }
+        Machine { vm: vmm::machine::start(spec, setup).unwrap(), output, test: self.test }
     }
 }
 
@@ -90,7 +100,7 @@ impl Machine {
     }
 
     /// Wait until it has printed this many more.
-    fn goes_on(&self, beats: usize) {
+    pub fn goes_on(&self, beats: usize) {
         let (before, start) = (self.beats(), Instant::now());
         while self.beats() < before + beats {
             assert!(start.elapsed() < PATIENCE, "the guest stands still: {}", self.text());
@@ -98,7 +108,7 @@ impl Machine {
         }
     }
 
-    fn snapshot(&self, name: &str) -> Id {
+    pub fn snapshot(&self, name: &str) -> Id {
         let id = Id::draw().unwrap();
         let action = VmAction::Snapshot { id, name: name.to_owned(), comment: String::new() };
         let reply = self.vm.controller().act(action);
@@ -106,13 +116,20 @@ impl Machine {
         id
     }
 
-    fn roll_back(&self, snapshot: Id) {
+    pub fn roll_back(&self, snapshot: Id) {
         let reply = self.vm.controller().act(VmAction::Rollback { snapshot });
         assert!(matches!(reply, VmReply::RolledBack { .. }), "{reply:?}");
     }
 
+    /// See that the guest finds this wrong, and ends.
+    pub fn fails(self, why: &str) {
+        self.vm.wait().unwrap();
+        let text = std::fs::read_to_string(&self.output).unwrap();
+        assert!(text.contains(&format!("FAIL {}: {why}", self.test)), "{text}");
+    }
+
     /// Ask the guest to end, and see that it has found nothing wrong.
-    fn end(self) {
+    pub fn end(self) {
         let start = Instant::now();
         let controller = self.vm.controller();
         controller.input(b"q");
@@ -122,7 +139,7 @@ impl Machine {
         }
         self.vm.wait().unwrap();
         let text = std::fs::read_to_string(&self.output).unwrap().replace('\r', "");
-        assert!(text.contains("ok snapshots\n") && !text.contains("FAIL"), "{text}");
+        assert!(text.contains(&format!("ok {}\n", self.test)) && !text.contains("FAIL"), "{text}");
     }
 }
 

@@ -94,7 +94,7 @@ fn guest_tool() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     // A directory of its own: flags are part of every dependency's fingerprint.
     let dir = paths::target()?.join("static");
-    let mut cargo = tool::cargo(&["build", "--locked", "--package", "skiff-tests", "--bin", "guest-tool"])?;
+    let mut cargo = tool::cargo(&["build", "--locked", "--package", "guest-tool"])?;
     cargo.args(["--release", "--target", TARGET, "--target-dir"]).arg(&dir);
     tool::show(cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     Ok(dir.join(TARGET).join("release/guest-tool"))

@@ -4,8 +4,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -62,44 +60,6 @@ pub fn tee(command: &mut Command) -> Result<(bool, String)> {
     }
     let status = child.wait().with_context(|| format!("waiting for {}", command.get_program().display()))?;
     Ok((status.success(), kept))
-}
-
-/// As [`tee`], of a command that is ended when it says nothing for so long. Says whether it came to its end by itself.
-///
-/// # Errors
-/// When it cannot be started or ended.
-pub fn tee_while_it_speaks(command: &mut Command, silence: Duration) -> Result<(bool, String)> {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut child = child.with_context(|| missing(command))?;
-    let pipe = child.stdout.take().context("there is no pipe")?;
-    let (lines, heard) = channel();
-    // Ends with the pipe, which something else may hold open.
-    std::thread::spawn(move || {
-        let lost = |line: Vec<u8>| lines.send(String::from_utf8_lossy(&line).into_owned()).is_err();
-        // Nobody listens any more once it was ended.
-        BufReader::new(pipe).split(b'\n').map_while(Result::ok).any(lost)
-    });
-    let mut kept = String::new();
-    let by_itself = loop {
-        match heard.recv_timeout(silence) {
-            Ok(line) => {
-                println!("{line}");
-                kept.push_str(&line);
-                kept.push('\n');
-            }
-            Err(RecvTimeoutError::Disconnected) => break true,
-            Err(RecvTimeoutError::Timeout) => break false,
-        }
-    };
-    if !by_itself {
-        // Not by force: it has processes of its own to end.
-        rustix::process::kill_process(
-            rustix::process::Pid::from_child(&child),
-            rustix::process::Signal::TERM,
-        )?;
-    }
-    child.wait().with_context(|| format!("waiting for {}", command.get_program().display()))?;
-    Ok((by_itself, kept))
 }
 
 /// Has the kernel end `command` when the thread that starts it is gone.
@@ -166,19 +126,4 @@ pub fn failure(command: &Command, output: &Output) -> String {
 fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_that_falls_silent_is_ended() {
-        let run = |script: &str| {
-            super::tee_while_it_speaks(Command::new("sh").args(["-c", script]), Duration::from_secs(1))
-                .unwrap()
-        };
-        assert_eq!(run("echo one; exec sleep 100"), (false, "one\n".to_owned()));
-        assert_eq!(run("echo one; echo two"), (true, "one\ntwo\n".to_owned()));
-    }
 }

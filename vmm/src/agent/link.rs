@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use ::agent::frame::Frame;
-use ::agent::message::{Ask, Hello, Ready, Welcome};
+use ::agent::message::{Ask, Hello, Mount, Ready, Welcome};
 use devices::virtio::vsock::VsockListener;
 use devices::worker::named_thread;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -45,6 +45,8 @@ pub(crate) struct Identity {
     pub(crate) hostname: String,
     /// Of eth0, eth1, …
     pub(crate) macs: Vec<String>,
+    /// The host's folders that it is to mount.
+    pub(crate) mounts: Vec<Mount>,
 }
 
 /// The link, to its end. Dropping it ends the thread.
@@ -220,7 +222,12 @@ impl Keeper {
 
     fn hear(&self, talk: &Talk, frame: &Frame) {
         let understood = talk.agent.as_ref().filter(|agent| agent.is_understood());
-        let (Ok(Ready {}), Some(agent)) = (frame.read_as(), understood) else { return };
+        let (Ok(ready), Some(agent)) = (frame.read_as::<Ready>(), understood) else { return };
+        if let Some(why) = self.identity.lacks(&ready, agent) {
+            log::error!("{why}");
+            self.shared.readiness.failed(talk.epoch, why);
+            return;
+        }
         let again = self.shared.readiness.agent().is_some();
         if self.shared.readiness.ready(talk.epoch, agent.clone()) && !again {
             (self.shared.listener)(Notice::Ready { agent: agent.clone() });
@@ -242,6 +249,24 @@ impl Keeper {
 }
 
 impl Identity {
+    /// What `agent` was to mount and has not, if there is something.
+    fn lacks(&self, ready: &Ready, agent: &Agent) -> Option<String> {
+        if self.mounts.is_empty() {
+            return None;
+        }
+        if let Some(why) = &ready.unmounted {
+            let why: String = why.chars().filter(|c| !c.is_control()).take(512).collect();
+            return Some(format!("the guest cannot mount a shared folder: {why}"));
+        }
+        (ready.mounts != Some(self.mounts.len())).then(|| {
+            format!(
+                "the agent in the guest is of skiff {} and mounts no shared folders: build its image again, or put the agent in that skiff agent FILE \
+                 writes",
+                agent.version
+            )
+        })
+    }
+
     fn welcome(&self) -> io::Result<Welcome> {
         let mut seed = [0_u8; 64];
         rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty())?;
@@ -252,6 +277,7 @@ impl Identity {
             identity: self.vm.clone(),
             hostname: self.hostname.clone(),
             macs: self.macs.clone(),
+            mounts: self.mounts.clone(),
             seed: seed.iter().map(|byte| format!("{byte:02x}")).collect(),
             time_ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
         })

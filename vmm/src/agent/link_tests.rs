@@ -19,6 +19,10 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(Vec::new())
+    }
+
+    fn with(mounts: Vec<Mount>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let vsock = VsockListener::bind(&dir.path().join("v")).unwrap();
         let socket = vsock.of_port(::agent::LINK_PORT).unwrap();
@@ -30,6 +34,7 @@ impl Fixture {
             vm: "0123".to_owned(),
             hostname: "web".to_owned(),
             macs: vec!["02:00:00:00:00:01".to_owned()],
+            mounts,
         };
         let link = Link::start(socket, identity, Arc::clone(&readiness), listener).unwrap();
         Self { _dir: dir, _vsock: vsock, path, readiness, notices, link }
@@ -41,7 +46,7 @@ impl Fixture {
 
     fn ready(&self) -> UnixStream {
         let mut stream = greet(&self.path, ::agent::PROTOCOL);
-        Frame::message(&Ready {}).unwrap().write(&mut stream).unwrap();
+        Frame::message(&Ready::default()).unwrap().write(&mut stream).unwrap();
         assert!(matches!(self.heard(), Notice::Ready { .. }));
         stream
     }
@@ -104,7 +109,7 @@ fn an_agent_that_is_init_is_asked_to_switch_off() {
 fn an_agent_of_another_protocol_is_never_ready() {
     let fixture = Fixture::new();
     let mut stream = greet(&fixture.path, 99);
-    Frame::message(&Ready {}).unwrap().write(&mut stream).unwrap();
+    Frame::message(&Ready::default()).unwrap().write(&mut stream).unwrap();
     // What comes after it has been seen.
     drop(stream);
     let _stream = fixture.ready();
@@ -121,7 +126,42 @@ fn what_breaks_the_rules_is_hung_up_on() {
         assert!(matches!(Frame::read(&mut stream), Ok(None) | Err(_)), "{frame:?}");
     }
     let mut chatty = fixture.ready();
-    while Frame::message(&Ready {}).unwrap().write(&mut chatty).is_ok() {}
+    while Frame::message(&Ready::default()).unwrap().write(&mut chatty).is_ok() {}
     assert_eq!(fixture.heard(), Notice::NotReady);
     let _stream = fixture.ready();
+}
+
+#[test]
+fn an_agent_is_ready_when_it_has_mounted_what_it_was_told() {
+    let mount = Mount { tag: "fs0".to_owned(), path: "/src".to_owned(), readonly: true };
+    for (ready, useless) in [
+        (Ready { mounts: Some(1), unmounted: None }, None),
+        (Ready::default(), Some("mounts no shared folders: build its image again")),
+        (
+            Ready { mounts: Some(0), unmounted: Some("fs0 at /src: \x1bno".to_owned()) },
+            Some("the guest cannot mount a shared folder: fs0 at /src: no"),
+        ),
+    ] {
+        let fixture = Fixture::with(vec![mount.clone()]);
+        let mut stream = connect(&fixture.path);
+        let hello = Hello {
+            protocol: ::agent::PROTOCOL,
+            version: "1.2".to_owned(),
+            boot_id: "b".to_owned(),
+            init: true,
+        };
+        Frame::message(&hello).unwrap().write(&mut stream).unwrap();
+        let welcome: Welcome = Frame::read(&mut stream).unwrap().unwrap().read_as().unwrap();
+        assert_eq!(welcome.mounts, [mount.clone()]);
+        Frame::message(&ready).unwrap().write(&mut stream).unwrap();
+        let Some(useless) = useless else {
+            assert!(matches!(fixture.heard(), Notice::Ready { .. }));
+            continue;
+        };
+        let mut fds = [PollFd::new(&*fixture.readiness, PollFlags::IN)];
+        poll(&mut fds, Timespec::try_from(PATIENCE).ok().as_ref()).unwrap();
+        let why = fixture.readiness.useless().unwrap();
+        assert!(why.contains(useless), "{why}");
+        assert!(fixture.readiness.agent().is_none());
+    }
 }

@@ -52,6 +52,8 @@ enum Known {
     Greeted(Agent),
     /// It takes requests.
     Ready(Agent),
+    /// It never will, for this reason.
+    Useless(String),
 }
 
 #[derive(Debug, Default)]
@@ -83,10 +85,12 @@ impl Readiness {
         }
     }
 
-    /// The agent, if it has said hello and is of another version than this program can use.
-    pub(crate) fn stranger(&self) -> Option<Agent> {
+    /// Why the agent that has said hello is of no use: it is of another version than this program can use, or could not do what it was to
+    /// do first.
+    pub(crate) fn useless(&self) -> Option<String> {
         match &self.lock().known {
-            Known::Greeted(agent) if !agent.is_understood() => Some(agent.clone()),
+            Known::Greeted(agent) if !agent.is_understood() => Some(agent.skew()),
+            Known::Useless(why) => Some(why.clone()),
             _ => None,
         }
     }
@@ -103,6 +107,11 @@ impl Readiness {
     /// It takes requests. Says whether that counts.
     pub(super) fn ready(&self, epoch: u64, agent: Agent) -> bool {
         self.set(epoch, Known::Ready(agent))
+    }
+
+    /// It will take none. Says whether that counts.
+    pub(super) fn failed(&self, epoch: u64, why: String) -> bool {
+        self.set(epoch, Known::Useless(why))
     }
 
     /// The link has ended. Says whether the agent took requests until now.
@@ -125,7 +134,7 @@ impl Readiness {
         }
         self.clear(&mut state);
         let told = match &known {
-            Known::Ready(_) => true,
+            Known::Ready(_) | Known::Useless(_) => true,
             Known::Greeted(agent) => !agent.is_understood(),
             Known::Nothing => false,
         };
@@ -184,7 +193,17 @@ mod tests {
         let agent = Agent { version: "9.9\x1b[2J".to_owned(), protocol: 99 };
         readiness.greeted(0, agent);
         assert!(is_readable(&readiness) && readiness.agent().is_none());
-        let why = readiness.stranger().unwrap().skew();
+        let why = readiness.useless().unwrap();
         assert!(why.starts_with("the agent in the guest is of skiff 9.9[2J and speaks protocol 99"), "{why}");
+    }
+
+    #[test]
+    fn an_agent_that_failed_is_told_of_until_its_link_ends() {
+        let readiness = Readiness::new().unwrap();
+        assert!(readiness.failed(0, "no such tag".to_owned()) && is_readable(&readiness));
+        assert_eq!(readiness.useless().as_deref(), Some("no such tag"));
+        assert!(readiness.agent().is_none());
+        readiness.lost(0);
+        assert!(readiness.useless().is_none() && !is_readable(&readiness));
     }
 }

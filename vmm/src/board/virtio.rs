@@ -12,6 +12,7 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
+use devices::virtio::fs::Fs;
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
@@ -120,6 +121,11 @@ fn add_optional(host: &Host, place: Place<'_>) -> Result<(), VmError> {
         let counters = host.counters.of("vsock0", DeviceKind::Vsock);
         let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
         place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
+    }
+    for ((at, folder), tag) in host.folders.iter().enumerate().zip(host.spec.tags()) {
+        let id = format!("fs{at}");
+        let counters = host.counters.of(&id, DeviceKind::Fs);
+        place(Box::new(Fs::new(&id, &tag, Arc::clone(folder), counters)))?;
     }
     Ok(())
 }

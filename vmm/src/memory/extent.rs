@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use arch::memory::GuestRam;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 /// A page, in bytes.
 const PAGE: usize = 4096;

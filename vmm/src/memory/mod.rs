@@ -15,7 +15,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 use crate::spec::{Memory, MemorySpec};

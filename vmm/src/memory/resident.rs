@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 
 use arch::memory::GuestRam;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 /// How much of a guest's RAM is in the host's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

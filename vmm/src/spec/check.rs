@@ -155,6 +155,22 @@ pub enum SpecError {
         "the vsock's path has {0} bytes: a Unix socket has room for {MAX_VSOCK_PATH} and a port, choose a shorter one"
     )]
     VsockPath(usize),
+    /// Two folders that a guest cannot tell apart.
+    #[error("two folders have the tag {0}: give each its own, or none")]
+    TagTwice(String),
+    /// A folder is to be mounted where no folder can be.
+    #[error(
+        "no folder can be mounted at '{0}' in the guest: write an absolute path without '..', such as /src"
+    )]
+    MountPoint(String),
+    /// Two folders at one place.
+    #[error("two folders are to be mounted at {0} in the guest: choose another place for one of them")]
+    MountTwice(String),
+    /// Nobody in the guest would mount it.
+    #[error(
+        "the folder at {0} in the guest is mounted by skiff's agent, which needs a vsock: give --vsock auto, or leave the mount to the guest"
+    )]
+    MountWithoutVsock(String),
 }
 
 impl VmSpec {
@@ -188,7 +204,8 @@ impl VmSpec {
         self.check_disks()?;
         self.check_nets()?;
         self.check_ports()?;
-        self.check_vsock()
+        self.check_vsock()?;
+        self.check_folders()
     }
 
     fn check_cmdline(&self) -> Result<(), SpecError> {
@@ -289,6 +306,44 @@ impl VmSpec {
     }
 }
 
+impl VmSpec {
+    fn check_folders(&self) -> Result<(), SpecError> {
+        let tags = self.tags();
+        for (at, folder) in self.folders.iter().enumerate() {
+            let (tag, before) = (tags.get(at), tags.get(..at).unwrap_or_default());
+            if let Some(tag) = tag.filter(|tag| before.contains(tag)) {
+                return Err(SpecError::TagTwice(tag.clone()));
+            }
+            if folder.path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+                return Err(SpecError::EmptyPath("a folder"));
+            }
+            let Some(mount) = &folder.mount else { continue };
+            if !is_mount_point(mount) {
+                return Err(SpecError::MountPoint(mount.clone()));
+            }
+            if self.vsock.is_none() {
+                return Err(SpecError::MountWithoutVsock(mount.clone()));
+            }
+            let others = self.folders.iter().take(at).filter_map(|other| other.mount.as_deref());
+            if others.map(|other| Path::new(other)).any(|other| other == Path::new(mount)) {
+                return Err(SpecError::MountTwice(mount.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether something can be mounted there: an absolute path, not the root itself.
+fn is_mount_point(path: &str) -> bool {
+    use std::path::Component;
+    let mut parts = Path::new(path).components();
+    let names = parts.clone().skip(1);
+    parts.next() == Some(Component::RootDir)
+        && names.clone().count() > 0
+        && names.clone().all(|part| matches!(part, Component::Normal(_)))
+        && !path.contains(char::is_control)
+}
+
 impl NetSpec {
     /// What can be said about one network alone.
     fn check(&self) -> Result<(), SpecError> {
@@ -355,6 +410,7 @@ mod tests {
             nets: Vec::new(),
             ports: Vec::new(),
             vsock: None,
+            folders: Vec::new(),
             cpu_template: None,
             balloon: true,
         }

@@ -115,6 +115,9 @@ pub enum ParseError {
     /// Two places of one socket.
     #[error("a vsock has one socket: write auto or path=FILE")]
     Sockets,
+    /// A folder that is one and is none.
+    #[error("a folder is at one place: write empty or path=DIR")]
+    Folders,
     /// A burst of nothing.
     #[error("{whose} burst belongs to no rate: give bandwidth or ops with it")]
     Burst {

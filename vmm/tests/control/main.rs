@@ -71,6 +71,7 @@ fn run_with(
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        folders: Vec::new(),
         cpu_template: None,
         balloon: true,
     };

@@ -75,9 +75,7 @@ fn export(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let name = image.names.first();
-    let left_out = with_machine(None, |machine| {
-        oci::export(images, &image.manifest, name, to, format, machine, progress)
-    })?;
+    let left_out = oci::export(images, &image.manifest, name, to, format, progress)?;
     if left_out {
         terminal::note(&format!("skiff: {} is without a kernel: containers have none", to.display()));
     }

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use images::progress::Progress;
 use images::store::{Image, Store as Images};
 
-use super::{IMAGE, container, disk};
+use super::{IMAGE, container, disk, rootfs};
 use crate::cmd::Verb;
 use crate::exit::SUCCESS;
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
@@ -19,7 +19,7 @@ use crate::store::Store;
 pub const VERB: Verb = Verb {
     name: "export",
     about: "Write an image to a file",
-    long: "Write an image to a file: its disk for other hypervisors, or all of it for container tools. Without --format the ending of FILE tells \
+    long: "Write an image to a file: its disk for other hypervisors, its files, or an image for container tools. Without --format the ending of FILE tells \
            which: .qcow2, .raw or .img, .vmdk, .vhdx, .tar; a name without an ending is a directory with an OCI layout.",
     after: String::new,
     flags: || flags::describe(FLAGS),
@@ -45,10 +45,10 @@ pub struct Exporter {
 }
 
 const EXPORTERS: &[Exporter] =
-    &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX, container::OCI, container::DOCKER];
+    &[disk::QCOW2, disk::RAW, disk::VMDK, disk::VHDX, rootfs::TAR, container::OCI, container::DOCKER];
 
 /// The names of [`EXPORTERS`], as a flag wants them.
-const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "oci", "docker"];
+const FORMATS: &[&str] = &["qcow2", "raw", "vmdk", "vhdx", "tar", "oci", "docker"];
 
 #[derive(Default)]
 struct Asked {
@@ -62,8 +62,10 @@ const FLAGS: &[Flag<Asked>] = &[
         short: None,
         takes: Takes::Choice("FORMAT", FORMATS),
         help: "What to write [default: by the ending of FILE]",
-        long: "qcow2, raw, vmdk and vhdx are the root disk. oci is a directory or, if FILE ends in .tar, a tar with an OCI layout; docker is what \
-               docker load reads. Both are for images that came from containers.",
+        long: "qcow2, raw, vmdk and vhdx are the root disk. tar has the files of its root file system. oci is an OCI layout: a directory or, if FILE \
+               ends in .tar, a tar of one. docker is what docker load reads. What came from a container goes out as it came, to the byte; \
+               of any other image the files of the root file system become one layer, without a kernel for it. tar, oci and docker \
+               take files out of ext4 alone, and leave device nodes out.",
         example: Example { args: &["--format", "qcow2"], toml: "" },
         apply: |asked, value| {
             asked.format = Some(utf8(value)?.to_owned());

@@ -91,6 +91,7 @@ pub fn differs(one: &VmSpec, other: &VmSpec) -> Option<&'static str> {
         ("the vsock device", one.vsock.as_ref().map(|v| v.cid) == other.vsock.as_ref().map(|v| v.cid)),
         ("the processor's template", one.cpu_template == other.cpu_template),
         ("the balloon", one.balloon == other.balloon),
+        ("the shared folders", one.tags() == other.tags()),
     ];
     same.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
 }

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use toml::de::DeTable;
-use vmm::spec::{DiskSpec, Memory, MemorySpec, PortForward, SpecError, Stream, Transport, VmSpec, VsockSpec};
+use vmm::spec::{
+    DiskSpec, FolderSpec, Memory, MemorySpec, PortForward, SpecError, Stream, Transport, VmSpec, VsockSpec,
+};
 
 use super::net::{self, NetAsked};
 use super::options::FLAGS;
 use super::seed::Key;
 use super::template::Template;
+use super::volume::{self, Volume};
 use crate::cmd::exec::Wishes;
 use crate::cmd::point::Point;
 use crate::exec::Wish;
@@ -45,6 +48,11 @@ pub struct Asked {
     #[serde(default)]
     pub publish: Vec<PortForward>,
     pub vsock: Option<VsockSpec>,
+    #[serde(default)]
+    pub fs: Vec<FolderSpec>,
+    /// Folders that the agent mounts.
+    #[serde(default)]
+    pub volume: Vec<Volume>,
     /// What the guest is not to see of the host's processor.
     pub cpu_template: Option<Template>,
     /// What cloud-init is told; so are the next three.
@@ -58,7 +66,7 @@ pub struct Asked {
     pub config: Option<PathBuf>,
     /// Print the spec and end.
     pub dry_run: Option<bool>,
-    /// How many `-v`.
+    /// How many `--verbose`.
     pub verbose: Option<u8>,
     /// Where log lines go.
     pub log_file: Option<PathBuf>,
@@ -129,17 +137,21 @@ impl Asked {
         });
         let disks = self.disk.iter_mut().map(|disk| &mut disk.path);
         let sockets = self.vsock.iter_mut().filter_map(|vsock| vsock.path.as_mut());
+        let folders = self.fs.iter_mut().filter_map(|folder| folder.path.as_mut());
         let streams = [&mut self.serial, &mut self.console].into_iter().filter_map(|stream| match stream {
             Some(Stream::File(path)) => Some(path),
             _ => None,
         });
-        let all = paths.chain(template).chain(disks).chain(sockets).chain(streams).chain(keys);
+        let all = paths.chain(template).chain(disks).chain(sockets).chain(folders).chain(streams).chain(keys);
         for path in all.filter(|path| !path.as_os_str().is_empty()) {
             *path = dir.join(&*path);
         }
+        for volume in &mut self.volume {
+            volume.start_at(dir);
+        }
     }
 
-    /// `self` where it says something, else `file`. Disks, networks and ports add up, the file's first.
+    /// `self` where it says something, else `file`. Disks, networks, ports and folders add up, the file's first.
     pub fn over(self, file: Self) -> Self {
         Self {
             kernel: self.kernel.or(file.kernel),
@@ -155,6 +167,8 @@ impl Asked {
             net: net::over(self.net, file.net),
             publish: file.publish.into_iter().chain(self.publish).collect(),
             vsock: self.vsock.or(file.vsock),
+            fs: file.fs.into_iter().chain(self.fs).collect(),
+            volume: file.volume.into_iter().chain(self.volume).collect(),
             cpu_template: self.cpu_template.or(file.cpu_template),
             user_data: self.user_data.or(file.user_data),
             meta_data: self.meta_data.or(file.meta_data),
@@ -191,6 +205,7 @@ impl Asked {
             ("--disk", !self.disk.is_empty()),
             ("--net", !self.net.is_empty()),
             ("--vsock", self.vsock.is_some()),
+            ("--fs", !self.fs.is_empty()),
             ("--serial", self.serial.is_some()),
             ("--console", self.console.is_some()),
             ("--balloon", self.balloon.is_some()),
@@ -209,6 +224,8 @@ impl Asked {
         let (serial, console) = streams(self.serial, self.console);
         let cpus = self.cpus.unwrap_or(1);
         let nets = net::settle(self.net, !self.publish.is_empty()).map_err(usage)?;
+        let folders = volume::folders(self.fs, self.volume);
+        let mounts = folders.iter().any(|folder| folder.mount.is_some());
         let spec = VmSpec {
             kernel,
             initrd: self.initrd,
@@ -221,7 +238,9 @@ impl Asked {
             disks: self.disk,
             nets,
             ports: self.publish,
-            vsock: self.vsock,
+            // The agent mounts them, and is reached by it.
+            vsock: self.vsock.or_else(|| mounts.then(VsockSpec::own)),
+            folders,
             cpu_template: self.cpu_template.map(Template::read).transpose()?,
             balloon: self.balloon.unwrap_or(true),
         };

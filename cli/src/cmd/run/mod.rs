@@ -29,6 +29,7 @@ mod seed;
 mod template;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub const VERB: Verb = Verb {
     name: "run",
@@ -148,6 +149,7 @@ fn what(
     stays: bool,
     dry_run: bool,
 ) -> Result<What> {
+    volume::check(&asked)?;
     let (mut of, mut has_agent) = (None, false);
     // A file of the store is made for it, which a dry run does not.
     let seed =
@@ -176,6 +178,8 @@ fn what(
         (None, None) => (seed.add(with_layers(asked.resolve()?, stays), images, name)?, None),
     };
     let of = of.or_else(|| store.image_of(&spec));
+    // Whoever wants a folder mounted says that there is an agent.
+    let has_agent = has_agent || spec.has_mounts();
     Ok(What { spec, copy, of, has_agent })
 }
 
@@ -226,7 +230,8 @@ fn from_snapshot(
         store.check_free(name)?;
     }
     let (manifest, note) = clone::origin(store, point)?;
-    let spec = copy::spec_of(&manifest)?;
+    let mut spec = copy::spec_of(&manifest)?;
+    volume::give(&mut spec, &asked.volume)?;
     if dry_run {
         return Ok((copy::adapt(spec, name.unwrap_or("NAME"), asked.publish.clone()), None));
     }

@@ -8,6 +8,7 @@ use vmm::spec::{DiskSpec, VsockSpec};
 use super::asked::{Asked, absolute, absolute_stream};
 use super::seed;
 use super::template::Template;
+use super::volume;
 use crate::cmd::exec;
 use crate::flags::{Example, Flag, Takes, utf8};
 use crate::store::names;
@@ -35,6 +36,8 @@ pub const FLAGS: &[Flag<Asked>] = &[
     DISK,
     NET,
     PUBLISH,
+    volume::VOLUME,
+    volume::FS,
     VSOCK,
     SERIAL,
     CONSOLE,
@@ -343,13 +346,13 @@ const DRY_RUN: Flag<Asked> = Flag {
 
 const VERBOSE: Flag<Asked> = Flag {
     name: "verbose",
-    short: Some('v'),
+    short: None,
     takes: Takes::Count,
-    help: "Say what is going on; -vv and -vvv say more",
+    help: "Say what is going on; given twice or three times, say more",
     long: "Log lines go to stderr, unless that is where the guest's console goes: then they go to a file in \
            $XDG_STATE_HOME/skiff (~/.local/state/skiff), whose name is said at the start. The variable SKIFF_LOG \
            picks levels by module, as in SKIFF_LOG=devices=trace,vmm=info.",
-    example: Example { args: &["-vv"], toml: "verbose = 2" },
+    example: Example { args: &["--verbose", "--verbose"], toml: "verbose = 2" },
     apply: |asked, _| {
         asked.verbose = Some(asked.verbose.unwrap_or(0).saturating_add(1));
         Ok(())
@@ -360,7 +363,7 @@ const LOG_FILE: Flag<Asked> = Flag {
     name: "log-file",
     short: None,
     takes: Takes::File("FILE"),
-    help: "Append log lines to this file; without -v or SKIFF_LOG, as if -v was given",
+    help: "Append log lines to this file; without --verbose or SKIFF_LOG, as if --verbose was given",
     long: "",
     example: Example { args: &["--log-file", "/tmp/skiff.log"], toml: "log-file = \"/tmp/skiff.log\"" },
     apply: |asked, value| {

@@ -4,7 +4,9 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::Result;
-use vmm::spec::{DISK_KEYS, DiskSpec, MEMORY_KEYS, NET_KEYS, NetBackend, NetSpec, Stream, Transport, VmSpec};
+use vmm::spec::{
+    DISK_KEYS, DiskSpec, FOLDER_KEYS, MEMORY_KEYS, NET_KEYS, NetBackend, NetSpec, Stream, Transport, VmSpec,
+};
 
 use super::asked::Asked;
 use super::options::FLAGS;
@@ -94,6 +96,8 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
             "the network user: it cannot have 3 queues: passt has 1, only a tap has more",
         ),
         ("publish", "80", "--publish: '80' forwards no port: write HOST:GUEST or ADDRESS:HOST:GUEST"),
+        ("volume", "src", "--volume: 'src' shares no folder: write HOST:GUEST or HOST:GUEST:ro"),
+        ("fs", "tag=x", "--fs: 'tag=x' names no folder: write path=DIR"),
         ("vsock", "/v,cid=2", "the vsock's cid cannot be 2: 3 to 4294967294"),
         ("serial", "tty", "--serial: 'tty' is not one of stdio, file=PATH and null"),
         ("console", "file", "--console: 'file' is not one of stdio, file=PATH and null"),
@@ -158,6 +162,7 @@ fn the_defaults_are_a_small_machine_on_the_serial_port() {
         nets: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        folders: Vec::new(),
         cpu_template: None,
         balloon: true,
     };
@@ -258,6 +263,7 @@ fn the_help_names_every_key() {
         ("net", NET_KEYS),
         ("memory", MEMORY_KEYS.get(1..).unwrap()),
         ("vsock", &["auto", "cid"]),
+        ("fs", FOLDER_KEYS),
     ] {
         for key in keys {
             let named =

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
 use arch::memory::GuestRam;
 

@@ -142,6 +142,14 @@ impl Guest {
         at
     }
 
+    /// Fill `len` bytes of RAM with 0xaa.
+    ///
+    /// # Panics
+    /// If they are not in RAM.
+    pub fn ram_fill(&self, addr: u64, len: usize) {
+        self.ram.write_slice(&vec![0xaa; len], GuestAddress(addr)).expect("in RAM");
+    }
+
     /// Read `len` bytes of RAM.
     #[must_use]
     pub fn get(&self, addr: u64, len: usize) -> Vec<u8> {

@@ -500,7 +500,7 @@ fn capability(kind: u8, offset: u64, len: u32, rest: &[u8]) -> Vec<u8> {
 fn class(kind: DeviceKind) -> u32 {
     match kind {
         // Mass storage, other.
-        DeviceKind::Block => 0x01_80_00,
+        DeviceKind::Block | DeviceKind::Fs => 0x01_80_00,
         // Communication, other.
         DeviceKind::Console => 0x07_80_00,
         // Network, Ethernet.

@@ -1,7 +1,7 @@
 //! The registers of one queue (virtio 1.2, 4.1.4.3 and 4.2.2), and the check that makes a ring of them.
 
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory};
 
 use arch::memory::GuestRam;
 

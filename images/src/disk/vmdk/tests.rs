@@ -1,13 +1,10 @@
+use super::super::tests::{all_of, look_into, put};
 use super::sparse::{Header, Sparse};
 use super::*;
 
 use std::io::Write as _;
 
 const GRAIN: usize = 8 * 512;
-
-fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
-    file[at..at + bytes.len()].copy_from_slice(bytes);
-}
 
 /// The header of a disk of 10 grains and a half, with tables of 4 entries, its directory in that sector.
 fn header(directory: u64, packed: bool) -> Vec<u8> {
@@ -67,21 +64,7 @@ fn packed() -> Vec<u8> {
 
 /// Read all of it.
 fn read(file: Vec<u8>) -> io::Result<Vec<u8>> {
-    let mut disk = Sparse::open(file)?;
-    let mut content = vec![1; disk.size() as usize];
-    let mut at = 0;
-    while at < disk.size() {
-        let (zero, len) = disk.extent(at, disk.size() - at)?;
-        assert!(len > 0 && at + len <= disk.size());
-        let part = &mut content[at as usize..(at + len) as usize];
-        if zero {
-            part.fill(0)
-        } else {
-            disk.read(at, part)?
-        }
-        at += len;
-    }
-    Ok(content)
+    all_of(&mut Sparse::open(file)?)
 }
 
 #[test]
@@ -174,12 +157,8 @@ proptest::proptest! {
             file[at % len] = byte;
         }
         if let Ok(mut disk) = Sparse::open(file) {
-            for at in [0, 4096, disk.size() / 2 / 512 * 512, disk.size() - 512] {
-                let at = at.min(disk.size() - 512);
-                if disk.extent(at, disk.size() - at).is_ok() {
-                    let _ = disk.read(at, &mut [0; 512]);
-                }
-            }
+            let size = disk.size();
+            look_into(&mut disk, &[0, 4096, size / 2 / 512 * 512, size - 512]);
         }
     }
 

@@ -238,6 +238,7 @@ mod tests {
             macs: Vec::new(),
             seed: "00".repeat(64),
             time_ns: 0,
+            mounts: Vec::new(),
         }
     }
 

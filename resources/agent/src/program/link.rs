@@ -12,7 +12,7 @@ use agent::message::{Ask, Hello, Ready, Welcome};
 
 use crate::identity::Guest;
 use crate::stream::{Address, Direction, Stream};
-use crate::{note, power};
+use crate::{note, power, shares};
 
 /// The first pause after a connection that could not be made; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -71,7 +71,9 @@ fn greet(stream: &mut Stream, guest: &mut Guest, said: &mut bool) -> io::Result<
         return Err(io::Error::other("another protocol"));
     }
     guest.take_on(&welcome);
-    Frame::message(&Ready {})?.write(stream)?;
+    let unmounted = shares::mount_all(&welcome.mounts).err();
+    let mounts = if unmounted.is_none() { welcome.mounts.len() } else { 0 };
+    Frame::message(&Ready { mounts: Some(mounts), unmounted })?.write(stream)?;
     stream.set_timeout(Direction::Read, None)
 }
 

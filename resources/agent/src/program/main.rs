@@ -23,6 +23,7 @@ mod limits;
 mod link;
 mod power;
 mod serve;
+mod shares;
 mod stream;
 mod sys;
 mod transfer;

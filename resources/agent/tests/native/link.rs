@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use agent::frame::Frame;
-use agent::message::{Hello, Ready, Welcome};
+use agent::message::{Hello, Mount, Ready, Welcome};
 
 use crate::support::Agent;
 
@@ -17,6 +17,7 @@ fn welcome(identity: &str, hostname: &str) -> Welcome {
         macs: vec!["02:00:00:00:00:01".into()],
         seed: "5a".repeat(64),
         time_ns: 1,
+        mounts: Vec::new(),
     }
 }
 
@@ -31,8 +32,20 @@ fn greet(listener: &UnixListener, welcome: &Welcome) -> UnixStream {
     assert_eq!((hello.protocol, hello.init), (agent::PROTOCOL, false));
     assert_eq!(hello.boot_id.len(), 36);
     Frame::message(welcome).unwrap().write(&mut stream).unwrap();
-    let Ready {} = Frame::read(&mut stream).unwrap().unwrap().read_as().unwrap();
+    let ready: Ready = Frame::read(&mut stream).unwrap().unwrap().read_as().unwrap();
+    assert_eq!(ready.mounts, Some(0));
+    assert_eq!(ready.unmounted.is_some(), !welcome.mounts.is_empty());
     stream
+}
+
+#[test]
+fn the_host_hears_of_a_folder_that_cannot_be_mounted() {
+    let mut agent = Agent::start();
+    let listener = UnixListener::bind(agent.path("link")).unwrap();
+    let path = agent.path("folder").to_str().unwrap().to_owned();
+    let mounts = vec![Mount { tag: "there is no such tag".into(), path, readonly: false }];
+    drop(greet(&listener, &Welcome { mounts, ..welcome("one", "web") }));
+    assert!(agent.is_alive());
 }
 
 #[test]

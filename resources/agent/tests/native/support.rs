@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::thread;
@@ -17,15 +18,26 @@ pub struct Agent {
     process: Child,
 }
 
+/// As an init has them, which waits for those that ask it to switch off.
+fn block_signals() -> std::io::Result<()> {
+    // SAFETY: `all` is a plain set, and the mask is the process's own.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
+    Ok(())
+}
+
 impl Agent {
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let unix = |name: &str| format!("unix:{}", dir.path().join(name).display());
-        let process = Command::new(env!("CARGO_BIN_EXE_skiff-agent"))
-            .args(["--listen", &unix("agent"), "--link", &unix("link"), "--root"])
-            .arg(dir.path())
-            .spawn()
-            .unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_skiff-agent"));
+        process.args(["--listen", &unix("agent"), "--link", &unix("link"), "--root"]).arg(dir.path());
+        // SAFETY: both calls are async-signal-safe, and `all` lives on the stack.
+        unsafe { process.pre_exec(block_signals) };
+        let process = process.spawn().unwrap();
         let agent = Self { dir, process };
         while agent.connect().is_err() {
             thread::sleep(Duration::from_millis(2));

@@ -59,6 +59,9 @@ pub fn nanos() -> u64 {
     (u128::from(cpu::ticks()) * 1_000_000 / u128::from(khz())) as u64
 }
 
+/// How long what must come is waited for, in milliseconds: others may have the host's processors. What fails takes so long, and nothing else.
+pub const PATIENCE: u64 = 20_000;
+
 /// Wait until `done` says so. False if it did not within `millis`.
 pub fn until(millis: u64, mut done: impl FnMut() -> bool) -> bool {
     let end = nanos() + millis * 1_000_000;

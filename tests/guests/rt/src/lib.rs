@@ -18,6 +18,7 @@ pub mod memory;
 pub mod pci;
 pub mod power;
 pub mod pvh;
+pub mod raw;
 pub mod ring;
 pub mod serial;
 pub mod smp;

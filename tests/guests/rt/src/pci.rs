@@ -108,15 +108,21 @@ fn base<C: ConfigurationAccess>(root: &mut PciRoot<C>, function: DeviceFunction,
 
 /// The address of the virtio common configuration structure (virtio 1.2, 4.1.4.3) of a function.
 pub fn common_config(function: DeviceFunction) -> Option<u64> {
+    virtio_config(function, 1).map(|(at, _)| at)
+}
+
+/// The address of a virtio structure of a function, by its type (virtio 1.2, 4.1.4): 1 is the common configuration, 2 the notifications, 4 the
+/// device's own. And the word behind its capability, which for notifications is their multiplier.
+pub fn virtio_config(function: DeviceFunction, kind: u16) -> Option<(u64, u32)> {
     const VENDOR: u8 = 0x09;
-    const COMMON: u16 = 1;
     let mut root = root();
-    let is_common = |private: u16| private >> 8 == COMMON;
+    let is_wanted = |private: u16| private >> 8 == kind;
     let capability =
-        root.capabilities(function).find(|cap| cap.id == VENDOR && is_common(cap.private_header))?;
+        root.capabilities(function).find(|cap| cap.id == VENDOR && is_wanted(cap.private_header))?;
     let bar = memory().read_word(function, capability.offset + 4) as u8;
     let offset = memory().read_word(function, capability.offset + 8);
-    Some(base(&mut root, function, bar)? + u64::from(offset))
+    let behind = memory().read_word(function, capability.offset + 16);
+    Some((base(&mut root, function, bar)? + u64::from(offset), behind))
 }
 
 /// The MSI-X capability of a function: its place in configuration space and its table.

@@ -174,7 +174,7 @@ impl Device {
     pub fn prepare(found: &Found, features: u64, max_size: u16) -> Self {
         let mut transport = found.transport();
         transport.set_status(DeviceStatus::empty());
-        clock::until(1000, || transport.get_status().is_empty());
+        clock::until(clock::PATIENCE, || transport.get_status().is_empty());
         transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         let features = transport.read_device_features() & (features | F_VERSION_1);
         transport.write_driver_features(features);
@@ -216,7 +216,7 @@ impl Device {
         if ring.publish(0) {
             self.transport.notify(index);
         }
-        self.used(index, 1000)
+        self.used(index, clock::PATIENCE)
     }
 
     /// Wait for a used entry of queue `index` and return its length.

@@ -51,7 +51,7 @@ pub fn start(index: u16, id: u8, work: extern "C" fn()) -> bool {
     apic::command(id, INIT);
     for _ in 0..2 {
         apic::command(id, STARTUP);
-        if clock::until(500, || UP.load(Ordering::SeqCst) != before) {
+        if clock::until(clock::PATIENCE / 2, || UP.load(Ordering::SeqCst) != before) {
             return true;
         }
     }

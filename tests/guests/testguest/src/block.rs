@@ -319,7 +319,7 @@ impl Disk {
         if ring.publish(0) {
             self.device.transport.notify(self.queue);
         }
-        self.device.used(self.queue, 1000)
+        self.device.used(self.queue, clock::PATIENCE)
     }
 }
 

@@ -38,7 +38,7 @@ pub fn echo() -> Outcome {
     let mut line = String::new();
     loop {
         let mut byte = None;
-        clock::until(5000, || {
+        clock::until(clock::PATIENCE, || {
             byte = console.recv(true).ok().flatten();
             byte.is_some()
         });

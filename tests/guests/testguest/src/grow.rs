@@ -36,7 +36,7 @@ pub fn disk() -> Outcome {
     let generation = disk.device.transport.read_config_generation();
     println!("larger-than {before}");
     cpu::enable_interrupts();
-    let came = clock::until(20_000, || cpu::interrupts(vector) != interrupted);
+    let came = clock::until(clock::PATIENCE, || cpu::interrupts(vector) != interrupted);
     cpu::disable_interrupts();
     check!(came, "no interrupt");
     let cause = disk.device.transport.ack_interrupt();

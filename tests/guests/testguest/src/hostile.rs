@@ -136,7 +136,7 @@ fn is_served(found: &Found, queue: u16) -> bool {
 
 fn expect_reset(found: &Found, device: &Device, queue: u16) -> Outcome {
     let served = is_served(found, queue);
-    let asks = clock::until(if served { 1000 } else { 5 }, || device.needs_reset());
+    let asks = clock::until(if served { clock::PATIENCE } else { 5 }, || device.needs_reset());
     check!(
         asks || !served,
         "the device does not ask for a reset: status {:?}",
@@ -148,7 +148,7 @@ fn expect_reset(found: &Found, device: &Device, queue: u16) -> Outcome {
 fn recovers(found: &Found) -> Outcome {
     let mut transport = found.transport();
     transport.set_status(DeviceStatus::empty());
-    let reset = clock::until(1000, || transport.get_status().is_empty());
+    let reset = clock::until(clock::PATIENCE, || transport.get_status().is_empty());
     check!(reset, "the device does not reset: {:?}", transport.get_status());
     works(found)
 }
@@ -274,7 +274,7 @@ fn interrupted(found: &Found, queue: u16, patience: u64) -> Outcome {
         core::hint::spin_loop();
     }
     device.transport.set_status(DeviceStatus::empty());
-    let reset = clock::until(1000, || device.transport.get_status().is_empty());
+    let reset = clock::until(clock::PATIENCE, || device.transport.get_status().is_empty());
     check!(reset, "the device does not reset: {:?}", device.transport.get_status());
     Ok(())
 }

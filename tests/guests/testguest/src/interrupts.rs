@@ -37,7 +37,7 @@ pub fn timer() -> Outcome {
     let before = cpu::interrupts(TIMER);
     cpu::enable_interrupts();
     apic::write(Local::TimerStart, 100_000);
-    let came = clock::until(1000, || cpu::interrupts(TIMER) == before + 1);
+    let came = clock::until(clock::PATIENCE, || cpu::interrupts(TIMER) == before + 1);
     cpu::disable_interrupts();
     check!(came, "no timer interrupt while running");
 
@@ -65,7 +65,7 @@ fn deadline() -> Outcome {
         let before = cpu::interrupts(TIMER);
         cpu::write_msr(MSR_TSC_DEADLINE, cpu::ticks() + clock::khz());
         cpu::enable_interrupts();
-        let came = clock::until(1000, || cpu::interrupts(TIMER) != before);
+        let came = clock::until(clock::PATIENCE, || cpu::interrupts(TIMER) != before);
         cpu::disable_interrupts();
         apic::write(Local::Timer, 1 << 16);
         check!(came, "no interrupt at the deadline");
@@ -80,16 +80,17 @@ pub fn serial() -> Outcome {
     cpu::out8(PORT + 4, 0x0b);
     cpu::enable_interrupts();
     cpu::out8(PORT + 1, 2);
-    let came = clock::until(1000, || cpu::interrupts(SERIAL) != 0);
+    let came = clock::until(clock::PATIENCE, || cpu::interrupts(SERIAL) != 0);
     let cause = cpu::in8(PORT + 2);
     check!(came, "no interrupt for an empty transmitter");
     check!(cause & 0x0f == 2, "the cause of the interrupt is {cause:#x}");
     cpu::out8(PORT + 1, 1);
     let before = cpu::interrupts(SERIAL);
     println!("say something");
-    let came = clock::until(5000, || cpu::interrupts(SERIAL) != before || cpu::in8(PORT + 5) & 1 != 0);
+    let came =
+        clock::until(clock::PATIENCE, || cpu::interrupts(SERIAL) != before || cpu::in8(PORT + 5) & 1 != 0);
     check!(came, "nothing came in");
-    let came = clock::until(1000, || cpu::interrupts(SERIAL) != before);
+    let came = clock::until(clock::PATIENCE, || cpu::interrupts(SERIAL) != before);
     let line = crate::serial::read_line();
     cpu::out8(PORT + 1, 0);
     cpu::disable_interrupts();
@@ -114,7 +115,7 @@ pub fn virtio() -> Outcome {
                 wanted(&mut disk, features);
                 cpu::enable_interrupts();
                 let status = disk.request(IN, 0, &[(pages(1) as u64, 512, true)])?;
-                let came = clock::until(1000, || cpu::interrupts(QUEUE) != before);
+                let came = clock::until(clock::PATIENCE, || cpu::interrupts(QUEUE) != before);
                 cpu::disable_interrupts();
                 let isr = disk.device.transport.ack_interrupt();
                 check!(
@@ -230,11 +231,11 @@ pub fn msix_mask() -> Outcome {
             }
             cpu::enable_interrupts();
             check!(disk.request(IN, 0, &[(pages(1) as u64, 512, true)])? == 0, "the disk does not work");
-            let pending = clock::until(100, || msix.is_pending(1));
+            let pending = clock::until(clock::PATIENCE, || msix.is_pending(1));
             let held = cpu::interrupts(QUEUE) == before;
             msix.control(true, false);
             msix.set(1, QUEUE, false);
-            let came = clock::until(1000, || cpu::interrupts(QUEUE) != before);
+            let came = clock::until(clock::PATIENCE, || cpu::interrupts(QUEUE) != before);
             cpu::disable_interrupts();
             check!(held, "a masked interrupt came (all masked: {all})");
             check!(pending, "a masked interrupt is not pending (all masked: {all})");

@@ -15,6 +15,7 @@ mod balloon;
 mod block;
 mod console;
 mod ends;
+mod folder;
 mod grow;
 mod hostile;
 mod interrupts;
@@ -70,6 +71,8 @@ const TESTS: &[Test] = &[
     ("console-echo", console::echo),
     ("rng", console::rng),
     ("balloon", balloon::pages_go),
+    ("folder", folder::files),
+    ("folder-beats", folder::beats),
     ("net", net::echo),
     ("net-queues", net::queues),
     ("net-link", net::link),

@@ -33,7 +33,7 @@ fn first() -> Result<Found, String> {
 /// The next of the host's frames.
 fn receive(net: &mut Driver) -> Result<Vec<u8>, String> {
     loop {
-        check!(clock::until(5000, || net.can_recv()), "nothing came in");
+        check!(clock::until(clock::PATIENCE, || net.can_recv()), "nothing came in");
         let buffer = net.receive().map_err(text)?;
         let frame = buffer.packet().to_vec();
         net.recycle_rx_buffer(buffer).map_err(text)?;
@@ -107,7 +107,7 @@ pub fn queues() -> Outcome {
 /// Wait until the link is up or down. Sends all the while: what is lost by that is seen.
 fn wait_link(net: &mut Device, up: bool) -> Outcome {
     let (at, len) = broadcast(0);
-    let seen = clock::until(10_000, || {
+    let seen = clock::until(clock::PATIENCE, || {
         let status: u16 = net.transport.read_config_space(6).unwrap_or(0xffff);
         if status == u16::from(up) {
             return true;
@@ -128,7 +128,7 @@ pub fn link() -> Outcome {
     wait_link(&mut net, true)?;
     wait_link(&mut net, false)?;
     // Nothing is sent meanwhile, as a system does whose link is down.
-    let up = clock::until(10_000, || net.transport.read_config_space::<u16>(6) == Ok(1));
+    let up = clock::until(clock::PATIENCE, || net.transport.read_config_space::<u16>(6) == Ok(1));
     check!(up, "the link does not come back");
     println!("back");
     wait_link(&mut net, false)?;

@@ -29,7 +29,7 @@ pub fn registers() -> Outcome {
 
     cpu::out8(MODEM_CONTROL, 0x10);
     cpu::out8(PORT, b'L');
-    let ready = clock::until(100, || cpu::in8(LINE_STATUS) & 1 != 0);
+    let ready = clock::until(clock::PATIENCE, || cpu::in8(LINE_STATUS) & 1 != 0);
     let back = cpu::in8(PORT);
     cpu::out8(MODEM_CONTROL, 0x0b);
     check!(ready && back == b'L', "loopback brought {back:#x} (ready: {ready})");
@@ -40,7 +40,7 @@ pub fn registers() -> Outcome {
 pub fn read_line() -> Option<String> {
     let mut line = String::new();
     loop {
-        if !clock::until(5000, || cpu::in8(LINE_STATUS) & 1 != 0) {
+        if !clock::until(clock::PATIENCE, || cpu::in8(LINE_STATUS) & 1 != 0) {
             return None;
         }
         match cpu::in8(PORT) {

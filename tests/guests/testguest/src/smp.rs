@@ -34,7 +34,7 @@ pub fn start() -> Outcome {
     let mut up = 1;
     for id in others {
         check!(smp::start(up as u16, id as u8, report), "processor {id} does not start");
-        let reported = clock::until(1000, || REPORTED.load(Ordering::SeqCst) == up);
+        let reported = clock::until(clock::PATIENCE, || REPORTED.load(Ordering::SeqCst) == up);
         check!(reported, "processor {id} started but says nothing");
         let who = WHO.load(Ordering::SeqCst);
         check!(who == u64::from(id) << 32 | u64::from(id), "processor {id} says it is {who:#x}");

@@ -55,6 +55,7 @@ pub const EXTRA_MODULES: &[&str] = &[
     "evdev",
     "crc32c_generic",
     "ext4",
+    "virtiofs",
 ];
 
 /// The drivers that kvmbox loads, in this order.

@@ -86,8 +86,8 @@ fn wait_ready(place: &Place, stream: &UnixStream) -> io::Result<Option<Response>
         if let Some(agent) = readiness.agent() {
             return Ok(Some(Response::Ready(agent)));
         }
-        if let Some(stranger) = readiness.stranger() {
-            return Ok(Some(Response::Error(stranger.skew())));
+        if let Some(why) = readiness.useless() {
+            return Ok(Some(Response::Error(why)));
         }
         let mut fds = [
             PollFd::new(stream, PollFlags::empty()),

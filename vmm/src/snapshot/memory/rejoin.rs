@@ -73,7 +73,7 @@ mod tests {
     use super::*;
     use crate::memory::{reserve, resident};
     use crate::spec::{Memory, MemorySpec};
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+    use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
     #[test]
     fn only_what_is_full_is_joined_and_nothing_changes_in_it() {

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use images::file::cache::{Cache, StepResult};
 use images::file::context::Context;
 use images::file::plan::{self, Action, Ground, Plan, Planned};
-use images::file::{At, Copy, File, FileError, Wrong};
+use images::file::{At, Copy, File, FileError, What, Wrong};
 use images::manifest::{Disk, Manifest, Source};
 use images::name::Name;
 use images::store::{Image, Store as Images};
@@ -304,8 +304,13 @@ impl<'a> Build<'a> {
                 0 => "",
                 _ => "; the steps before it are kept for the next build",
             };
+            let fetches = matches!(self.file.steps.get(at), Some(step) if matches!(step.what, What::Packages(_)));
+            let offline = match fetches && self.spec.nets.is_empty() {
+                true => "; its VM has no network: that takes the package passt, and a default route of this machine",
+                false => "",
+            };
             let (file, line, title) = (self.asked.file.display(), step.line, &step.title);
-            anyhow::anyhow!("{file}:{line}: step {number} of {total} ({title}) {error:#}{kept}")
+            anyhow::anyhow!("{file}:{line}: step {number} of {total} ({title}) {error:#}{offline}{kept}")
         })?;
         self.screen.done();
         Ok(())

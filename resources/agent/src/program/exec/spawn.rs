@@ -139,7 +139,7 @@ fn step(step: Step, result: i32) -> io::Result<()> {
 /// # Safety
 /// For a process between `fork` and `exec`.
 unsafe fn clean_up(limits: &libc::rlimit) {
-    // SAFETY: system calls on constants and on one value that outlives the call.
+    // SAFETY: calls that are async-signal-safe, on constants and on values that outlive them.
     unsafe {
         let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if file >= 0 {
@@ -149,6 +149,10 @@ unsafe fn clean_up(limits: &libc::rlimit) {
         for signal in 1..32 {
             libc::signal(signal, libc::SIG_DFL);
         }
+        // The agent as init has some blocked, which a command must hear.
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::umask(0o022);
         libc::setrlimit(libc::RLIMIT_NOFILE, limits);
         // Everything is made close-on-exec; this is for what is not, if something ever is not.

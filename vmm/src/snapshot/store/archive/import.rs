@@ -171,6 +171,9 @@ fn make_harmless(spec: &mut VmSpec) {
     if let Some(vsock) = &mut spec.vsock {
         vsock.path = None;
     }
+    for folder in &mut spec.folders {
+        folder.path = None;
+    }
     for net in &mut spec.nets {
         net.mac = None;
         if let NetBackend::Fd(_) = net.backend {

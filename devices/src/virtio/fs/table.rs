@@ -1,0 +1,253 @@
+//! What one session of the guest holds: the nodes that it looked up and the files that it opened.
+//!
+//! The guest names both by numbers that are made here, counted up and never used twice, so that a number that was not given to
+//! it, or was given back, means nothing. Both tables are bounded, for each entry costs the host a file descriptor.
+//!
+//! After a restore an entry is a name ([`Place::Saved`]) until the guest uses it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use rustix::io::Errno;
+
+/// The node of the shared folder itself (`FUSE_ROOT_ID`).
+pub(super) const ROOT: u64 = 1;
+
+/// What a node or a file is to the library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has it, under this number.
+    Library(u64),
+    /// It is this beneath the shared folder, components joined by `/`, and nobody has looked since it was saved.
+    Saved(Vec<u8>),
+    /// What was saved is not there any more.
+    Gone,
+}
+
+/// A file, directory or other thing that the guest has looked up.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) place: Place,
+    /// The host's inode number.
+    pub(super) ino: u64,
+    /// What it is: the file type bits of a mode.
+    pub(super) kind: u32,
+    /// How often the guest was given it and has not given it back.
+    pub(super) lookups: u64,
+    /// How often the library has given it, and has not been given it back.
+    pub(super) held: u64,
+}
+
+/// An open file or directory.
+#[derive(Clone, Debug)]
+pub(super) struct Handle {
+    /// The guest's number of what is open.
+    pub(super) node: u64,
+    /// The library's number of what is open; nothing before a saved one is used.
+    pub(super) inode: u64,
+    pub(super) place: Place,
+    /// How it was opened.
+    pub(super) flags: u32,
+    pub(super) directory: bool,
+}
+
+/// What the library is to be told of a node that the guest holds no more.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Forget {
+    /// The library's number.
+    pub(super) inode: u64,
+    /// How often the library gave it.
+    pub(super) count: u64,
+}
+
+/// Both tables.
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub(super) nodes: BTreeMap<u64, Node>,
+    /// The guest's number of what the library knows by this one.
+    by_library: HashMap<u64, u64>,
+    pub(super) handles: BTreeMap<u64, Handle>,
+    pub(super) next_node: u64,
+    pub(super) next_handle: u64,
+    most: usize,
+}
+
+impl Tables {
+    /// With the shared folder alone. `most` bounds each table.
+    pub(super) fn new(root: Node, most: usize) -> Self {
+        let mut tables = Self {
+            nodes: BTreeMap::new(),
+            by_library: HashMap::new(),
+            handles: BTreeMap::new(),
+            next_node: ROOT + 1,
+            next_handle: 1,
+            most,
+        };
+        if let Place::Library(inode) = root.place {
+            tables.by_library.insert(inode, ROOT);
+        }
+        tables.nodes.insert(ROOT, root);
+        tables
+    }
+
+    /// The guest is given the library's `inode`, as a node of its own. The library has given it once more.
+    ///
+    /// # Errors
+    /// If the guest holds too many; the library is to forget it.
+    pub(super) fn give(&mut self, inode: u64, ino: u64, kind: u32) -> io::Result<u64> {
+        if let Some(id) = self.by_library.get(&inode)
+            && let Some(node) = self.nodes.get_mut(id)
+        {
+            node.lookups = node.lookups.saturating_add(1);
+            node.held = node.held.saturating_add(1);
+            return Ok(*id);
+        }
+        if self.nodes.len() >= self.most {
+            return Err(Errno::NFILE.into());
+        }
+        let id = self.next_node;
+        self.next_node = id.checked_add(1).ok_or(Errno::NFILE)?;
+        let place = Place::Library(inode);
+        self.nodes.insert(id, Node { place, ino, kind, lookups: 1, held: 1 });
+        self.by_library.insert(inode, id);
+        Ok(id)
+    }
+
+    /// The guest gives `id` back `count` times: what the library is to forget then. More often than it was given is as often.
+    pub(super) fn forget(&mut self, id: u64, count: u64) -> Option<Forget> {
+        if id == ROOT {
+            return None;
+        }
+        let node = self.nodes.get_mut(&id)?;
+        node.lookups = node.lookups.saturating_sub(count);
+        if node.lookups > 0 {
+            return None;
+        }
+        let node = self.nodes.remove(&id)?;
+        let Place::Library(inode) = node.place else { return None };
+        if self.by_library.get(&inode) == Some(&id) {
+            self.by_library.remove(&inode);
+        }
+        Some(Forget { inode, count: node.held })
+    }
+
+    /// What was given as `id` just now did not reach the guest, and the library has taken it back itself.
+    pub(super) fn take_back(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.held = node.held.saturating_sub(1);
+        }
+        // With nothing held there is nothing to tell the library.
+        self.forget(id, 1);
+    }
+
+    /// What was saved as `id` is the library's `inode`, which it has given once.
+    pub(super) fn found(&mut self, id: u64, inode: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.place = Place::Library(inode);
+        node.held = 1;
+        self.by_library.entry(inode).or_insert(id);
+    }
+
+    /// What was saved as `id` is not there any more.
+    pub(super) fn lost(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.place = Place::Gone;
+        }
+    }
+
+    /// Whether one more file can be opened.
+    ///
+    /// # Errors
+    /// If the guest holds too many.
+    pub(super) fn room_to_open(&self) -> io::Result<()> {
+        if self.handles.len() >= self.most { Err(Errno::NFILE.into()) } else { Ok(()) }
+    }
+
+    /// Give the guest an open file.
+    pub(super) fn opened(&mut self, handle: Handle) -> io::Result<u64> {
+        self.room_to_open()?;
+        let id = self.next_handle;
+        self.next_handle = id.checked_add(1).ok_or(Errno::NFILE)?;
+        self.handles.insert(id, handle);
+        Ok(id)
+    }
+
+    /// The open file `id`, if it is of `node` and of that kind.
+    ///
+    /// # Errors
+    /// If it is not the guest's.
+    pub(super) fn handle(&self, node: u64, id: u64, directory: bool) -> io::Result<&Handle> {
+        let handle = self.handles.get(&id).filter(|handle| handle.node == node);
+        handle.filter(|handle| handle.directory == directory).ok_or(Errno::BADF.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables(most: usize) -> Tables {
+        let place = Place::Library(1);
+        Tables::new(Node { place, ino: 1, kind: 0o040_000, lookups: 1, held: 1 }, most)
+    }
+
+    #[test]
+    fn a_node_is_the_guests_until_it_gave_it_back_as_often_as_it_got_it() {
+        let mut tables = tables(9);
+        let id = tables.give(70, 7, 0).unwrap();
+        assert_eq!(tables.give(70, 7, 0).unwrap(), id);
+        assert_eq!(tables.forget(id, 1), None);
+        assert_eq!(tables.forget(id, 1), Some(Forget { inode: 70, count: 2 }));
+        assert_eq!(tables.forget(id, 1), None, "it is not there any more");
+        assert_ne!(tables.give(70, 7, 0).unwrap(), id, "no number is used twice");
+    }
+
+    #[test]
+    fn who_gives_back_too_much_gives_back_what_there_is() {
+        let mut tables = tables(9);
+        let id = tables.give(70, 7, 0).unwrap();
+        let other = tables.give(71, 8, 0).unwrap();
+        assert_eq!(tables.forget(id, u64::MAX), Some(Forget { inode: 70, count: 1 }));
+        assert_eq!(tables.forget(ROOT, u64::MAX), None, "the folder stays");
+        assert_eq!(tables.forget(12345, 1), None);
+        assert_eq!(tables.nodes.keys().copied().collect::<Vec<_>>(), [ROOT, other]);
+    }
+
+    #[test]
+    fn what_did_not_reach_the_guest_was_not_given() {
+        let mut tables = tables(9);
+        let id = tables.give(70, 7, 0).unwrap();
+        tables.give(70, 7, 0).unwrap();
+        tables.take_back(id);
+        assert_eq!(tables.forget(id, 1), Some(Forget { inode: 70, count: 1 }));
+        let id = tables.give(70, 7, 0).unwrap();
+        tables.take_back(id);
+        assert!(!tables.nodes.contains_key(&id));
+    }
+
+    #[test]
+    fn both_tables_are_bounded() {
+        let mut tables = tables(3);
+        tables.give(70, 7, 0).unwrap();
+        let id = tables.give(71, 7, 0).unwrap();
+        assert_eq!(tables.give(72, 7, 0).unwrap_err().raw_os_error(), Some(libc::ENFILE));
+        assert_eq!(tables.give(71, 7, 0).unwrap(), id, "what it has it can look up again");
+        let handle = Handle { node: id, inode: 71, place: Place::Library(1), flags: 0, directory: false };
+        for _ in 0..3 {
+            tables.opened(handle.clone()).unwrap();
+        }
+        assert_eq!(tables.opened(handle).unwrap_err().raw_os_error(), Some(libc::ENFILE));
+    }
+
+    #[test]
+    fn an_open_file_belongs_to_its_node_and_is_what_it_is() {
+        let mut tables = tables(9);
+        let handle = Handle { node: 5, inode: 71, place: Place::Library(1), flags: 0, directory: false };
+        let id = tables.opened(handle).unwrap();
+        assert!(tables.handle(5, id, false).is_ok());
+        for (node, id, directory) in [(6, id, false), (5, id, true), (5, id + 1, false), (5, 0, false)] {
+            let error = tables.handle(node, id, directory).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        }
+    }
+}
