@@ -22,7 +22,7 @@ use images::name::Name;
 use images::store::{Image, Store as Images};
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::{FORMAT, Manifest};
-use vmm::spec::{Memory, VmSpec};
+use vmm::spec::{FolderSpec, Memory, VmSpec};
 
 use super::matrix::Case;
 use super::outcome::count_oom;
@@ -32,6 +32,7 @@ use crate::cmd::image::file::guest::Guest;
 use crate::cmd::image::file::show::Screen;
 use crate::cmd::image::file::{exec_in, put};
 use crate::cmd::image::warm;
+use crate::cmd::run::volume;
 use crate::cmd::{clone, run};
 use crate::store::Store;
 use crate::store::bases::Base;
@@ -104,7 +105,12 @@ impl Preparer<'_> {
         spec.ports = Vec::new();
         spec.cpus = case.cpus.unwrap_or(spec.cpus);
         spec.memory.size = case.memory.unwrap_or(spec.memory.size);
+        // Whose folder each is, is said to each clone: the snapshot does not depend on it.
+        let empty = FolderSpec { path: None, ..FolderSpec::new("") };
+        spec.folders.extend(self.suite.volumes.iter().map(|_| empty.clone()));
         spec.validate().context("this machine cannot be")?;
+        let mut shared = spec.clone();
+        volume::give(&mut shared, &self.suite.volumes)?;
         let context = Context::open(self.project)?;
         let plan = self.plan(image, &spec, &context)?;
         let exec = Exec {
@@ -114,7 +120,7 @@ impl Preparer<'_> {
             ..Exec::default()
         };
         let ready = |base: &Base, from: Id| Ready {
-            spec: spec.clone(),
+            spec: shared.clone(),
             from,
             created_ms: base.created_ms,
             oom_lines: base.oom_lines,
@@ -123,8 +129,8 @@ impl Preparer<'_> {
         let warm = run::image::warm(self.store, self.images, image, &spec, false)?;
         if let Some(snapshot) = warm.as_ref().filter(|_| plan.steps.is_empty()) {
             self.tell(case, &format!("warm, from {}", moment(snapshot.created_ms)));
-            let (created_ms, oom_lines, spec) = (snapshot.created_ms, 0, spec);
-            return Ok(Ready { spec, from: snapshot.id, created_ms, oom_lines, exec });
+            let (created_ms, oom_lines) = (snapshot.created_ms, 0);
+            return Ok(Ready { spec: shared, from: snapshot.id, created_ms, oom_lines, exec });
         }
         let (key, slot) = (key(&plan, &spec)?, self.slot(case));
         let cache = Cache::of(self.images);
