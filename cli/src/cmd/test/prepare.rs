@@ -3,7 +3,7 @@
 //! ```text
 //! key  = digest of   the image's ID · every step of the setup, with the content of what it copies · the machine · skiff's version and
 //!                    the snapshot's format
-//! slot = digest of   the image as it is called · the size of the machine · the project, if there is a setup
+//! slot = digest of   the image as it is called · the size of the machine · how many folders it shares · the project, if there is a setup
 //! ```
 //! A slot holds one snapshot: if its key is another, it is made anew. Without a setup, a warm image's own snapshot is it. All of it is the main
 //! thread's, one after the other, before any test runs.
@@ -199,7 +199,8 @@ impl Preparer<'_> {
 
     fn slot(&self, case: &Case) -> Digest {
         let project = if self.suite.setup.is_empty() { PathBuf::new() } else { self.project.to_owned() };
-        let text = format!("{}\n{:?}\n{:?}\n{}", case.image, case.cpus, case.memory, project.display());
+        let (cpus, memory, volumes) = (case.cpus, case.memory, self.suite.volumes.len());
+        let text = format!("{}\n{cpus:?}\n{memory:?}\n{volumes}\n{}", case.image, project.display());
         Digest::of(text.as_bytes())
     }
 
