@@ -70,6 +70,19 @@ pub struct Preparer<'a> {
     pub fresh: bool,
 }
 
+/// A snapshot that is to be made.
+struct Wanted<'a> {
+    image: &'a Image,
+    case: &'a Case,
+    spec: &'a VmSpec,
+    /// The image's own snapshot, from which the guest starts instead of a boot.
+    warm: Option<&'a Manifest>,
+    plan: &'a Plan,
+    context: &'a Context,
+    key: String,
+    slot: Digest,
+}
+
 /// The machine of a test.
 pub fn shape(case: &Case) -> Shape {
     (case.image.clone(), case.cpus, case.memory)
@@ -153,7 +166,8 @@ impl Preparer<'_> {
             _ => "made once, for all that follow",
         };
         self.tell(case, why);
-        let base = self.make(image, case, &spec, warm.as_ref(), &plan, &context, key, &slot)?;
+        let (spec, warm, plan, context) = (&spec, warm.as_ref(), &plan, &context);
+        let base = self.make(&Wanted { image, case, spec, warm, plan, context, key, slot })?;
         let from = base.snapshot.parse().context("its ID makes no sense")?;
         Ok(ready(&base, from))
     }
@@ -215,30 +229,20 @@ impl Preparer<'_> {
     }
 
     /// Boot, do the setup, take the snapshot and remember it.
-    #[expect(clippy::too_many_arguments, reason = "each is another thing that was found before")]
-    fn make(
-        &self,
-        image: &Image,
-        case: &Case,
-        spec: &VmSpec,
-        warm: Option<&Manifest>,
-        plan: &Plan,
-        context: &Context,
-        key: String,
-        slot: &Digest,
-    ) -> Result<Base> {
-        let mut screen = Screen::new(false, plan.steps.len());
-        let called = called(case);
+    fn make(&self, wanted: &Wanted<'_>) -> Result<Base> {
+        let (steps, warm) = (&wanted.plan.steps, wanted.warm);
+        let mut screen = Screen::new(false, steps.len());
+        let called = called(wanted.case);
         screen.begin(format!("[{called}] {}", if warm.is_some() { "start" } else { "boot" }));
         let name = format!("test-{}", Id::draw().context("cannot draw a name")?);
-        let guest = Guest::start_as(self.store, name, spec, warm.map(|warm| warm.id));
+        let guest = Guest::start_as(self.store, name, wanted.spec, warm.map(|warm| warm.id));
         let guest = guest.inspect_err(|_| screen.fail())?;
         screen.done();
-        for (at, step) in plan.steps.iter().enumerate() {
-            screen.begin(format!("[{called}] {}/{} {}", at.saturating_add(1), plan.steps.len(), step.title));
+        for (at, step) in steps.iter().enumerate() {
+            screen.begin(format!("[{called}] {}/{} {}", at.saturating_add(1), steps.len(), step.title));
             let did = match &step.action {
                 Action::Run(exec) => exec_in(&guest, exec, &mut screen),
-                Action::Copy(copy, tree) => put(&guest, context, copy, tree, &mut screen),
+                Action::Copy(copy, tree) => put(&guest, wanted.context, copy, tree, &mut screen),
             };
             did.map_err(|error| {
                 screen.fail();
@@ -247,12 +251,12 @@ impl Preparer<'_> {
             screen.done();
         }
         screen.begin(format!("[{called}] snapshot"));
-        let base = self.take(image, &called, &guest, key, slot).inspect_err(|_| screen.fail())?;
+        let base = self.take(wanted, &called, &guest).inspect_err(|_| screen.fail())?;
         screen.done();
         Ok(base)
     }
 
-    fn take(&self, image: &Image, called: &str, guest: &Guest, key: String, slot: &Digest) -> Result<Base> {
+    fn take(&self, wanted: &Wanted<'_>, called: &str, guest: &Guest) -> Result<Base> {
         warm::settle(guest)?;
         warm::wait_until_free(guest)?;
         // A guest without dmesg says it on its console, or not at all.
@@ -262,15 +266,15 @@ impl Preparer<'_> {
         let manifest = self.store.snapshots().get(snapshot)?;
         let base = Base {
             name: called.to_owned(),
-            key,
-            image: image.id.hex(),
+            key: wanted.key.clone(),
+            image: wanted.image.id.hex(),
             snapshot: snapshot.to_string(),
             vm: manifest.vm.to_string(),
             created_ms: manifest.created_ms,
             oom_lines,
         };
         // Before the guest goes: nobody would need the snapshot.
-        self.store.set_base(slot, &base)?;
+        self.store.set_base(&wanted.slot, &base)?;
         Ok(base)
     }
 
