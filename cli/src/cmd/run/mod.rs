@@ -29,7 +29,7 @@ mod seed;
 mod template;
 #[cfg(test)]
 mod tests;
-mod volume;
+pub mod volume;
 
 pub const VERB: Verb = Verb {
     name: "run",
@@ -149,7 +149,7 @@ fn what(
     stays: bool,
     dry_run: bool,
 ) -> Result<What> {
-    volume::check(&asked)?;
+    volume::check(&asked.volume)?;
     let (mut of, mut has_agent) = (None, false);
     // A file of the store is made for it, which a dry run does not.
     let seed =

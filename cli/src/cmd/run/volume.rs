@@ -123,8 +123,8 @@ impl TryFrom<String> for Volume {
 }
 
 /// Look whether each folder is there, before anything takes time.
-pub fn check(asked: &Asked) -> Result<()> {
-    for path in asked.volume.iter().map(Volume::path) {
+pub fn check(volumes: &[Volume]) -> Result<()> {
+    for path in volumes.iter().map(Volume::path) {
         match std::fs::metadata(&path) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => bail!(

@@ -6,6 +6,7 @@
 //! packages = ["gcc", "make"]         # installed by the guest's own package manager before the setup
 //! workdir = "/src"                   # where the setup and the command start; made if it is not there
 //! user = "tester"                    # who runs the command; the setup is root's
+//! volume = [".:/src:ro"]             # folders of the host, from the file's directory, for the command
 //! env = { CI = "1" }                 # for the setup and the command
 //! timeout = "5m"                     # for the command
 //! retry = 1
@@ -44,6 +45,7 @@ use toml::de::DeTable;
 use vmm::spec::Memory;
 
 use super::suite::{MOST_RUNS, Suite};
+use crate::cmd::run::volume::Volume;
 
 /// The longest file in bytes.
 pub const LONGEST: usize = 1 << 20;
@@ -54,6 +56,7 @@ const KEYS: &[&str] = &[
     "packages",
     "workdir",
     "user",
+    "volume",
     "env",
     "timeout",
     "retry",
@@ -82,6 +85,8 @@ struct Raw {
     packages: Vec<Spanned<String>>,
     workdir: Option<Spanned<String>>,
     user: Option<Spanned<String>>,
+    #[serde(default)]
+    volume: Vec<Spanned<String>>,
     env: Option<Spanned<BTreeMap<String, String>>>,
     timeout: Option<Spanned<String>>,
     retry: Option<Spanned<i64>>,
@@ -158,6 +163,7 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<Suite, FileError> {
             .collect::<Result<_, _>>()?,
         setup,
         command: raw.command.map(|line| command(at, line)).transpose()?.unwrap_or_default(),
+        volumes: raw.volume.iter().map(|text| read_volume(at, text)).collect::<Result<_, _>>()?,
         env: environment(at, raw.env)?,
         user: raw.user.as_ref().map(|user| plain(at, user, "a user")).transpose()?,
         artifacts: artifacts.collect::<Result<_, _>>()?,
@@ -189,6 +195,10 @@ fn count(at: &Text<'_>, number: &Spanned<i64>, least: u32) -> Result<u32, FileEr
 
 fn read_memory(at: &Text<'_>, text: &Spanned<String>) -> Result<Memory, FileError> {
     text.get_ref().parse::<Memory>().map_err(|error| at.error(&text.span(), error.to_string()))
+}
+
+fn read_volume(at: &Text<'_>, text: &Spanned<String>) -> Result<Volume, FileError> {
+    text.get_ref().parse::<Volume>().map_err(|error| at.error(&text.span(), error.to_string()))
 }
 
 fn variable(
@@ -235,6 +245,7 @@ command = ["./run-tests.sh", "-v"]
 packages = ["gcc"]
 workdir = "/src"
 user = "tester"
+volume = [".:/here:ro"]
 env = { CI = "1" }
 timeout = "5m"
 retry = 1
@@ -271,7 +282,7 @@ env.LANG = ["C", "de_DE.UTF-8"]
         assert_eq!((suite.retry, suite.flaky, suite.jobs, suite.keep), (Some(1), Some(10), Some(4), Some(0)));
         assert_eq!((suite.fail_fast, suite.output), (Some(true), Some("out".into())));
         let lines: Vec<usize> = suite.setup.iter().map(|step| step.line).collect();
-        assert_eq!(lines, [4, 5, 19, 22], "packages, the directory, and the steps");
+        assert_eq!(lines, [4, 5, 20, 23], "packages, the directory, and the steps");
         let make = |step: &images::file::Step| matches!(&step.what, What::Run(Run { argv, .. }) if argv[2] == "make");
         assert!(suite.setup.last().is_some_and(make));
     }
@@ -295,6 +306,7 @@ env.LANG = ["C", "de_DE.UTF-8"]
             ("[matrix]\ncpus = [0]", 2, "write one from 1"),
             ("[matrix]\nmemory = [\"much\"]", 2, "'much'"),
             ("[matrix]\nenv.A = []", 2, "A has no values"),
+            ("\nvolume = [\"src\"]", 2, "write HOST:GUEST"),
             ("artifacts = [\"log\"]", 1, "begin the path in the guest with /"),
             ("on = \"debian:11\"", 1, "invalid type"),
             ("on = [\"debian:11\\n\"]", 1, "is not an image"),

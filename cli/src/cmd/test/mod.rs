@@ -25,6 +25,7 @@ use self::schedule::Rules;
 use self::screen::Screen;
 use self::suite::Suite;
 use self::worker::Job;
+use super::run::volume;
 use super::{Verb, print};
 use crate::exit::Usage;
 use crate::flags::{self, Completes, Count, Operand, closest};
@@ -97,11 +98,14 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     asked.suite.command = COMMAND.all(matches);
     let said_all = !asked.suite.on.is_empty() && !asked.suite.command.is_empty();
     let file = asked.file.take().or_else(|| (!said_all && Path::new(FILE).is_file()).then(|| FILE.into()));
+    let here = directory(Path::new("."))?;
+    asked.suite.volumes.iter_mut().for_each(|volume| volume.start_at(&here));
     let (project, suite) = match &file {
         Some(path) => (directory(path)?, std::mem::take(&mut asked.suite).over(read(path)?)),
-        None => (directory(Path::new("."))?, std::mem::take(&mut asked.suite)),
+        None => (here, std::mem::take(&mut asked.suite)),
     };
     check(&suite, file.is_some())?;
+    volume::check(&suite.volumes)?;
     let cases = cases(&suite)?;
     if cases.is_empty() {
         return Err(Usage(
@@ -122,6 +126,8 @@ fn read(path: &Path) -> Result<Suite> {
     let opened = std::fs::File::open(path).with_context(failed)?;
     opened.take(config::LONGEST as u64 + 1).read_to_string(&mut text).with_context(failed)?;
     let mut suite = config::parse(&text).map_err(|error| mistake(path, &error))?;
+    let dir = directory(path)?;
+    suite.volumes.iter_mut().for_each(|volume| volume.start_at(&dir));
     // It is said from the file's directory.
     if let (Some(output), Some(dir)) = (&mut suite.output, path.parent()) {
         *output = dir.join(&*output);

@@ -138,6 +138,22 @@ pub const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     ),
+    Flag {
+        long: "HOST is a folder, from here on if it is relative. The command sees it, the setup does not: what is in it may change without the \
+               setup being done again. See skiff run.",
+        ..flag(
+            "volume",
+            Some('v'),
+            Takes::Texts("HOST:GUEST[:ro]"),
+            "Share a folder of the host with the guests",
+            &["-v", ".:/src:ro"],
+            "volume = [\".:/src:ro\"]",
+            |asked, value| {
+                asked.suite.volumes.push(utf8(value)?.parse()?);
+                Ok(())
+            },
+        )
+    },
     flag(
         "env",
         Some('e'),

@@ -3,7 +3,7 @@
 //! ```text
 //! key  = digest of   the image's ID · every step of the setup, with the content of what it copies · the machine · skiff's version and
 //!                    the snapshot's format
-//! slot = digest of   the image as it is called · the size of the machine · the project, if there is a setup
+//! slot = digest of   the image as it is called · the size of the machine · how many folders it shares · the project, if there is a setup
 //! ```
 //! A slot holds one snapshot: if its key is another, it is made anew. Without a setup, a warm image's own snapshot is it. All of it is the main
 //! thread's, one after the other, before any test runs.
@@ -22,7 +22,7 @@ use images::name::Name;
 use images::store::{Image, Store as Images};
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::{FORMAT, Manifest};
-use vmm::spec::{Memory, VmSpec};
+use vmm::spec::{FolderSpec, Memory, VmSpec};
 
 use super::matrix::Case;
 use super::outcome::count_oom;
@@ -32,6 +32,7 @@ use crate::cmd::image::file::guest::Guest;
 use crate::cmd::image::file::show::Screen;
 use crate::cmd::image::file::{exec_in, put};
 use crate::cmd::image::warm;
+use crate::cmd::run::volume;
 use crate::cmd::{clone, run};
 use crate::store::Store;
 use crate::store::bases::Base;
@@ -69,6 +70,19 @@ pub struct Preparer<'a> {
     pub fresh: bool,
 }
 
+/// A snapshot that is to be made.
+struct Wanted<'a> {
+    image: &'a Image,
+    case: &'a Case,
+    spec: &'a VmSpec,
+    /// The image's own snapshot, from which the guest starts instead of a boot.
+    warm: Option<&'a Manifest>,
+    plan: &'a Plan,
+    context: &'a Context,
+    key: String,
+    slot: Digest,
+}
+
 /// The machine of a test.
 pub fn shape(case: &Case) -> Shape {
     (case.image.clone(), case.cpus, case.memory)
@@ -104,7 +118,12 @@ impl Preparer<'_> {
         spec.ports = Vec::new();
         spec.cpus = case.cpus.unwrap_or(spec.cpus);
         spec.memory.size = case.memory.unwrap_or(spec.memory.size);
+        // Whose folder each is, is said to each clone: the snapshot does not depend on it.
+        let empty = FolderSpec { path: None, ..FolderSpec::new("") };
+        spec.folders.extend(self.suite.volumes.iter().map(|_| empty.clone()));
         spec.validate().context("this machine cannot be")?;
+        let mut shared = spec.clone();
+        volume::give(&mut shared, &self.suite.volumes)?;
         let context = Context::open(self.project)?;
         let plan = self.plan(image, &spec, &context)?;
         let exec = Exec {
@@ -114,7 +133,7 @@ impl Preparer<'_> {
             ..Exec::default()
         };
         let ready = |base: &Base, from: Id| Ready {
-            spec: spec.clone(),
+            spec: shared.clone(),
             from,
             created_ms: base.created_ms,
             oom_lines: base.oom_lines,
@@ -123,8 +142,8 @@ impl Preparer<'_> {
         let warm = run::image::warm(self.store, self.images, image, &spec, false)?;
         if let Some(snapshot) = warm.as_ref().filter(|_| plan.steps.is_empty()) {
             self.tell(case, &format!("warm, from {}", moment(snapshot.created_ms)));
-            let (created_ms, oom_lines, spec) = (snapshot.created_ms, 0, spec);
-            return Ok(Ready { spec, from: snapshot.id, created_ms, oom_lines, exec });
+            let (created_ms, oom_lines) = (snapshot.created_ms, 0);
+            return Ok(Ready { spec: shared, from: snapshot.id, created_ms, oom_lines, exec });
         }
         let (key, slot) = (key(&plan, &spec)?, self.slot(case));
         let cache = Cache::of(self.images);
@@ -147,7 +166,8 @@ impl Preparer<'_> {
             _ => "made once, for all that follow",
         };
         self.tell(case, why);
-        let base = self.make(image, case, &spec, warm.as_ref(), &plan, &context, key, &slot)?;
+        let (spec, warm, plan, context) = (&spec, warm.as_ref(), &plan, &context);
+        let base = self.make(&Wanted { image, case, spec, warm, plan, context, key, slot })?;
         let from = base.snapshot.parse().context("its ID makes no sense")?;
         Ok(ready(&base, from))
     }
@@ -193,7 +213,8 @@ impl Preparer<'_> {
 
     fn slot(&self, case: &Case) -> Digest {
         let project = if self.suite.setup.is_empty() { PathBuf::new() } else { self.project.to_owned() };
-        let text = format!("{}\n{:?}\n{:?}\n{}", case.image, case.cpus, case.memory, project.display());
+        let (cpus, memory, volumes) = (case.cpus, case.memory, self.suite.volumes.len());
+        let text = format!("{}\n{cpus:?}\n{memory:?}\n{volumes}\n{}", case.image, project.display());
         Digest::of(text.as_bytes())
     }
 
@@ -208,30 +229,20 @@ impl Preparer<'_> {
     }
 
     /// Boot, do the setup, take the snapshot and remember it.
-    #[expect(clippy::too_many_arguments, reason = "each is another thing that was found before")]
-    fn make(
-        &self,
-        image: &Image,
-        case: &Case,
-        spec: &VmSpec,
-        warm: Option<&Manifest>,
-        plan: &Plan,
-        context: &Context,
-        key: String,
-        slot: &Digest,
-    ) -> Result<Base> {
-        let mut screen = Screen::new(false, plan.steps.len());
-        let called = called(case);
+    fn make(&self, wanted: &Wanted<'_>) -> Result<Base> {
+        let (steps, warm) = (&wanted.plan.steps, wanted.warm);
+        let mut screen = Screen::new(false, steps.len());
+        let called = called(wanted.case);
         screen.begin(format!("[{called}] {}", if warm.is_some() { "start" } else { "boot" }));
         let name = format!("test-{}", Id::draw().context("cannot draw a name")?);
-        let guest = Guest::start_as(self.store, name, spec, warm.map(|warm| warm.id));
+        let guest = Guest::start_as(self.store, name, wanted.spec, warm.map(|warm| warm.id));
         let guest = guest.inspect_err(|_| screen.fail())?;
         screen.done();
-        for (at, step) in plan.steps.iter().enumerate() {
-            screen.begin(format!("[{called}] {}/{} {}", at.saturating_add(1), plan.steps.len(), step.title));
+        for (at, step) in steps.iter().enumerate() {
+            screen.begin(format!("[{called}] {}/{} {}", at.saturating_add(1), steps.len(), step.title));
             let did = match &step.action {
                 Action::Run(exec) => exec_in(&guest, exec, &mut screen),
-                Action::Copy(copy, tree) => put(&guest, context, copy, tree, &mut screen),
+                Action::Copy(copy, tree) => put(&guest, wanted.context, copy, tree, &mut screen),
             };
             did.map_err(|error| {
                 screen.fail();
@@ -240,12 +251,12 @@ impl Preparer<'_> {
             screen.done();
         }
         screen.begin(format!("[{called}] snapshot"));
-        let base = self.take(image, &called, &guest, key, slot).inspect_err(|_| screen.fail())?;
+        let base = self.take(wanted, &called, &guest).inspect_err(|_| screen.fail())?;
         screen.done();
         Ok(base)
     }
 
-    fn take(&self, image: &Image, called: &str, guest: &Guest, key: String, slot: &Digest) -> Result<Base> {
+    fn take(&self, wanted: &Wanted<'_>, called: &str, guest: &Guest) -> Result<Base> {
         warm::settle(guest)?;
         warm::wait_until_free(guest)?;
         // A guest without dmesg says it on its console, or not at all.
@@ -255,15 +266,15 @@ impl Preparer<'_> {
         let manifest = self.store.snapshots().get(snapshot)?;
         let base = Base {
             name: called.to_owned(),
-            key,
-            image: image.id.hex(),
+            key: wanted.key.clone(),
+            image: wanted.image.id.hex(),
             snapshot: snapshot.to_string(),
             vm: manifest.vm.to_string(),
             created_ms: manifest.created_ms,
             oom_lines,
         };
         // Before the guest goes: nobody would need the snapshot.
-        self.store.set_base(slot, &base)?;
+        self.store.set_base(&wanted.slot, &base)?;
         Ok(base)
     }
 

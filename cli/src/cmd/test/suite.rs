@@ -7,6 +7,8 @@ use std::time::Duration;
 use images::file::{Copy, Run, Step, What};
 use vmm::spec::Memory;
 
+use crate::cmd::run::volume::Volume;
+
 /// The most tests of one run: each is a row of the report, and a directory.
 pub const MOST_TESTS: usize = 1000;
 /// The most times that one test is run with `--flaky`, or again with `--retry`.
@@ -27,6 +29,8 @@ pub struct Suite {
     pub setup: Vec<Step>,
     /// The program and its arguments.
     pub command: Vec<String>,
+    /// Folders of the host that the command sees; the setup does not.
+    pub volumes: Vec<Volume>,
     /// `KEY=VALUE`, for the setup and for the command.
     pub env: Vec<String>,
     /// Who runs the command; otherwise whom the image says.
@@ -67,6 +71,7 @@ impl Suite {
             env_matrix: if self.env_matrix.is_empty() { below.env_matrix } else { self.env_matrix },
             setup: below.setup.into_iter().chain(self.setup).collect(),
             command: either(self.command, below.command),
+            volumes: below.volumes.into_iter().chain(self.volumes).collect(),
             env: both(self.env, below.env),
             user: self.user.or(below.user),
             workdir: self.workdir.or(below.workdir),
