@@ -262,6 +262,7 @@ impl Front {
     fn tell_end(&self, name: &str, ended: Ended, left: Option<Left>) -> Result<u8> {
         match ended {
             Ended::Outcome(Outcome::PoweredOff) => Ok(exit::SUCCESS),
+            Ended::Outcome(Outcome::Finished { code }) => Ok(code),
             Ended::Outcome(Outcome::Panicked { last_lines }) => {
                 tell_panic(&last_lines);
                 Ok(exit::GUEST_PANIC)

@@ -123,6 +123,11 @@ pub enum RunState {
 pub enum Outcome {
     /// The guest switched itself off.
     PoweredOff,
+    /// The guest switched itself off after the command that it was for.
+    Finished {
+        /// The command's exit code, as a shell says it.
+        code: u8,
+    },
     /// The guest's kernel panicked; these are the last lines it printed, oldest first.
     Panicked {
         /// The last lines of the guest's consoles.

@@ -414,7 +414,10 @@ impl Keeper {
                 (self.listener)(Notice::Booted);
                 Then::Serve
             }
-            Event::Effect(Effect::Shutdown) => Then::End(Ok(Outcome::PoweredOff)),
+            Event::Effect(Effect::Shutdown) => {
+                let code = self.link.as_ref().and_then(Link::finished);
+                Then::End(Ok(code.map_or(Outcome::PoweredOff, |code| Outcome::Finished { code })))
+            }
             Event::Effect(Effect::Panicked) => Then::End(Ok(Outcome::Panicked { last_lines: Vec::new() })),
             Event::Effect(Effect::Reset) => Then::Reboot,
             // No vCPU sends these.

@@ -59,6 +59,11 @@ pub struct State {
 pub enum End {
     /// The guest switched itself off.
     PoweredOff,
+    /// The guest switched itself off after the command that it was for.
+    Finished {
+        /// The command's exit code.
+        code: u8,
+    },
     /// The guest's kernel panicked; these are the last lines it printed.
     Panicked {
         /// Oldest first.
@@ -82,6 +87,7 @@ impl End {
     pub fn code(&self) -> u8 {
         match self {
             Self::PoweredOff => exit::SUCCESS,
+            Self::Finished { code } => *code,
             Self::Panicked { .. } => exit::GUEST_PANIC,
             Self::Failed { .. } => exit::FAILURE,
             Self::Killed | Self::Crashed | Self::HostRebooted => exit::KILLED,
@@ -92,6 +98,7 @@ impl End {
     pub fn word(&self) -> &'static str {
         match self {
             Self::PoweredOff => "powered-off",
+            Self::Finished { .. } => "finished",
             Self::Panicked { .. } => "panicked",
             Self::Killed => "killed",
             Self::Failed { .. } => "failed",
@@ -105,6 +112,7 @@ impl From<Ended> for End {
     fn from(ended: Ended) -> Self {
         match ended {
             Ended::Outcome(Outcome::PoweredOff) => Self::PoweredOff,
+            Ended::Outcome(Outcome::Finished { code }) => Self::Finished { code },
             Ended::Outcome(Outcome::Panicked { last_lines }) => Self::Panicked { last_lines },
             Ended::Outcome(Outcome::Killed) => Self::Killed,
             Ended::Failed(error) => Self::Failed { error },

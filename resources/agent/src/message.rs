@@ -249,6 +249,15 @@ pub struct Ready {
     pub unmounted: Option<String>,
 }
 
+/// What the agent says on a connection to the link's port that is for this alone: the command is done after which the guest is to be switched off
+/// ([`Exec::then_power_off`]). The host answers with the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Finished {
+    /// The exit code as a shell says it: 128 and its number for a signal.
+    pub finished: u8,
+}
+
 /// What the host says on the link later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use ::agent::frame::Frame;
-use ::agent::message::{Ask, Hello, Mount, Ready, Welcome};
+use ::agent::message::{Ask, Finished, Hello, Mount, Ready, Welcome};
 use devices::virtio::vsock::VsockListener;
 use devices::worker::named_thread;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -88,6 +88,11 @@ impl Link {
             (self.shared.listener)(Notice::NotReady);
         }
         self.shared.wake();
+    }
+
+    /// The exit code of the command after which the guest switches itself off, if it has ended.
+    pub(crate) fn finished(&self) -> Option<u8> {
+        self.shared.readiness.finished()
     }
 
     /// Ask an agent that is the guest's init to switch it off. Others hear of the power button by their kernel.
@@ -180,11 +185,21 @@ impl Keeper {
         let Some(mut talk) = self.candidate.take() else { return };
         match talk.next() {
             Ok(None) => self.candidate = Some(talk),
+            Ok(Some(frame)) if frame.read_as::<Finished>().is_ok() => self.note_finished(&mut talk, &frame),
             Ok(Some(frame)) => match self.greet(&mut talk, &frame) {
                 Ok(()) => self.current = Some(talk),
                 Err(error) => log::info!("what connects as the guest's agent is none: {error}"),
             },
             Err(error) => log::debug!("a connection to the agent's port ended: {error}"),
+        }
+    }
+
+    /// The command is done that the guest was for. The connection has nothing else to say.
+    fn note_finished(&self, talk: &mut Talk, frame: &Frame) {
+        let Ok(finished) = frame.read_as::<Finished>() else { return };
+        self.shared.readiness.finish(talk.epoch, finished.finished);
+        if let Err(error) = talk.send(&finished) {
+            log::debug!("the agent left before it was answered: {error}");
         }
     }
 

@@ -106,6 +106,20 @@ fn an_agent_that_is_init_is_asked_to_switch_off() {
 }
 
 #[test]
+fn how_the_command_ended_that_a_guest_was_for_is_known_until_there_is_another_guest() {
+    let fixture = Fixture::new();
+    let _ready = fixture.ready();
+    assert_eq!(fixture.link.finished(), None);
+    let mut stream = connect(&fixture.path);
+    Frame::message(&Finished { finished: 3 }).unwrap().write(&mut stream).unwrap();
+    let answer: Finished = Frame::read(&mut stream).unwrap().unwrap().read_as().unwrap();
+    assert_eq!((answer.finished, fixture.link.finished()), (3, Some(3)));
+    assert!(fixture.readiness.agent().is_some(), "the link lives on");
+    fixture.link.reset();
+    assert_eq!(fixture.link.finished(), None);
+}
+
+#[test]
 fn an_agent_of_another_protocol_is_never_ready() {
     let fixture = Fixture::new();
     let mut stream = greet(&fixture.path, 99);

@@ -61,6 +61,8 @@ struct State {
     /// Which machine of the VM the guest runs on. What a link of an older one says counts no more.
     epoch: u64,
     known: Known,
+    /// The exit code of the command after which the guest switches itself off.
+    finished: Option<u8>,
 }
 
 /// Whether the agent takes requests. Its descriptor is readable while there is something to know of an agent: that it does, or never will.
@@ -95,6 +97,19 @@ impl Readiness {
         }
     }
 
+    /// The exit code of the command after which this guest switches itself off, if it has ended.
+    pub(crate) fn finished(&self) -> Option<u8> {
+        self.lock().finished
+    }
+
+    /// That command has ended.
+    pub(super) fn finish(&self, epoch: u64, code: u8) {
+        let mut state = self.lock();
+        if state.epoch == epoch {
+            state.finished = Some(code);
+        }
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         self.lock().epoch
     }
@@ -124,6 +139,7 @@ impl Readiness {
     pub(super) fn next_epoch(&self) -> bool {
         let mut state = self.lock();
         state.epoch = state.epoch.wrapping_add(1);
+        state.finished = None;
         self.clear(&mut state)
     }
 

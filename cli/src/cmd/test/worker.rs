@@ -277,7 +277,7 @@ fn came_of(error: &AgentError) -> Came {
 fn vm_end(ended: VmEnded) -> VmEnd {
     match ended {
         VmEnded::Outcome(Outcome::Panicked { last_lines }) => VmEnd::Panicked(last_lines),
-        VmEnded::Outcome(Outcome::PoweredOff) => VmEnd::PoweredOff,
+        VmEnded::Outcome(Outcome::PoweredOff | Outcome::Finished { .. }) => VmEnd::PoweredOff,
         VmEnded::Outcome(Outcome::Killed) => VmEnd::Other("somebody killed it".to_owned()),
         VmEnded::Failed(why) => VmEnd::Other(why),
     }

@@ -4,11 +4,12 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use agent::frame::Frame;
-use agent::message::{Ask, Hello, Ready, Welcome};
+use agent::message::{Ask, Ended, Finished, Hello, Ready, Welcome};
 
 use crate::identity::Guest;
 use crate::stream::{Address, Direction, Stream};
@@ -22,8 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Of the thread.
 const STACK: usize = 512 << 10;
 
+/// Where the host listens.
+static HOST: OnceLock<Address> = OnceLock::new();
+
 /// Start the thread.
 pub fn start(address: Address, mut guest: Guest) -> io::Result<()> {
+    // There is one link.
+    let _ = HOST.set(address.clone());
     let run = move || {
         let mut pause = FIRST_PAUSE;
         let mut said = false;
@@ -85,4 +91,19 @@ fn listen(stream: &mut Stream) {
             power::off();
         }
     }
+}
+
+/// Tell the host how the command ended that the guest was for. It knows when this returns, if it can be told.
+pub fn finished(how: &Ended) -> io::Result<()> {
+    let code = match how {
+        Ended::Exited(code) => code & 0xff,
+        Ended::Signaled(signal) => 128 | signal & 0x7f,
+        Ended::Failed(_) => 125,
+    };
+    let address = HOST.get().ok_or(io::ErrorKind::NotConnected)?;
+    let mut stream = address.connect()?;
+    stream.set_timeout(Direction::Read, Some(PATIENCE))?;
+    stream.set_timeout(Direction::Write, Some(PATIENCE))?;
+    Frame::message(&Finished { finished: u8::try_from(code).unwrap_or(u8::MAX) })?.write(&mut stream)?;
+    Frame::read(&mut stream).map(drop)
 }

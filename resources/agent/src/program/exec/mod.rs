@@ -13,8 +13,9 @@ use std::time::Duration;
 use agent::frame::Frame;
 use agent::message::{Answer, Exec, Refusal};
 
+use crate::children::Child;
 use crate::stream::Stream;
-use crate::{power, serve};
+use crate::{link, note, power, serve};
 
 /// How long the other side may take to read a command's end.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -33,8 +34,7 @@ pub fn run(stream: Stream, exec: &Exec) -> io::Result<()> {
         let told = accepted.write(&mut stream);
         stream.finish(GOODBYE);
         if exec.then_power_off {
-            child.wait();
-            power::off();
+            power_off_after(&child);
         }
         return told;
     }
@@ -43,10 +43,19 @@ pub fn run(stream: Stream, exec: &Exec) -> io::Result<()> {
         stream.finish(GOODBYE);
     }
     if exec.then_power_off {
-        child.wait();
-        power::off();
+        power_off_after(&child);
     }
     Ok(())
+}
+
+/// Wait for the command, tell the host how it ended, and switch the guest off.
+fn power_off_after(child: &Child) {
+    child.wait();
+    let told = child.how().map_or(Ok(()), |how| link::finished(&how));
+    if let Err(error) = told {
+        note(format_args!("the host was not told how the command ended: {error}"));
+    }
+    power::off();
 }
 
 /// A refusal that is none of a shell's.
