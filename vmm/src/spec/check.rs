@@ -325,7 +325,7 @@ impl VmSpec {
                 return Err(SpecError::MountWithoutVsock(mount.clone()));
             }
             let others = self.folders.iter().take(at).filter_map(|other| other.mount.as_deref());
-            if others.map(|other| Path::new(other)).any(|other| other == Path::new(mount)) {
+            if others.map(Path::new).any(|other| other == Path::new(mount)) {
                 return Err(SpecError::MountTwice(mount.clone()));
             }
         }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::session::Session;
 use super::share::Share;
 use super::table::{Handle, Place};
-use super::words::{self, MOST_ATTRIBUTE, MOST_DATA};
+use super::words::{self, MOST_ATTRIBUTE, MOST_DATA, MOST_LIST};
 
 impl Share {
     /// What the library found, as the guest's, with owners as it sees them.
@@ -52,7 +52,7 @@ impl Share {
         let session = self.session()?;
         session.directory(node)?;
         let (inode, opened) = session.open_file(node, handle, true)?;
-        let size = size.min(MOST_DATA);
+        let size = size.min(MOST_LIST);
         session.library.readdirplus(context, inode, opened, size, offset, &mut |name, entry| {
             let found = entry.inode;
             let added = add(&session, name, entry);
@@ -309,7 +309,7 @@ impl FileSystem for Share {
     ) -> io::Result<()> {
         let session = self.session()?;
         session.tables().handle(node, handle, false)?;
-        let Some(closed) = session.tables().handles.remove(&handle) else { return Err(Errno::BADF.into()) };
+        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
         let Place::Library(opened) = closed.place else { return Ok(()) };
         session.library.release(context, closed.inode, flags, opened, flush, flock, owner)
     }
@@ -420,7 +420,7 @@ impl FileSystem for Share {
     fn releasedir(&self, context: &Context, node: u64, flags: u32, handle: u64) -> io::Result<()> {
         let session = self.session()?;
         session.tables().handle(node, handle, true)?;
-        let Some(closed) = session.tables().handles.remove(&handle) else { return Err(Errno::BADF.into()) };
+        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
         let Place::Library(opened) = closed.place else { return Ok(()) };
         session.library.releasedir(context, closed.inode, flags, opened)
     }

@@ -11,6 +11,8 @@ const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4095;
 /// The most data of one request, in bytes: what `FUSE_INIT` agrees on.
 pub(super) const MOST_DATA: u32 = 1 << 20;
+/// The most of a directory that is listed at once, in bytes: each entry of it costs a descriptor for a moment.
+pub(super) const MOST_LIST: u32 = 1 << 15;
 /// The largest extended attribute or list of them in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 pub(super) const MOST_ATTRIBUTE: u32 = 1 << 16;
 
