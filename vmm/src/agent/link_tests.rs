@@ -166,7 +166,7 @@ fn an_agent_is_ready_when_it_has_mounted_what_it_was_told() {
         };
         Frame::message(&hello).unwrap().write(&mut stream).unwrap();
         let welcome: Welcome = Frame::read(&mut stream).unwrap().unwrap().read_as().unwrap();
-        assert_eq!(welcome.mounts, [mount.clone()]);
+        assert_eq!(welcome.mounts, std::slice::from_ref(&mount));
         Frame::message(&ready).unwrap().write(&mut stream).unwrap();
         let Some(useless) = useless else {
             assert!(matches!(fixture.heard(), Notice::Ready { .. }));

@@ -46,13 +46,13 @@ impl Share {
         context: &Context,
         node: u64,
         handle: u64,
-        (size, offset): (u32, u64),
+        (size, offset, plus): (u32, u64, bool),
         add: &mut dyn FnMut(&Session, DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let session = self.session()?;
         session.directory(node)?;
         let (inode, opened) = session.open_file(node, handle, true)?;
-        let size = size.min(MOST_DATA);
+        let size = words::list_size(size, plus);
         session.library.readdirplus(context, inode, opened, size, offset, &mut |name, entry| {
             let found = entry.inode;
             let added = add(&session, name, entry);
@@ -309,7 +309,7 @@ impl FileSystem for Share {
     ) -> io::Result<()> {
         let session = self.session()?;
         session.tables().handle(node, handle, false)?;
-        let Some(closed) = session.tables().handles.remove(&handle) else { return Err(Errno::BADF.into()) };
+        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
         let Place::Library(opened) = closed.place else { return Ok(()) };
         session.library.release(context, closed.inode, flags, opened, flush, flock, owner)
     }
@@ -379,7 +379,7 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.list(context, node, handle, (size, offset), &mut |session, name, entry| {
+        self.list(context, node, handle, (size, offset, false), &mut |session, name, entry| {
             let inode = entry.inode;
             let added = add(name)?;
             if added > 0 {
@@ -399,7 +399,7 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.list(context, node, handle, (size, offset), &mut |session, name, entry| {
+        self.list(context, node, handle, (size, offset, true), &mut |session, name, entry| {
             let (ino, kind) = (entry.attr.st_ino, entry.attr.st_mode & libc::S_IFMT);
             let given = session.tables().give(entry.inode, ino, kind)?;
             let attr = self.owners().shown(entry.attr);
@@ -420,7 +420,7 @@ impl FileSystem for Share {
     fn releasedir(&self, context: &Context, node: u64, flags: u32, handle: u64) -> io::Result<()> {
         let session = self.session()?;
         session.tables().handle(node, handle, true)?;
-        let Some(closed) = session.tables().handles.remove(&handle) else { return Err(Errno::BADF.into()) };
+        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
         let Place::Library(opened) = closed.place else { return Ok(()) };
         session.library.releasedir(context, closed.inode, flags, opened)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::ROOT;
+use super::table::{MOST_NODES, ROOT};
 use crate::state::{Hex, RestoreError};
 
 /// A shared folder. What is in it is the host's, and not part of any snapshot.
@@ -70,12 +70,12 @@ impl FsSession {
         let wrong =
             |field: &str, reason: String| Err(RestoreError::new(device, format!("session.{field}"), reason));
         // The folder itself is one of those that are counted, and not among those that are saved.
-        if self.nodes.len() >= most || self.handles.len() > most {
-            let count = self.nodes.len().max(self.handles.len());
+        if self.nodes.len() >= MOST_NODES || self.handles.len() > most {
+            let count = self.handles.len();
             return wrong(
-                "nodes",
+                "handles",
                 format!(
-                    "the guest holds {count} files, and this host lets a program open too few: raise its limit of open files (ulimit -n)"
+                    "the guest has {count} files open, and this host lets a program open too few: raise its limit of open files (ulimit -n)"
                 ),
             );
         }
@@ -143,6 +143,6 @@ mod tests {
         wrong(|session| session.handles[0].id = 0);
         wrong(|session| session.handles[0].id = 2);
         wrong(|session| session.handles.push(session.handles[0].clone()));
-        assert!(session(&["a", "b"]).check("fs0", 2).unwrap_err().to_string().contains("ulimit -n"));
+        assert!(session(&["a", "b"]).check("fs0", 0).unwrap_err().to_string().contains("ulimit -n"));
     }
 }

@@ -86,7 +86,7 @@ impl Serve for State {
             self.share.own_mask();
             self.begun = true;
         }
-        let Self { ram, interrupt, queues, server, counters, .. } = self;
+        let Self { ram, interrupt, queues, share, server, counters, .. } = self;
         let Some(queue) = queues.iter_mut().find(|queue| u64::from(queue.index) == token) else {
             return Ok(());
         };
@@ -97,6 +97,7 @@ impl Serve for State {
                 return Outcome::Later;
             }
             served += 1;
+            share.trim();
             let next = again.next_avail();
             let descriptors = again.pop_descriptor_chain(&**ram);
             again.set_next_avail(next.wrapping_add(1));

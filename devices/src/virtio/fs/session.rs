@@ -84,6 +84,7 @@ impl Session {
             kind: attributes.st_mode & libc::S_IFMT,
             lookups: 1,
             held: 1,
+            open: 0,
         };
         Ok((Self { library, root, tables: Mutex::new(Tables::new(node, most)) }, agreed))
     }
@@ -99,14 +100,13 @@ impl Session {
             for node in &saved.nodes {
                 let place = node.path.as_ref().map_or(Place::Gone, |path| Place::Saved(path.0.clone()));
                 let FsNode { ino, kind, lookups, .. } = *node;
-                tables.nodes.insert(node.id, Node { place, ino, kind, lookups, held: 0 });
+                tables.nodes.insert(node.id, Node { place, ino, kind, lookups, held: 0, open: 0 });
             }
             for handle in &saved.handles {
                 let FsHandle { node, flags, directory, .. } = *handle;
                 let handle_place = Place::Saved(Vec::new());
-                tables
-                    .handles
-                    .insert(handle.id, Handle { node, inode: 0, place: handle_place, flags, directory });
+                let saved = Handle { node, inode: 0, place: handle_place, flags, directory };
+                tables.put_handle(handle.id, saved);
             }
             (tables.next_node, tables.next_handle) = (saved.next_node, saved.next_handle);
         }
@@ -276,6 +276,27 @@ impl Session {
                 ));
                 self.release(entry.inode);
                 Err(error)
+            }
+        }
+    }
+
+    /// Let the library have no more than it may, between two requests.
+    pub(super) fn trim(&self) {
+        let mut root = None;
+        loop {
+            let oldest = self.tables().oldest();
+            let Some((node, inode)) = oldest else { return };
+            if root.is_none() {
+                root = self.path(ROOT).ok();
+            }
+            let path = root.as_ref().and_then(|root| self.path_beneath(inode, root));
+            let stays = path.is_none();
+            let parked = self.tables().park(node, path);
+            if let Some(gone) = parked {
+                self.library.forget(&Context::default(), gone.inode, gone.count);
+            }
+            if stays {
+                return;
             }
         }
     }

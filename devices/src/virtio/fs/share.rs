@@ -118,6 +118,15 @@ impl Share {
         *self.mount() = Mount::None;
     }
 
+    /// Between two requests: let go of what the host has too much of.
+    pub(super) fn trim(&self) {
+        let session = match &*self.mount() {
+            Mount::Live(session, _) => Arc::clone(session),
+            _ => return,
+        };
+        session.trim();
+    }
+
     /// What the guest has mounted.
     ///
     /// # Errors

@@ -1,17 +1,20 @@
 //! What one session of the guest holds: the nodes that it looked up and the files that it opened.
 //!
 //! The guest names both by numbers that are made here, counted up and never used twice, so that a number that was not given to
-//! it, or was given back, means nothing. Both tables are bounded, for each entry costs the host a file descriptor.
+//! it, or was given back, means nothing. Both tables are bounded.
 //!
-//! After a restore an entry is a name ([`Place::Saved`]) until the guest uses it.
+//! What the library has costs the host a file descriptor each. When there are too many, those that the library got first and that the guest has
+//! not open become names ([`Place::Saved`]) until the guest uses them, as all are after a restore.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 
 use rustix::io::Errno;
 
 /// The node of the shared folder itself (`FUSE_ROOT_ID`).
 pub(super) const ROOT: u64 = 1;
+/// The most nodes of a guest: those that are names cost memory alone.
+pub(super) const MOST_NODES: usize = 1 << 20;
 
 /// What a node or a file is to the library.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub(super) struct Node {
     pub(super) lookups: u64,
     /// How often the library has given it, and has not been given it back.
     pub(super) held: u64,
+    /// How often it is open.
+    pub(super) open: u64,
 }
 
 /// An open file or directory.
@@ -69,11 +74,15 @@ pub(super) struct Tables {
     pub(super) handles: BTreeMap<u64, Handle>,
     pub(super) next_node: u64,
     pub(super) next_handle: u64,
+    /// Nodes that the library has, in the order in which it got them; and some that it has no more.
+    order: VecDeque<u64>,
+    /// How many nodes the library has.
+    live: usize,
     most: usize,
 }
 
 impl Tables {
-    /// With the shared folder alone. `most` bounds each table.
+    /// With the shared folder alone. `most` bounds the open files, and the nodes that the library has when [`Tables::oldest`] is heeded.
     pub(super) fn new(root: Node, most: usize) -> Self {
         let mut tables = Self {
             nodes: BTreeMap::new(),
@@ -81,6 +90,8 @@ impl Tables {
             handles: BTreeMap::new(),
             next_node: ROOT + 1,
             next_handle: 1,
+            order: VecDeque::new(),
+            live: 0,
             most,
         };
         if let Place::Library(inode) = root.place {
@@ -102,14 +113,15 @@ impl Tables {
             node.held = node.held.saturating_add(1);
             return Ok(*id);
         }
-        if self.nodes.len() >= self.most {
+        if self.nodes.len() >= MOST_NODES {
             return Err(Errno::NFILE.into());
         }
         let id = self.next_node;
         self.next_node = id.checked_add(1).ok_or(Errno::NFILE)?;
         let place = Place::Library(inode);
-        self.nodes.insert(id, Node { place, ino, kind, lookups: 1, held: 1 });
+        self.nodes.insert(id, Node { place, ino, kind, lookups: 1, held: 1, open: 0 });
         self.by_library.insert(inode, id);
+        self.is_live(id);
         Ok(id)
     }
 
@@ -125,10 +137,54 @@ impl Tables {
         }
         let node = self.nodes.remove(&id)?;
         let Place::Library(inode) = node.place else { return None };
+        Some(self.is_live_no_more(id, inode, node.held))
+    }
+
+    fn is_live(&mut self, id: u64) {
+        self.live += 1;
+        if self.order.len() > 2 * self.live + 64 {
+            let nodes = &self.nodes;
+            let live = |id: &u64| nodes.get(id).is_some_and(|node| matches!(node.place, Place::Library(_)));
+            self.order.retain(live);
+        }
+        self.order.push_back(id);
+    }
+
+    fn is_live_no_more(&mut self, id: u64, inode: u64, held: u64) -> Forget {
+        self.live = self.live.saturating_sub(1);
         if self.by_library.get(&inode) == Some(&id) {
             self.by_library.remove(&inode);
         }
-        Some(Forget { inode, count: node.held })
+        Forget { inode, count: held }
+    }
+
+    /// If the library has too many nodes: the one that is to become a name, and the library's number of it.
+    pub(super) fn oldest(&mut self) -> Option<(u64, u64)> {
+        if self.live <= self.most {
+            return None;
+        }
+        for _ in 0..self.order.len() {
+            let id = self.order.pop_front()?;
+            let Some(Node { place: Place::Library(inode), open, .. }) = self.nodes.get(&id) else { continue };
+            if *open == 0 {
+                return Some((id, *inode));
+            }
+            self.order.push_back(id);
+        }
+        None
+    }
+
+    /// The node that [`Tables::oldest`] said is this name from now on: what the library is to forget. Without a name it cannot be, and stays.
+    pub(super) fn park(&mut self, id: u64, path: Option<Vec<u8>>) -> Option<Forget> {
+        let node = self.nodes.get_mut(&id)?;
+        let Place::Library(inode) = node.place else { return None };
+        let Some(path) = path else {
+            self.order.push_back(id);
+            return None;
+        };
+        node.place = Place::Saved(path);
+        let held = std::mem::take(&mut node.held);
+        Some(self.is_live_no_more(id, inode, held))
     }
 
     /// What was given as `id` just now did not reach the guest, and the library has taken it back itself.
@@ -146,6 +202,7 @@ impl Tables {
         node.place = Place::Library(inode);
         node.held = 1;
         self.by_library.entry(inode).or_insert(id);
+        self.is_live(id);
     }
 
     /// What was saved as `id` is not there any more.
@@ -168,8 +225,25 @@ impl Tables {
         self.room_to_open()?;
         let id = self.next_handle;
         self.next_handle = id.checked_add(1).ok_or(Errno::NFILE)?;
-        self.handles.insert(id, handle);
+        self.put_handle(id, handle);
         Ok(id)
+    }
+
+    /// The guest has `handle` open as `id`.
+    pub(super) fn put_handle(&mut self, id: u64, handle: Handle) {
+        if let Some(node) = self.nodes.get_mut(&handle.node) {
+            node.open = node.open.saturating_add(1);
+        }
+        self.handles.insert(id, handle);
+    }
+
+    /// The guest has `id` open no more.
+    pub(super) fn close(&mut self, id: u64) -> Option<Handle> {
+        let handle = self.handles.remove(&id)?;
+        if let Some(node) = self.nodes.get_mut(&handle.node) {
+            node.open = node.open.saturating_sub(1);
+        }
+        Some(handle)
     }
 
     /// The open file `id`, if it is of `node` and of that kind.
@@ -188,7 +262,7 @@ mod tests {
 
     fn tables(most: usize) -> Tables {
         let place = Place::Library(1);
-        Tables::new(Node { place, ino: 1, kind: 0o040_000, lookups: 1, held: 1 }, most)
+        Tables::new(Node { place, ino: 1, kind: 0o040_000, lookups: 1, held: 1, open: 0 }, most)
     }
 
     #[test]
@@ -226,12 +300,29 @@ mod tests {
     }
 
     #[test]
-    fn both_tables_are_bounded() {
+    fn the_first_that_is_not_open_becomes_a_name() {
+        let mut tables = tables(2);
+        let ids: Vec<u64> = (70..74).map(|inode| tables.give(inode, inode, 0).unwrap()).collect();
+        let open = Handle { node: ids[0], inode: 70, place: Place::Library(1), flags: 0, directory: false };
+        let open = tables.opened(open).unwrap();
+        assert_eq!(tables.oldest(), Some((ids[1], 71)));
+        assert_eq!(tables.park(ids[1], Some(b"b".to_vec())), Some(Forget { inode: 71, count: 1 }));
+        // One that has no name stays, and another goes.
+        assert_eq!(tables.oldest(), Some((ids[2], 72)));
+        assert_eq!(tables.park(ids[2], None), None);
+        assert_eq!(tables.oldest(), Some((ids[3], 73)));
+        assert_eq!(tables.park(ids[3], Some(b"d".to_vec())), Some(Forget { inode: 73, count: 1 }));
+        assert_eq!(tables.oldest(), None, "two are left");
+        assert_eq!(tables.forget(ids[3], 1), None, "the library knows nothing of a name");
+        tables.found(ids[1], 71);
+        tables.close(open);
+        assert_eq!(tables.oldest().map(|(id, _)| id), Some(ids[0]), "it is open no more");
+    }
+
+    #[test]
+    fn nobody_opens_too_many() {
         let mut tables = tables(3);
-        tables.give(70, 7, 0).unwrap();
         let id = tables.give(71, 7, 0).unwrap();
-        assert_eq!(tables.give(72, 7, 0).unwrap_err().raw_os_error(), Some(libc::ENFILE));
-        assert_eq!(tables.give(71, 7, 0).unwrap(), id, "what it has it can look up again");
         let handle = Handle { node: id, inode: 71, place: Place::Library(1), flags: 0, directory: false };
         for _ in 0..3 {
             tables.opened(handle.clone()).unwrap();

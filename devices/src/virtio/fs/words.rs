@@ -11,8 +11,20 @@ const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4095;
 /// The most data of one request, in bytes: what `FUSE_INIT` agrees on.
 pub(super) const MOST_DATA: u32 = 1 << 20;
+/// The most of a directory that is listed at once, in bytes: each entry of it costs a descriptor for a moment.
+const MOST_LIST: u32 = 1 << 15;
+/// The longest entry of a directory as the host has it, in bytes.
+const LONGEST_ENTRY: u32 = 280;
 /// The largest extended attribute or list of them in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 pub(super) const MOST_ATTRIBUTE: u32 = 1 << 16;
+
+/// How much of a directory to take from the host, in bytes, for `size` bytes of the guest's: no more than fits, whatever the names are. What did
+/// not fit would be looked for again by its place, and places of a directory in memory are others once something was removed.
+pub(super) fn list_size(size: u32, plus: bool) -> u32 {
+    // The shortest entry has 24 bytes on the host and 32 in an answer, before which its attributes have 128.
+    let entry = if plus { 160 } else { 32 };
+    (size.min(MOST_LIST) / entry * 24).max(LONGEST_ENTRY)
+}
 
 /// The name of one file in a directory: neither it, nor its parent, nor a path.
 pub(super) fn name(name: &CStr) -> io::Result<&CStr> {
@@ -110,6 +122,18 @@ mod tests {
 
     fn errno<T>(result: io::Result<T>) -> Option<i32> {
         result.err().and_then(|error| error.raw_os_error())
+    }
+
+    #[test]
+    fn what_is_taken_of_a_directory_fits_into_the_answer() {
+        let padded = |len: u32| len.next_multiple_of(8);
+        for (size, plus) in [(4096, true), (4096, false), (1 << 20, true)] {
+            for name in 1..=255 {
+                let entries = list_size(size, plus) / padded(19 + name + 1);
+                let answer = entries * (padded(24 + name) + if plus { 128 } else { 0 });
+                assert!(entries > 0 && answer <= size, "{size} {plus} {name}");
+            }
+        }
     }
 
     #[test]

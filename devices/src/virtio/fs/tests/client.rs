@@ -134,11 +134,19 @@ impl Client {
         std::fs::create_dir(host.path().join("share")).unwrap();
         std::fs::write(host.path().join("secret"), "secret").unwrap();
         let folder = Folder::open(&host.path().join("share"), read_only, owners).unwrap();
-        Self::on(Arc::new(host), Arc::new(folder))
+        Self::on(Arc::new(host), Arc::new(folder), 1)
     }
 
-    fn on(host: Arc<TempDir>, folder: Arc<Folder>) -> Self {
-        let mut guest = Guest::new(Kind::Mmio, device(&folder));
+    /// One of so many devices that each has as few descriptors as can be.
+    pub fn few() -> Self {
+        let client = Self::unmounted(false, Owners::Same);
+        let mut few = Self::on(Arc::clone(&client.host), Arc::clone(&client.folder), usize::MAX);
+        few.init().unwrap();
+        few
+    }
+
+    fn on(host: Arc<TempDir>, folder: Arc<Folder>, devices: usize) -> Self {
+        let mut guest = Guest::new(Kind::Mmio, device(&folder, devices));
         let queues = guest.start(u64::MAX);
         Self { guest, queues, host, folder }
     }
@@ -168,7 +176,7 @@ impl Client {
     /// Go on as `state` says, with a new device.
     pub fn restore(&mut self, state: &TransportState) {
         let file = serde_json::to_string(state).unwrap();
-        self.guest.restore(device(&self.folder), &serde_json::from_str(&file).unwrap()).unwrap();
+        self.guest.restore(device(&self.folder, 1), &serde_json::from_str(&file).unwrap()).unwrap();
         self.guest.transport().resume();
     }
 
@@ -329,6 +337,6 @@ impl Client {
     }
 }
 
-fn device(folder: &Arc<Folder>) -> Box<dyn VirtioDevice> {
-    Box::new(Fs::new("fs0", "src", Arc::clone(folder), 1, Arc::default()))
+fn device(folder: &Arc<Folder>, devices: usize) -> Box<dyn VirtioDevice> {
+    Box::new(Fs::new("fs0", "src", Arc::clone(folder), devices, Arc::default()))
 }

@@ -78,6 +78,31 @@ fn a_directory_of_many_is_listed_whole_either_way() {
 }
 
 #[test]
+fn a_directory_is_emptied_while_it_is_listed() {
+    let mut client = Client::new();
+    for number in 0..200 {
+        client.file(&number.to_string(), "");
+    }
+    let handle = number(&client.call(op::OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let mut offset = 0;
+    loop {
+        let body = [longs(&[handle, offset]), words(&[4096, 0, 0, 0, 0, 0])].concat();
+        let answer = client.call(op::READDIRPLUS, ROOT, &body).unwrap();
+        let mut at = 128;
+        while at < answer.len() {
+            offset = number(&answer, at + 8);
+            let len = number32(&answer, at + 16) as usize;
+            client.unlink(ROOT, std::str::from_utf8(&answer[at + 24..at + 24 + len]).unwrap()).unwrap();
+            at = (at + 24 + len).next_multiple_of(8) + 128;
+        }
+        if answer.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(std::fs::read_dir(client.inside("")).unwrap().count(), 0);
+}
+
+#[test]
 fn links_and_renames_are_the_hosts() {
     let mut client = Client::new();
     client.file("a", "text");

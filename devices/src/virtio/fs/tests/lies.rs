@@ -126,6 +126,31 @@ fn who_forgets_too_much_forgets_nothing_else() {
 }
 
 #[test]
+fn a_large_tree_costs_few_descriptors() {
+    let mut client = Client::few();
+    let names: Vec<String> = (0..2000).map(|i| format!("file-{i:04}")).collect();
+    for name in &names {
+        client.file(name, name);
+    }
+    let nodes = client.list(ROOT, true).unwrap();
+    assert_eq!(nodes.len(), names.len());
+    let mine = client.inside("").canonicalize().unwrap();
+    let links = std::fs::read_dir("/proc/self/fd").unwrap();
+    let open = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    let open = open.filter(|path| path.starts_with(&mine)).count();
+    assert!(open < 400, "{open} descriptors");
+    // All of them are there.
+    for (name, node) in nodes.iter().rev().step_by(7) {
+        let handle = client.open(*node, libc::O_RDONLY).unwrap();
+        assert_eq!(client.read(*node, handle, 0, 100).unwrap(), name.as_bytes());
+        client.release(*node, handle).unwrap();
+        client.forget(*node, 1);
+        assert_eq!(client.getattr(*node), Err(libc::ESTALE));
+    }
+    assert!(!client.guest.broken());
+}
+
+#[test]
 fn what_is_held_open_is_bounded() {
     let mut client = Client::new();
     client.file("a", "text");
