@@ -66,13 +66,18 @@ impl Console {
     pub fn panic(&self) -> Option<String> {
         let found = self.end.windows(PANIC.len()).any(|words| words == PANIC.as_bytes());
         let text = if found { self.text() } else { return None };
-        text.lines().rev().find(|line| line.contains(PANIC)).map(str::to_owned)
+        panic_line(text.lines()).map(str::to_owned)
     }
 
     /// Its end as a file of its own.
     pub fn write(&self, to: &Path) -> io::Result<()> {
         super::folder::create(to).and_then(|mut file| io::Write::write_all(&mut file, &self.end))
     }
+}
+
+/// The line that tells why the kernel has panicked. It says so again below the trace.
+pub fn panic_line<'a>(mut lines: impl DoubleEndedIterator<Item = &'a str>) -> Option<&'a str> {
+    lines.rfind(|line| line.contains(PANIC) && !line.contains("---[ end"))
 }
 
 #[cfg(test)]
@@ -94,8 +99,11 @@ mod tests {
         assert!(console.text().contains("boot") && console.panic().is_none());
         // A new one takes its place.
         std::fs::rename(&path, path.with_extension("1")).unwrap();
-        std::fs::write(&path, "[ 2.0] Kernel panic - not syncing: sysrq\r\n[ 2.1] ---[ end ]---\r\n")
-            .unwrap();
+        std::fs::write(
+            &path,
+            "[ 2.0] Kernel panic - not syncing: sysrq\r\n[ 2.1] ---[ end Kernel panic - not syncing ]---\r\n",
+        )
+        .unwrap();
         console.look();
         assert_eq!(console.panic().as_deref(), Some("[ 2.0] Kernel panic - not syncing: sysrq"));
         drop(dir);

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::console::panic_line;
 use crate::exit;
 
 /// What the kernel says when it kills for want of memory (mm/oom_kill.c): of the process, of a control group's, and why.
@@ -99,7 +100,8 @@ pub fn judge(came: &Came, vm: Option<&VmEnd>, oom: Option<&str>) -> (Verdict, St
     match (came, vm) {
         (Came::Exited(0), None) => (Verdict::Passed, String::new()),
         (_, Some(VmEnd::Panicked(lines))) => {
-            let line = lines.iter().rev().find(|line| line.contains("Kernel panic")).or(lines.last());
+            let told = panic_line(lines.iter().map(String::as_str));
+            let line = told.or(lines.last().map(String::as_str));
             let why =
                 line.map_or_else(|| "the guest's kernel panicked".to_owned(), |line| shorten(bare(line)));
             (Verdict::Panicked, why)
@@ -168,8 +170,11 @@ mod tests {
     const KILLED: &str = "[   12.3] Out of memory: Killed process 77 (eat) total-vm:9kB";
 
     fn panicked() -> VmEnd {
-        let lines =
-            ["[ 1.0] sysrq: Trigger a crash", "[ 1.2] Kernel panic - not syncing: sysrq", "[ 1.3] ---[ end"];
+        let lines = [
+            "[ 1.0] sysrq: Trigger a crash",
+            "[ 1.2] Kernel panic - not syncing: sysrq",
+            "[ 1.3] ---[ end Kernel panic - not syncing: sysrq ]---",
+        ];
         VmEnd::Panicked(lines.map(str::to_owned).to_vec())
     }
 

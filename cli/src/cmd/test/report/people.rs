@@ -36,7 +36,7 @@ pub fn summary(report: &Report, output: &Path) -> String {
 
 fn row(test: &Tested) -> Vec<String> {
     let runs = match test.flaky {
-        Some(flaky) => format!(" {} of {}", flaky.failed, flaky.runs),
+        Some(flaky) => format!(" ({} of {} failed)", flaky.failed, flaky.runs),
         None if test.runs.len() > 1 => format!(" ({} tries)", test.runs.len()),
         None => String::new(),
     };
