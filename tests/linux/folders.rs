@@ -174,7 +174,7 @@ fn snapshots(cli: &Cli<'_>, shared: &Path) -> Result<()> {
         anyhow::bail!("the guest writes no more")
     };
     goes_on()?;
-    cli.run(["snapshot", "worker", "s1"])?;
+    cli.run(["snapshot", "create", "worker", "s1"])?;
     goes_on()?;
     cli.run(["rollback", "worker", "s1"])?;
     goes_on()?;
@@ -184,7 +184,7 @@ fn snapshots(cli: &Cli<'_>, shared: &Path) -> Result<()> {
         "the folder is not mounted after a rollback"
     );
     fs::remove_file(shared.join("doomed"))?;
-    cli.run(["clone", "worker@s1", "other"])?;
+    cli.run(["clone", "worker@s1", "--name", "other"])?;
     cli.run(["wait", "--ready", "--timeout", "240", "other"])?;
     let said = cli.run(["exec", "other", "sh", "-c", "sleep 1; cat /tmp/doomed; cat '/srv/a b/news'"])?;
     ensure!(said.contains("Stale") || said.contains("stale"), "what is gone is not said to be: {said}");
