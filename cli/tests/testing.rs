@@ -45,6 +45,7 @@ fn a_mistake_is_named_with_its_place_and_its_fix_and_nothing_is_tried() {
 fn the_tests_of_a_matrix_are_listed_as_patterns_choose_them() {
     let Some(home) = Home::new() else { return };
     let path = home.data().with_file_name("matrix.toml");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     let text = "on = ['a:1', 'b:1']\ncommand = 'x'\n[matrix]\ncpus = [1, 2]\nmemory = ['1G']\n";
     fs::write(&path, text).unwrap();
     let file = path.to_str().unwrap();
