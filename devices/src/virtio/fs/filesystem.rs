@@ -114,7 +114,7 @@ impl FileSystem for Share {
         let opened = opened.map(|(_, opened)| opened);
         let (current, _) = session.library.getattr(context, inode, opened)?;
         let valid = self.owners().change(&wanted, &self.owners().shown(current), valid)?;
-        wanted.st_mode &= 0o7777;
+        wanted.st_mode = self.owners().mode(wanted.st_mode & 0o7777);
         let (attributes, time) = session.library.setattr(context, inode, wanted, opened, valid)?;
         Ok((self.owners().shown(attributes), time))
     }
@@ -140,7 +140,7 @@ impl FileSystem for Share {
         _: u32,
         umask: u32,
     ) -> io::Result<Entry> {
-        let mode = words::node_mode(mode)?;
+        let mode = self.owners().mode(words::node_mode(mode)?);
         self.make(context, parent, name, |session, context, parent, name| {
             session.library.mknod(context, parent, name, mode, 0, umask & 0o777)
         })
@@ -148,7 +148,7 @@ impl FileSystem for Share {
 
     fn mkdir(&self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
         self.make(context, parent, name, |session, context, parent, name| {
-            session.library.mkdir(context, parent, name, mode & 0o7777, umask & 0o777)
+            session.library.mkdir(context, parent, name, self.owners().mode(mode & 0o7777), umask & 0o777)
         })
     }
 
@@ -216,14 +216,26 @@ impl FileSystem for Share {
         let name = words::name(name)?;
         let parent = session.directory(parent)?;
         session.tables().room_to_open()?;
+        // What is there already is opened below: the library would keep what it found and cannot open.
         let made = CreateIn {
-            flags: flags | asked.flags & libc::O_EXCL as u32,
-            mode: asked.mode & 0o7777,
+            flags: flags | libc::O_EXCL as u32,
+            mode: self.owners().mode(asked.mode & 0o7777),
             umask: asked.umask & 0o777,
             fuse_flags: asked.fuse_flags,
         };
         let acting = self.owners().acting(context);
-        let (entry, opened, options, _) = session.library.create(&acting, parent, name, made)?;
+        let exclusive = asked.flags & libc::O_EXCL as u32 != 0;
+        let (entry, opened, options, flags) = match session.library.create(&acting, parent, name, made) {
+            Err(error) if !exclusive && error.raw_os_error() == Some(libc::EEXIST) => {
+                let (entry, opened, options) =
+                    session.open_found(context, parent, name, flags, asked.fuse_flags)?;
+                (entry, opened, options, flags)
+            }
+            created => {
+                let (entry, opened, options, _) = created?;
+                (entry, opened, options, made.flags)
+            }
+        };
         let (inode, opened) = (entry.inode, opened.ok_or(Errno::IO)?);
         let entry = self.shown(&session, entry).inspect_err(|_| {
             // Nothing is left to be done if that fails.
@@ -244,12 +256,12 @@ impl FileSystem for Share {
         size: u32,
         offset: u64,
         owner: Option<u64>,
-        flags: u32,
+        _: u32,
     ) -> io::Result<usize> {
         let session = self.session()?;
         let (inode, opened) = session.open_file(node, handle, false)?;
-        let (size, flags) = (size.min(MOST_DATA), words::use_flags(flags));
-        session.library.read(context, inode, opened, to, size, offset, owner, flags)
+        let flags = session.flags(handle)?;
+        session.library.read(context, inode, opened, to, size.min(MOST_DATA), offset, owner, flags)
     }
 
     fn write(
@@ -262,12 +274,12 @@ impl FileSystem for Share {
         offset: u64,
         owner: Option<u64>,
         delayed: bool,
-        flags: u32,
+        _: u32,
         fuse_flags: u32,
     ) -> io::Result<usize> {
         let session = self.writable()?;
         let (inode, opened) = session.open_file(node, handle, false)?;
-        let (size, flags) = (size.min(MOST_DATA), words::use_flags(flags));
+        let (size, flags) = (size.min(MOST_DATA), session.flags(handle)?);
         session.library.write(context, inode, opened, from, size, offset, owner, delayed, flags, fuse_flags)
     }
 
@@ -293,6 +305,7 @@ impl FileSystem for Share {
         length: u64,
     ) -> io::Result<()> {
         let session = self.writable()?;
+        words::fallocate_mode(mode)?;
         let (inode, opened) = session.open_file(node, handle, false)?;
         session.library.fallocate(context, inode, opened, mode, offset, length)
     }

@@ -51,6 +51,12 @@ impl Owners {
         context
     }
 
+    /// Of a mode that the guest wants, what it gets. Programs that run as their owner would run as the user on the host, whom others there
+    /// are not to become.
+    pub(super) fn mode(self, mode: u32) -> u32 {
+        if self.is_root() { mode } else { mode & !(libc::S_ISUID | libc::S_ISGID) }
+    }
+
     /// `attributes` as the guest sees them.
     pub(super) fn shown(self, mut attributes: stat64) -> stat64 {
         if let Self::One { host, guest } = self {
@@ -107,6 +113,12 @@ mod tests {
         assert_eq!(shown(1000, 0), (0, NOBODY));
         let same = Owners::Same.shown(attributes(7, 8));
         assert_eq!((same.st_uid, same.st_gid), (7, 8));
+    }
+
+    #[test]
+    fn nobody_becomes_the_user_by_a_program_of_the_guest() {
+        assert_eq!(USER.mode(libc::S_IFREG | 0o7755), libc::S_IFREG | 0o1755);
+        assert_eq!(Owners::Same.mode(0o6755), 0o6755);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use virtio_queue::{DescriptorChain, QueueT};
 use arch::memory::{GuestRam, SharedRam};
 
 use super::share::Share;
+use super::words::MOST_DATA;
 use crate::counters::Counters;
 use crate::ratelog;
 use crate::virtio::chain::Chain;
@@ -23,6 +24,9 @@ const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
 /// How many requests are served before the thread looks whether it is to end: each may take as long as the host's disk.
 const BATCH: u16 = 32;
+
+/// The longest request: its data, and what stands before them, in bytes.
+const LONGEST: usize = MOST_DATA as usize + 4096;
 
 /// Requests that have no answer.
 const FORGET: u32 = 2;
@@ -154,6 +158,10 @@ fn handle(
         fuse_backend_rs::Error::InvalidMessage(IoError::other(error))
     };
     let reader = Reader::from_descriptor_chain(ram, descriptors.clone()).map_err(invalid)?;
+    if reader.available_bytes() > LONGEST {
+        // The library makes room for as much as some requests say they have.
+        return Err(fuse_backend_rs::Error::InvalidMessage(IoError::other("it is too long")));
+    }
     let writer = VirtioFsWriter::new(ram, descriptors).map_err(invalid)?;
     server.handle_message(reader, writer.into(), None, None)
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::FsOptions;
+use fuse_backend_rs::abi::fuse_abi::{FsOptions, OpenOptions};
 use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -47,11 +47,15 @@ fn wanted() -> FsOptions {
         | FsOptions::HANDLE_KILLPRIV_V2
 }
 
+/// How many nodes are let go of after one request: more than one request gets.
+const TRIMMED: usize = 512;
+
 /// A mount.
 pub(super) struct Session {
     pub(super) library: PassthroughFs<()>,
     /// The shared folder.
     root: OwnedFd,
+    read_only: bool,
     tables: Mutex<Tables>,
 }
 
@@ -60,7 +64,12 @@ impl Session {
     ///
     /// # Errors
     /// If the folder is gone, or the host is out of something.
-    pub(super) fn begin(folder: &File, capable: FsOptions, most: usize) -> io::Result<(Self, FsOptions)> {
+    pub(super) fn begin(
+        folder: &File,
+        capable: FsOptions,
+        most: usize,
+        read_only: bool,
+    ) -> io::Result<(Self, FsOptions)> {
         let root = OwnedFd::from(folder.try_clone()?);
         let agreed = capable & wanted();
         let library = PassthroughFs::new(Config {
@@ -86,21 +95,22 @@ impl Session {
             held: 1,
             open: 0,
         };
-        Ok((Self { library, root, tables: Mutex::new(Tables::new(node, most)) }, agreed))
+        Ok((Self { library, root, read_only, tables: Mutex::new(Tables::new(node, most)) }, agreed))
     }
 
     /// The mount that `saved` was, on the folder as it is now.
     ///
     /// # Errors
     /// As for [`Session::begin`].
-    pub(super) fn again(folder: &File, saved: &FsSession, most: usize) -> io::Result<Self> {
-        let (session, _) = Self::begin(folder, FsOptions::from_bits_truncate(saved.features), most)?;
+    pub(super) fn again(folder: &File, saved: &FsSession, most: usize, read_only: bool) -> io::Result<Self> {
+        let features = FsOptions::from_bits_truncate(saved.features);
+        let (session, _) = Self::begin(folder, features, most, read_only)?;
         {
             let mut tables = session.tables();
             for node in &saved.nodes {
                 let place = node.path.as_ref().map_or(Place::Gone, |path| Place::Saved(path.0.clone()));
                 let FsNode { ino, kind, lookups, .. } = *node;
-                tables.nodes.insert(node.id, Node { place, ino, kind, lookups, held: 0, open: 0 });
+                tables.put_node(node.id, Node { place, ino, kind, lookups, held: 0, open: 0 });
             }
             for handle in &saved.handles {
                 let FsHandle { node, flags, directory, .. } = *handle;
@@ -283,20 +293,17 @@ impl Session {
     /// Let the library have no more than it may, between two requests.
     pub(super) fn trim(&self) {
         let mut root = None;
-        loop {
+        // Some have no name, and stay.
+        for _ in 0..TRIMMED {
             let oldest = self.tables().oldest();
             let Some((node, inode)) = oldest else { return };
             if root.is_none() {
                 root = self.path(ROOT).ok();
             }
             let path = root.as_ref().and_then(|root| self.path_beneath(inode, root));
-            let stays = path.is_none();
             let parked = self.tables().park(node, path);
             if let Some(gone) = parked {
                 self.library.forget(&Context::default(), gone.inode, gone.count);
-            }
-            if stays {
-                return;
             }
         }
     }
@@ -327,8 +334,8 @@ impl Session {
         let mut tables = self.tables();
         let found = tables.handles.get_mut(&handle).ok_or(Errno::BADF)?;
         match opened {
-            Ok((inode, opened)) => {
-                (found.inode, found.place) = (inode, Place::Library(opened));
+            Ok((inode, opened, flags)) => {
+                (found.inode, found.place, found.flags) = (inode, Place::Library(opened), flags);
                 Ok((inode, opened))
             }
             Err(_) => {
@@ -338,16 +345,44 @@ impl Session {
         }
     }
 
-    /// Open what was open when the state was saved.
-    fn reopen(&self, node: u64, flags: u32, directory: bool) -> io::Result<(u64, u64)> {
+    /// How the host has the open file `handle`. The library takes other flags for a change of them, which it is not to try.
+    pub(super) fn flags(&self, handle: u64) -> io::Result<u32> {
+        Ok(self.tables().handles.get(&handle).ok_or(Errno::BADF)?.flags)
+    }
+
+    /// Open what is called `name` in the library's `parent` already.
+    ///
+    /// # Errors
+    /// The host's; then the library has nothing of it.
+    pub(super) fn open_found(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
+        let entry = self.library.lookup(context, parent, name)?;
+        match self.library.open(context, entry.inode, flags, fuse_flags) {
+            Ok((opened, options, _)) => Ok((entry, opened, options)),
+            Err(error) => {
+                self.release(entry.inode);
+                Err(error)
+            }
+        }
+    }
+
+    /// Open what was open when the state was saved. Says what the library calls it, and how it is open.
+    fn reopen(&self, node: u64, flags: u32, directory: bool) -> io::Result<(u64, u64, u32)> {
         let inode = if directory { self.directory(node)? } else { self.inode(node)? };
         let context = Context::default();
+        // What was in it then is not to be cut off now.
+        let flags = words::open_flags(flags & !(libc::O_TRUNC as u32), self.read_only)?;
         let opened = if directory {
             self.library.opendir(&context, inode, flags)?.0
         } else {
-            // What was in it then is not to be cut off now.
-            self.library.open(&context, inode, words::use_flags(flags), 0)?.0
+            self.library.open(&context, inode, flags, 0)?.0
         };
-        Ok((inode, opened.ok_or(Errno::STALE)?))
+        Ok((inode, opened.ok_or(Errno::STALE)?, flags))
     }
 }

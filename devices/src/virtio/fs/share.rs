@@ -84,7 +84,9 @@ impl Share {
         // SAFETY: a call without pointers. The thread has a root, a working directory and a mask of its own from here on; nothing
         // else in this process expects those to change with the others'.
         let done = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
-        if !done {
+        if done {
+            rustix::process::umask(Mode::empty());
+        } else {
             log::debug!(
                 "new files of guests have modes under the host's umask: {}",
                 io::Error::last_os_error()
@@ -108,7 +110,8 @@ impl Share {
     pub(super) fn begin(&self, capable: FsOptions) -> io::Result<FsOptions> {
         let mut mount = self.mount();
         *mount = Mount::None;
-        let (session, agreed) = self.keep_mask(|| Session::begin(&self.folder.file, capable, self.most))?;
+        let (session, agreed) =
+            self.keep_mask(|| Session::begin(&self.folder.file, capable, self.most, self.read_only()))?;
         *mount = Mount::Live(Arc::new(session), agreed);
         Ok(agreed)
     }
@@ -137,7 +140,8 @@ impl Share {
             Mount::None => return Err(Errno::IO.into()),
             Mount::Live(session, _) => return Ok(Arc::clone(session)),
             Mount::Saved(saved) => {
-                let session = self.keep_mask(|| Session::again(&self.folder.file, saved, self.most))?;
+                let session =
+                    self.keep_mask(|| Session::again(&self.folder.file, saved, self.most, self.read_only()))?;
                 (Arc::new(session), FsOptions::from_bits_truncate(saved.features))
             }
         };

@@ -16,6 +16,11 @@ pub(super) const ROOT: u64 = 1;
 /// The most nodes of a guest: those that are names cost memory alone.
 pub(super) const MOST_NODES: usize = 1 << 20;
 
+/// How many more than it may the library has while a request is served: as many as a list of a directory gives.
+const SLACK: usize = 256;
+/// How long all names are together, in bytes. What has no room among them is gone for the guest (ESTALE).
+const MOST_NAMED: usize = 64 << 20;
+
 /// What a node or a file is to the library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -25,6 +30,16 @@ pub(super) enum Place {
     Saved(Vec<u8>),
     /// What was saved is not there any more.
     Gone,
+}
+
+impl Place {
+    /// How long its name is, in bytes.
+    fn named(&self) -> usize {
+        match self {
+            Self::Saved(path) => path.len(),
+            Self::Library(_) | Self::Gone => 0,
+        }
+    }
 }
 
 /// A file, directory or other thing that the guest has looked up.
@@ -78,6 +93,8 @@ pub(super) struct Tables {
     order: VecDeque<u64>,
     /// How many nodes the library has.
     live: usize,
+    /// How long all names ([`Place::Saved`]) are, in bytes.
+    named: usize,
     most: usize,
 }
 
@@ -92,6 +109,7 @@ impl Tables {
             next_handle: 1,
             order: VecDeque::new(),
             live: 0,
+            named: 0,
             most,
         };
         if let Place::Library(inode) = root.place {
@@ -113,7 +131,8 @@ impl Tables {
             node.held = node.held.saturating_add(1);
             return Ok(*id);
         }
-        if self.nodes.len() >= MOST_NODES {
+        // Some cannot become names.
+        if self.nodes.len() >= MOST_NODES || self.live >= self.most.saturating_add(SLACK) {
             return Err(Errno::NFILE.into());
         }
         let id = self.next_node;
@@ -136,8 +155,35 @@ impl Tables {
             return None;
         }
         let node = self.nodes.remove(&id)?;
-        let Place::Library(inode) = node.place else { return None };
+        let Place::Library(inode) = node.place else {
+            self.named = self.named.saturating_sub(node.place.named());
+            return None;
+        };
         Some(self.is_live_no_more(id, inode, node.held))
+    }
+
+    /// The guest has `node` as `id`. It is none that the library has.
+    pub(super) fn put_node(&mut self, id: u64, mut node: Node) {
+        node.place = self.room_for(node.place);
+        self.nodes.insert(id, node);
+    }
+
+    /// A place for a node, with room for its name.
+    fn room_for(&mut self, place: Place) -> Place {
+        let named = self.named.saturating_add(place.named());
+        if named > MOST_NAMED {
+            return Place::Gone;
+        }
+        self.named = named;
+        place
+    }
+
+    /// A node becomes what it was not. Says what it was.
+    fn change(&mut self, id: u64, place: Place) -> Option<Place> {
+        let place = self.room_for(place);
+        let before = std::mem::replace(&mut self.nodes.get_mut(&id)?.place, place);
+        self.named = self.named.saturating_sub(before.named());
+        Some(before)
     }
 
     fn is_live(&mut self, id: u64) {
@@ -182,8 +228,8 @@ impl Tables {
             self.order.push_back(id);
             return None;
         };
-        node.place = Place::Saved(path);
         let held = std::mem::take(&mut node.held);
+        self.change(id, Place::Saved(path));
         Some(self.is_live_no_more(id, inode, held))
     }
 
@@ -198,18 +244,19 @@ impl Tables {
 
     /// What was saved as `id` is the library's `inode`, which it has given once.
     pub(super) fn found(&mut self, id: u64, inode: u64) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
-        node.place = Place::Library(inode);
-        node.held = 1;
+        if self.change(id, Place::Library(inode)).is_none() {
+            return;
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.held = 1;
+        }
         self.by_library.entry(inode).or_insert(id);
         self.is_live(id);
     }
 
     /// What was saved as `id` is not there any more.
     pub(super) fn lost(&mut self, id: u64) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.place = Place::Gone;
-        }
+        self.change(id, Place::Gone);
     }
 
     /// Whether one more file can be opened.
@@ -317,6 +364,31 @@ mod tests {
         tables.found(ids[1], 71);
         tables.close(open);
         assert_eq!(tables.oldest().map(|(id, _)| id), Some(ids[0]), "it is open no more");
+    }
+
+    #[test]
+    fn what_cannot_become_a_name_is_bounded_too() {
+        let mut tables = tables(2);
+        for inode in 0..2 + SLACK as u64 {
+            tables.give(70 + inode, inode, 0).unwrap();
+        }
+        assert_eq!(tables.give(9999, 1, 0).unwrap_err().raw_os_error(), Some(libc::ENFILE));
+    }
+
+    #[test]
+    fn names_have_so_much_room_and_no_more() {
+        let mut tables = tables(0);
+        let id = tables.give(70, 7, 0).unwrap();
+        tables.park(id, Some(vec![b'a'; 100]));
+        assert_eq!(tables.named, 100);
+        let other = tables.give(71, 8, 0).unwrap();
+        tables.park(other, Some(vec![b'a'; MOST_NAMED]));
+        assert_eq!((tables.nodes[&other].place.clone(), tables.named), (Place::Gone, 100));
+        tables.found(id, 70);
+        assert_eq!(tables.named, 0);
+        tables.park(id, Some(vec![b'a'; 50]));
+        tables.forget(id, 1);
+        assert_eq!(tables.named, 0);
     }
 
     #[test]

@@ -87,6 +87,18 @@ pub(super) fn node_mode(mode: u32) -> io::Result<u32> {
     }
 }
 
+/// How `fallocate` may be asked: what moves or shares data takes the host as long as the file is large.
+pub(super) fn fallocate_mode(mode: u32) -> io::Result<()> {
+    let [keep, punch, zero] =
+        [libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE]
+            .map(|flag| flag as u32);
+    match mode & !keep {
+        0 => Ok(()),
+        mode if mode == punch || mode == zero => Ok(()),
+        _ => Err(Errno::OPNOTSUPP.into()),
+    }
+}
+
 /// What of `renameat2` the guest may ask for: a whiteout would be a device.
 pub(super) fn rename_flags(flags: u32) -> io::Result<u32> {
     if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
@@ -174,6 +186,18 @@ mod tests {
         }
         assert_eq!(node_mode(libc::S_IFIFO | 0o644).unwrap(), libc::S_IFIFO | 0o644);
         assert_eq!(errno(rename_flags(libc::RENAME_WHITEOUT)), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn room_is_made_and_given_back_and_nothing_is_moved() {
+        for mode in [0, libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE] {
+            assert!(fallocate_mode(mode as u32).is_ok());
+        }
+        for mode in
+            [libc::FALLOC_FL_COLLAPSE_RANGE, libc::FALLOC_FL_INSERT_RANGE, libc::FALLOC_FL_UNSHARE_RANGE]
+        {
+            assert_eq!(errno(fallocate_mode(mode as u32)), Some(libc::EOPNOTSUPP));
+        }
     }
 
     #[test]

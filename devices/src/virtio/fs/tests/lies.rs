@@ -54,6 +54,63 @@ fn a_length_that_lies_is_refused() {
     works(&mut client);
 }
 
+/// How the host has the file at `path` open, each time: the flags in octal.
+fn held(path: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open = entries.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|link| link == path));
+    open.map(|entry| {
+        let info = std::path::Path::new("/proc/self/fdinfo").join(entry.file_name());
+        let info = std::fs::read_to_string(info).unwrap_or_default();
+        info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default().trim().to_owned()
+    })
+    .collect()
+}
+
+#[test]
+fn what_is_there_and_cannot_be_opened_costs_no_descriptor() {
+    let mut client = Client::new();
+    let pipe = client.inside("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    for _ in 0..3 {
+        assert!(client.create(ROOT, "pipe", libc::O_RDWR, 0o600).is_err());
+    }
+    assert_eq!(held(&pipe), [""; 0]);
+    // What can be is opened, unless the guest wanted to make it.
+    client.file("old", "text");
+    let (found, handle) = client.create(ROOT, "old", libc::O_RDWR, 0o600).unwrap();
+    assert_eq!(client.read(found.node, handle, 0, 100).unwrap(), b"text");
+    let exclusive = client.create(ROOT, "old", libc::O_RDWR | libc::O_EXCL, 0o600);
+    assert_eq!(exclusive.map(drop), Err(libc::EEXIST));
+    works(&mut client);
+}
+
+#[test]
+fn a_file_stays_open_as_it_was_opened() {
+    let mut client = Client::new();
+    let path = client.file("a", "text");
+    let a = client.lookup(ROOT, "a").unwrap().node;
+    let handle = client.open(a, libc::O_RDWR).unwrap();
+    let before = held(&path);
+    let flags = (libc::O_RDWR | libc::O_APPEND | libc::O_DIRECT) as u32;
+    let body = [longs(&[handle, 0]), words(&[100, 0]), longs(&[0]), words(&[flags, 0])].concat();
+    assert_eq!(client.call(op::READ, a, &body).unwrap(), b"text");
+    assert_eq!((held(&path), before.len()), (before, 2), "the node and the open file");
+}
+
+#[test]
+fn a_request_that_is_longer_than_any_is_refused() {
+    let mut client = Client::new();
+    client.file("a", "text");
+    let a = client.lookup(ROOT, "a").unwrap().node;
+    let handle = client.open(a, libc::O_RDWR).unwrap();
+    // An ioctl with so many bytes behind it (struct fuse_ioctl_in).
+    let len = (1 << 20) + 4096;
+    let body =
+        [longs(&[handle]), words(&[0, 1]), longs(&[0]), words(&[len, 0]), vec![0; len as usize]].concat();
+    assert_eq!(client.call(39, a, &body), Err(libc::EIO));
+    works(&mut client);
+}
+
 #[test]
 fn room_that_is_too_small_is_not_written_beyond() {
     let mut client = Client::new();
