@@ -347,7 +347,8 @@ fn what_a_dry_run_prints_is_the_same_spec_again() {
 fn what_a_snapshot_says_cannot_be_asked_for_beside_it() {
     let against = |args: &[&str]| asked(args).unwrap().against_from();
     assert!(against(&["--from", "web@s1", "--name", "a", "-d", "--publish", "8080:80"]).is_empty());
-    let left = ["from", "keep", "name", "detach", "rm", "publish", "dry-run", "verbose", "log-file"];
+    let left =
+        ["from", "keep", "name", "detach", "rm", "publish", "volume", "dry-run", "verbose", "log-file"];
     for flag in FLAGS.iter().filter(|flag| !left.contains(&flag.name) && !OF_A_COMMAND.contains(&flag.name)) {
         assert_eq!(against(flag.example.args), [format!("--{}", flag.name)], "--{}", flag.name);
     }
