@@ -27,6 +27,8 @@ fn a_mistake_is_named_with_its_place_and_its_fix_and_nothing_is_tried() {
         assert!(done.stderr.starts_with(&place) && done.stderr.contains(words), "{text:?}: {done:?}");
     }
     fs::write(&path, "on = ['debian:12']\n").unwrap();
+    let out = dir.join("out");
+    let out = out.to_str().unwrap();
     for (args, words) in [
         (&["test", "-f", file][..], "no command"),
         (&["test", "--on", "debian:12"], "no command"),
@@ -34,6 +36,9 @@ fn a_mistake_is_named_with_its_place_and_its_fix_and_nothing_is_tried() {
         (&["test", "-f", file, "--filter", "none", "--", "true"], "no test is left"),
         (&["test", "-f", file, "--flaky", "2", "--retry", "1", "--", "true"], "exclude each other"),
         (&["test", "-f", file, "--jobs", "0", "--", "true"], "--jobs: '0'"),
+        (&["test", "-f", file, "-v", "/no/such:/x", "--", "true"], "/no/such does not exist"),
+        (&["test", "-f", "/no/such.toml", "--", "true"], "cannot read /no/such.toml"),
+        (&["test", "-f", file, "-o", out, "--junit", "/no/such/x", "--", "true"], "cannot write /no/such/x"),
     ] {
         let done = home.ask(args);
         assert!(done.code == Some(2) && done.stderr.contains(words), "{args:?}: {done:?}");

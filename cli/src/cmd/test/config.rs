@@ -32,6 +32,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -153,8 +154,8 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<Suite, FileError> {
     let artifacts = raw.artifacts.iter().map(|path| artifact(at, path, workdir.as_deref()));
     Ok(Suite {
         on: texts(&raw.on, "an image")?,
-        cpus: raw.matrix.cpus.iter().map(|cpus| read_cpus(at, cpus)).collect::<Result<_, _>>()?,
-        memory: raw.matrix.memory.iter().map(|memory| read_memory(at, memory)).collect::<Result<_, _>>()?,
+        cpus: each_once(at, "cpus", &raw.matrix.cpus, read_cpus)?,
+        memory: each_once(at, "memory", &raw.matrix.memory, read_memory)?,
         env_matrix: raw
             .matrix
             .env
@@ -206,8 +207,13 @@ fn variable(
     key: String,
     values: Spanned<Vec<String>>,
 ) -> Result<(String, Vec<String>), FileError> {
-    let wrong_key = key.is_empty() || key.contains('=') || key.chars().any(char::is_control);
-    if wrong_key || values.get_ref().iter().any(|value| value.chars().any(char::is_control)) {
+    if key.is_empty() || key.contains('=') {
+        return Err(at.error(
+            &values.span(),
+            format!("'{key}' cannot be a variable's name: write one with letters and without ="),
+        ));
+    }
+    if [&key].into_iter().chain(values.get_ref()).any(|text| text.chars().any(char::is_control)) {
         return Err(at.error(
             &values.span(),
             format!("{key:?} or one of its values has control characters: write plain text"),
@@ -216,7 +222,31 @@ fn variable(
     if values.get_ref().is_empty() {
         return Err(at.error(&values.span(), format!("{key} has no values: write some, or leave it out")));
     }
+    let list = values.get_ref();
+    if let Some(twice) =
+        list.iter().enumerate().find_map(|(at, value)| list.get(..at)?.contains(value).then_some(value))
+    {
+        return Err(at.error(&values.span(), format!("{key} has '{twice}' twice: leave one out")));
+    }
     Ok((key, values.into_inner()))
+}
+
+/// The values of the matrix's `key`, each once: two tests of one name could not be told apart.
+fn each_once<T, V: PartialEq + Display>(
+    at: &Text<'_>,
+    key: &str,
+    list: &[Spanned<T>],
+    read: impl Fn(&Text<'_>, &Spanned<T>) -> Result<V, FileError>,
+) -> Result<Vec<V>, FileError> {
+    let mut values = Vec::new();
+    for spanned in list {
+        let value = read(at, spanned)?;
+        if values.contains(&value) {
+            return Err(at.error(&spanned.span(), format!("{key} has {value} twice: leave one out")));
+        }
+        values.push(value);
+    }
+    Ok(values)
 }
 
 /// A path in the guest, from `dir` if it is not absolute.
@@ -306,6 +336,12 @@ env.LANG = ["C", "de_DE.UTF-8"]
             ("[matrix]\ncpus = [0]", 2, "write one from 1"),
             ("[matrix]\nmemory = [\"much\"]", 2, "'much'"),
             ("[matrix]\nenv.A = []", 2, "A has no values"),
+            ("[matrix]\nenv.\"\" = [\"a\"]", 2, "'' cannot be a variable's name"),
+            ("[matrix]\nenv.\"A=B\" = [\"a\"]", 2, "'A=B' cannot be"),
+            ("[matrix]\nenv.A = [\"b\", \"a\\n\"]", 2, "control characters"),
+            ("[matrix]\nenv.A = [\"a\", \"b\", \"a\"]", 2, "A has 'a' twice"),
+            ("[matrix]\ncpus = [1,\n2,\n1]", 4, "cpus has 1 twice"),
+            ("[matrix]\nmemory = [\"1G\", \"1024M\"]", 2, "memory has 1G twice"),
             ("\nvolume = [\"src\"]", 2, "write HOST:GUEST"),
             ("artifacts = [\"log\"]", 1, "begin the path in the guest with /"),
             ("on = \"debian:11\"", 1, "invalid type"),
@@ -336,7 +372,8 @@ env.LANG = ["C", "de_DE.UTF-8"]
         }
 
         #[test]
-        fn what_is_within_bounds_is_read(cpus in prop::collection::vec(1_u8..=255, 0..5), retry in 0..=MOST_RUNS) {
+        fn what_is_within_bounds_is_read(cpus in prop::collection::hash_set(1_u8..=255, 0..5), retry in 0..=MOST_RUNS) {
+            let cpus: Vec<u8> = cpus.into_iter().collect();
             let text = format!("retry = {retry}\n[matrix]\ncpus = {cpus:?}\n");
             let suite = parse(&text).unwrap();
             prop_assert_eq!((suite.cpus, suite.retry), (cpus, Some(retry)));

@@ -1,10 +1,11 @@
 //! The directory of a run's results: what was printed, what was fetched, and the result.
 //!
 //! ```text
-//! skiff-test/                    ignored by git
+//! skiff-test/                    ignored by git; .lock in it says whose it is
 //!   debian-12/                   one a test
 //!     output.log                 what the command printed
 //!     console.log                what the guest's kernel printed
+//!     setup.log                  what the setup printed, if it failed
 //!     artifacts/…                what was fetched
 //!     result.json                see [`Ran`](super::report::Ran)
 //!     skiff.log                  what skiff had to say, if it had
@@ -16,7 +17,8 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::FlockOperation;
 
 use super::report::Ran;
 use super::schedule::Turn;
@@ -29,6 +31,10 @@ const CONSOLE_LOG: &str = "console.log";
 const SKIFF_LOG: &str = "skiff.log";
 /// What became of it.
 const RESULT: &str = "result.json";
+/// What the setup printed, if it failed.
+pub const SETUP_LOG: &str = "setup.log";
+/// Whose the directory is.
+const LOCK: &str = ".lock";
 /// The most that is kept of what a command prints, in bytes.
 const MOST: u64 = 256 << 20;
 
@@ -44,20 +50,29 @@ pub fn of_turn(output: &Path, slug: &str, turn: Turn) -> PathBuf {
     dir
 }
 
-/// Make the directory of all results.
-pub fn begin(output: &Path) -> Result<()> {
+/// Make the directory of all results. It is this run's as long as what this returns is there.
+pub fn begin(output: &Path) -> Result<File> {
     let failed = || format!("cannot write in {}: choose another directory with --output", output.display());
     fs::create_dir_all(output).with_context(failed)?;
-    match OpenOptions::new().write(true).create_new(true).open(output.join(".gitignore")) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        file => file.and_then(|mut file| file.write_all(b"*\n")).with_context(failed),
+    let lock = create(&output.join(LOCK)).with_context(failed)?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "another skiff test writes its results to {}: wait for it, or choose another directory with --output",
+            output.display()
+        ),
+        locked => locked.with_context(failed)?,
     }
+    match OpenOptions::new().write(true).create_new(true).open(output.join(".gitignore")) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        file => file.and_then(|mut file| file.write_all(b"*\n")).with_context(failed)?,
+    }
+    Ok(lock)
 }
 
 /// Remove what the last run left of the test `slug`. What looks like something else stays, and is in the way.
 pub fn clear(output: &Path, slug: &str) -> Result<()> {
     let dir = output.join(slug);
-    let ours = [OUTPUT_LOG, RESULT, SKIFF_LOG].iter().any(|name| dir.join(name).is_file());
+    let ours = [OUTPUT_LOG, RESULT, SKIFF_LOG, SETUP_LOG].iter().any(|name| dir.join(name).is_file());
     if !ours {
         return Ok(());
     }
@@ -65,6 +80,14 @@ pub fn clear(output: &Path, slug: &str) -> Result<()> {
     // What guests have made in it may be of any depth.
     let below = File::open(output).with_context(failed)?;
     images::tree::remove(std::os::fd::AsFd::as_fd(&below), Path::new(slug)).with_context(failed)
+}
+
+/// Write what the setup has printed into the directory of the test `slug`.
+pub fn write_setup_log(output: &Path, slug: &str, log: &[u8]) -> Result<()> {
+    let dir = output.join(slug);
+    let path = dir.join(SETUP_LOG);
+    let write = || fs::create_dir_all(&dir).and_then(|()| create(&path)?.write_all(log));
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A run's directory.
@@ -149,8 +172,11 @@ mod tests {
     fn what_is_written_is_there_and_goes_with_the_next_run() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("out");
-        begin(&output).unwrap();
-        begin(&output).unwrap();
+        drop(begin(&output).unwrap());
+        let lock = begin(&output).unwrap();
+        let error = format!("{:#}", begin(&output).unwrap_err());
+        assert!(error.contains("another skiff test") && error.contains("--output"), "{error}");
+        drop(lock);
         assert_eq!(fs::read_to_string(output.join(".gitignore")).unwrap(), "*\n");
         let mut folder = Folder::make(&output.join("a")).unwrap();
         folder.output(b"one\n").unwrap();

@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use vmm::snapshot::Record;
 
@@ -30,6 +30,9 @@ const TRIES: u64 = 100;
 pub struct Of {
     /// The directory of the project.
     pub project: String,
+    /// The file that says what is tested, if there is one.
+    #[serde(default)]
+    pub file: Option<String>,
     /// The test's directory in the results.
     pub test: String,
 }
@@ -75,22 +78,26 @@ pub fn prune(store: &Store, of: &Of, most: usize) -> Result<()> {
     }
     kept.sort_by_key(|(number, _)| *number);
     let surplus = kept.len().saturating_sub(most);
+    let mut failed = None;
     for (_, entry) in kept.into_iter().take(surplus) {
-        remove(store, &entry)?;
+        // One that cannot go is no reason for the others to stay.
+        if let Err(error) = remove(store, &entry) {
+            failed = failed.or(Some(error));
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
-/// Remove one with its snapshot.
+/// Remove one with its snapshot. What somebody has started, or taken other snapshots of, is theirs, and stays.
 fn remove(store: &Store, entry: &Entry) -> Result<()> {
     let look = store.get(entry.name())?;
-    if look.is_live() {
-        bail!("{} runs, and stays", entry.name());
+    let own = store.family(&look)?.own;
+    if look.is_live() || own.iter().any(|own| own.name != SNAPSHOT) {
+        return Ok(());
     }
-    let own: Vec<_> = store.family(&look)?.own.iter().map(|own| own.id).collect();
     store.remove(entry.name(), true)?;
     for snapshot in own {
-        store.snapshots().mark_removed(snapshot)?;
+        store.snapshots().mark_removed(snapshot.id)?;
     }
     Ok(())
 }
@@ -125,19 +132,21 @@ mod tests {
     fn of_each_test_the_last_stay() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path());
-        let of = |test: &str| Of { project: "/p".to_owned(), test: test.to_owned() };
+        let of = |test: &str| Of { project: "/p".to_owned(), file: None, test: test.to_owned() };
         for number in [2, 10, 9] {
             kept(&store, &format!("failed-a-{number}"), &of("a"));
         }
         kept(&store, "failed-b-1", &of("b"));
         kept(&store, "failed-a-1", &Of { project: "/other".to_owned(), ..of("a") });
+        let file = Some("/p/other.toml".to_owned());
+        kept(&store, "failed-a-3", &Of { file, ..of("a") });
         assert_eq!(next_number(&store, "failed-a").unwrap(), 11);
         assert_eq!(next_number(&store, "failed").unwrap(), 1);
         prune(&store, &of("a"), 2).unwrap();
         let names: Vec<String> =
             store.entries().unwrap().iter().map(|entry| entry.name().to_owned()).collect();
-        assert_eq!(names, ["failed-a-1", "failed-a-10", "failed-a-9", "failed-b-1"]);
+        assert_eq!(names, ["failed-a-1", "failed-a-10", "failed-a-3", "failed-a-9", "failed-b-1"]);
         prune(&store, &of("b"), 0).unwrap();
-        assert_eq!(store.entries().unwrap().len(), 3);
+        assert_eq!(store.entries().unwrap().len(), 4);
     }
 }

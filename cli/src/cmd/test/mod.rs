@@ -6,6 +6,7 @@
 //! ```
 //! What is decided is decided by plain values ([`suite`], [`matrix`], [`schedule`], [`outcome`], [`report`]), which are tested without guests.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,16 +19,16 @@ use images::file::{FileError, Wrong};
 use self::keep::Of;
 use self::matrix::{Case, cases};
 use self::options::{Asked, FLAGS};
-use self::prepare::{Preparer, Ready, shape};
+use self::prepare::{Preparer, Ready, Shape, Unready, shape};
 use self::report::{Ran, Report, Tested, junit, people};
 use self::runner::Runner;
 use self::schedule::Rules;
 use self::screen::Screen;
-use self::suite::Suite;
+use self::suite::{Suite, merge};
 use self::worker::Job;
 use super::run::volume;
 use super::{Verb, print};
-use crate::exit::Usage;
+use crate::exit::{self, Usage};
 use crate::flags::{self, Completes, Count, Operand, closest};
 use crate::store::{Store, time};
 use crate::terminal::note;
@@ -83,7 +84,7 @@ Exit codes:
   1      a test failed
   2      a wrong flag, file key or value: nothing was tried
   125    no test failed, but skiff or a setup did
-  130    interrupted with Ctrl-C; or 128+N by signal N";
+  128+N  interrupted by signal N (130: Ctrl-C, 143: SIGTERM)";
 
 /// The file that is read if nobody names one.
 const FILE: &str = "skiff-test.toml";
@@ -92,7 +93,18 @@ const OUTPUT: &str = "skiff-test";
 /// How many failed guests of a test are kept if nobody says.
 const KEEP: u32 = 1;
 
+/// Exit code 1 says that a test failed: what skiff cannot do has another.
 fn run(matches: &ArgMatches) -> Result<u8> {
+    match asked_for(matches) {
+        Err(error) if !error.is::<Usage>() => {
+            exit::say(&error);
+            Ok(exit::NOT_THE_COMMANDS)
+        }
+        done => done,
+    }
+}
+
+fn asked_for(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     asked.suite.command = COMMAND.all(matches);
@@ -101,11 +113,14 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     let here = directory(Path::new("."))?;
     asked.suite.volumes.iter_mut().for_each(|volume| volume.start_at(&here));
     let (project, suite) = match &file {
-        Some(path) => (directory(path)?, std::mem::take(&mut asked.suite).over(read(path)?)),
-        None => (here, std::mem::take(&mut asked.suite)),
+        Some(path) => {
+            let below = read(path).map_err(usage)?;
+            (directory(path)?, merge(std::mem::take(&mut asked.suite), below))
+        }
+        None => (here, merge(std::mem::take(&mut asked.suite), Suite::default())),
     };
     check(&suite, file.is_some())?;
-    volume::check(&suite.volumes)?;
+    volume::check(&suite.volumes).map_err(usage)?;
     let cases = cases(&suite)?;
     if cases.is_empty() {
         return Err(Usage(
@@ -116,7 +131,28 @@ fn run(matches: &ArgMatches) -> Result<u8> {
     if asked.list {
         return print(cases.iter().map(|case| format!("{}\n", case.name)).collect::<String>());
     }
-    test(&asked, &suite, &cases, &project)
+    let file = file.map(std::fs::canonicalize).transpose().context("the file cannot be found any more")?;
+    test(&asked, &suite, &cases, &Project { dir: project, file })
+}
+
+/// Whose tests they are.
+struct Project {
+    /// The directory from which files are copied.
+    dir: PathBuf,
+    /// The file that says what is tested, if there is one.
+    file: Option<PathBuf>,
+}
+
+impl Project {
+    fn of(&self, case: &Case) -> Of {
+        let file = self.file.as_ref().map(|file| file.display().to_string());
+        Of { project: self.dir.display().to_string(), file, test: case.slug.clone() }
+    }
+}
+
+/// What is wrong was named by whoever typed it, or wrote the file.
+fn usage(error: anyhow::Error) -> anyhow::Error {
+    Usage(format!("{error:#}")).into()
 }
 
 /// What `path` asks for.
@@ -174,19 +210,21 @@ fn check(suite: &Suite, has_file: bool) -> Result<(), Usage> {
     Ok(())
 }
 
-fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Path) -> Result<u8> {
+fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Result<u8> {
     let (started, begin) = (time::now(), Instant::now());
     let output = std::path::absolute(suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))
         .context("cannot tell the current directory")?;
-    folder::begin(&output)?;
+    let _lock = folder::begin(&output)?;
     for case in cases {
         folder::clear(&output, &case.slug)?;
     }
+    report_files(asked).try_for_each(check_writable)?;
     let store = Store::open()?;
     let images = store.images();
-    let preparer =
-        Preparer { store: &store, images: &images, suite, project, output: &output, fresh: asked.fresh };
-    let ready = preparer.all(cases);
+    let (store, images, output, fresh) = (&store, &images, output.as_path(), asked.fresh);
+    let (dir, file) = (project.dir.as_path(), project.file.as_deref());
+    let ready = Preparer { store, images, suite, project: dir, file, output, fresh }.all(cases);
+    write_setup_logs(cases, &ready, output)?;
     let largest = ready.values().flatten().map(|ready| ready.spec.memory.size.0).max().unwrap_or(0);
     let rules = Rules {
         jobs: suite.jobs.map_or_else(|| jobs(largest), |jobs| usize::try_from(jobs).unwrap_or(1)),
@@ -194,23 +232,22 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Path) -> Result<
         flaky: suite.flaky,
         fail_fast: suite.fail_fast.unwrap_or(false),
     };
-    let of = |case: &Case| Of { project: project.display().to_string(), test: case.slug.clone() };
     let most = suite.keep.unwrap_or(KEEP);
     let job = |case: &Case, vm: String| {
-        let missing = || Err("its snapshot was not made: this is a defect of skiff".to_owned());
-        let ready = ready.get(&shape(case)).cloned().unwrap_or_else(missing)?;
-        Ok(job_of(&store, suite, case, ready, vm, (most > 0).then(|| of(case))))
+        let ready = ready.get(&shape(case)).ok_or("its snapshot was not made: this is a defect of skiff")?;
+        let ready = ready.clone().map_err(|unready| unready.why)?;
+        Ok(job_of(store, suite, case, ready, vm, (most > 0).then(|| project.of(case))))
     };
     let after = |case: &Case, ran: &Ran| {
         if ran.kept.is_some()
-            && let Err(error) = keep::prune(&store, &of(case), usize::try_from(most).unwrap_or(usize::MAX))
+            && let Err(error) =
+                keep::prune(store, &project.of(case), usize::try_from(most).unwrap_or(usize::MAX))
         {
             note(&format!("skiff: warning: older guests of {} stay: {error:#}", case.name));
         }
     };
-    let runner = Runner { cases, rules, output: &output, job: &job, after: &after };
-    let (results, interrupted) = runner.run(&mut Screen::new(asked.show))?;
-    store.sweep_behind();
+    let runner = Runner { cases, rules, output, job: &job, after: &after };
+    let (results, signal) = runner.run(&mut Screen::new(asked.show))?;
     let warm = |case: &Case| {
         ready.get(&shape(case)).and_then(|ready| ready.as_ref().ok()).map(|ready| ready.created_ms)
     };
@@ -218,10 +255,49 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Path) -> Result<
         let runs = results.iter().filter(|(turn, ..)| turn.case == at).cloned().collect();
         Tested::new([&case.name, &case.image, &case.variant], warm(case), runs, suite.flaky)
     });
+    let tests = still_there(tests.collect(), store);
+    // What they started from may go now, if another has taken its place.
+    drop(ready);
+    store.forget_outdated_bases();
+    store.sweep_behind();
     let took = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let report = Report::new(started, took, interrupted, still_there(tests.collect(), &store));
-    tell(asked, &report, project, suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))?;
-    Ok(report.code())
+    let report = Report::new(started, took, signal, tests);
+    let told = tell(asked, &report, &project.dir, suite.output.as_deref().unwrap_or(Path::new(OUTPUT)));
+    Ok(if told { report.code() } else { exit::NOT_THE_COMMANDS })
+}
+
+/// What the setups printed that failed, for each test that wanted one.
+fn write_setup_logs(
+    cases: &[Case],
+    ready: &BTreeMap<Shape, Result<Ready, Unready>>,
+    output: &Path,
+) -> Result<()> {
+    for case in cases {
+        if let Some(Err(unready)) = ready.get(&shape(case))
+            && !unready.log.is_empty()
+        {
+            folder::write_setup_log(output, &case.slug, &unready.log)?;
+        }
+    }
+    Ok(())
+}
+
+/// The files to which reports are written.
+fn report_files(asked: &Asked) -> impl Iterator<Item = &Path> {
+    let files = asked.junit.iter().chain(asked.json.iter().filter(|path| path.as_os_str() != "-"));
+    files.map(PathBuf::as_path)
+}
+
+/// Whether a report can be written to `path`: to be known before all tests have run. What is there stays as it is.
+fn check_writable(path: &Path) -> Result<()> {
+    let there = path.exists();
+    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    opened.map_err(|error| Usage(format!("cannot write {}: {error}: name another file", path.display())))?;
+    if !there {
+        // An empty file would be read as a report of nothing.
+        std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Without the guests of earlier runs, which have gone for later ones.
@@ -259,30 +335,31 @@ fn jobs(memory: u64) -> usize {
     fit.map_or(cpus, |fit| usize::try_from(fit).unwrap_or(usize::MAX).min(cpus)).max(1)
 }
 
-/// The report, wherever it is wanted.
-fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> Result<()> {
+/// The report, wherever it is wanted: first for people. Says whether all of it was written.
+fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> bool {
+    let summary = people::summary(report, output);
+    let mut written = Vec::new();
+    if asked.json.as_ref().is_some_and(|path| path.as_os_str() == "-") {
+        // Standard output is the JSON's.
+        eprint!("{summary}");
+        written.push(super::print_json(report).map(|_| ()));
+    } else {
+        written.push(print(summary).map(|_| ()));
+    }
     if let Some(path) = &asked.junit {
         let name = project.file_name().and_then(|name| name.to_str()).unwrap_or("skiff");
-        let xml = junit::xml(report, name, junit::last_of_log)?;
-        std::fs::write(path, xml).with_context(|| format!("cannot write {}", path.display()))?;
+        written.push(junit::xml(report, name, junit::last_of_log).and_then(|xml| write(path, &xml)));
     }
-    let summary = people::summary(report, output);
-    match &asked.json {
-        Some(path) if path.as_os_str() == "-" => {
-            // Standard output is the JSON's.
-            eprint!("{summary}");
-            super::print_json(report)?;
-        }
-        Some(path) => {
-            std::fs::write(path, super::json(report)?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            print(summary)?;
-        }
-        None => {
-            print(summary)?;
-        }
+    if let Some(path) = asked.json.as_ref().filter(|path| path.as_os_str() != "-") {
+        written.push(super::json(report).and_then(|json| write(path, &json)));
     }
-    Ok(())
+    let failed: Vec<_> = written.into_iter().filter_map(Result::err).collect();
+    failed.iter().for_each(exit::say);
+    failed.is_empty()
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -294,6 +371,18 @@ mod tests {
         let error = config::parse("on = [\"a\"]\ncomand = \"x\"").unwrap_err();
         let text = mistake(Path::new("skiff-test.toml"), &error).0;
         assert_eq!(text, "skiff-test.toml:2: there is no key 'comand': did you mean 'command'?");
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_written_is_known_before_and_what_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, new) = (dir.path().join("there.xml"), dir.path().join("new.xml"));
+        std::fs::write(&there, "old").unwrap();
+        check_writable(&there).unwrap();
+        check_writable(&new).unwrap();
+        assert!(std::fs::read_to_string(&there).unwrap() == "old" && !new.exists());
+        let error = check_writable(&dir.path().join("no/such.xml")).unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("no/such.xml"), "{error:#}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::exit;
 const OOM_WORDS: [&str; 3] =
     ["Out of memory: Killed process", "Memory cgroup out of memory: Killed process", "oom-kill:"];
 /// The longest line that is repeated in a report, in letters.
-const LONGEST_LINE: usize = 200;
+const LONGEST_LINE: usize = 300;
 
 /// What became of a test. The words are those of the reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ pub enum VmEnd {
     Other(String),
 }
 
-/// The verdict, and why in one line.
+/// The verdict, and why.
 pub fn judge(came: &Came, vm: Option<&VmEnd>, oom: Option<&str>) -> (Verdict, String) {
     match (came, vm) {
         (Came::Exited(0), None) => (Verdict::Passed, String::new()),
@@ -159,7 +159,8 @@ fn bare(line: &str) -> &str {
     rest.filter(|(within, _)| time(within)).map_or(line, |(_, rest)| rest).trim()
 }
 
-fn shorten(line: &str) -> String {
+/// `line` as one that fits into a report.
+pub fn shorten(line: &str) -> String {
     line.chars().filter(|letter| !letter.is_control()).take(LONGEST_LINE).collect()
 }
 

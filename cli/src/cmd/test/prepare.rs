@@ -3,14 +3,17 @@
 //! ```text
 //! key  = digest of   the image's ID · every step of the setup, with the content of what it copies · the machine · skiff's version and
 //!                    the snapshot's format
-//! slot = digest of   the image as it is called · the size of the machine · how many folders it shares · the project, if there is a setup
+//! slot = digest of   the image as it is called · the size of the machine · how many folders it shares · the project and the file, if there is a
+//!                    setup
 //! ```
-//! A slot holds one snapshot: if its key is another, it is made anew. Without a setup, a warm image's own snapshot is it. All of it is the main
-//! thread's, one after the other, before any test runs.
+//! A slot holds one snapshot: if its key is another, it is made anew. Whoever starts tests from one holds it until they are done.
+//! Without a setup, a warm image's own snapshot is it, unless all is to be made anew. All of it is the main thread's, one after the other, before
+//! any test runs.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use images::digest::Digest;
@@ -35,9 +38,12 @@ use crate::cmd::image::warm;
 use crate::cmd::run::volume;
 use crate::cmd::{clone, run};
 use crate::store::Store;
-use crate::store::bases::Base;
+use crate::store::bases::{Base, Hold};
 use crate::store::time;
 use crate::terminal::note;
+
+/// How much is kept of what a setup prints, in bytes.
+const LOG_END: usize = 1 << 20;
 
 /// What tests start from.
 #[derive(Clone, Debug)]
@@ -52,6 +58,38 @@ pub struct Ready {
     pub oom_lines: usize,
     /// The environment, the user and the directory of a command in it.
     pub exec: Exec,
+    /// That the snapshot stays; an image's own does without.
+    _hold: Option<Rc<Hold>>,
+}
+
+/// Why there is nothing to start from.
+#[derive(Clone, Debug)]
+pub struct Unready {
+    pub why: String,
+    /// What the setup printed, if it came so far.
+    pub log: Vec<u8>,
+}
+
+/// The end of what a setup prints.
+#[derive(Default)]
+struct Log(Vec<u8>);
+
+impl Log {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        // Not at each line: what is left is moved.
+        if self.0.len() > LOG_END.saturating_mul(2) {
+            let surplus = self.0.len().saturating_sub(LOG_END);
+            self.0.drain(..surplus);
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        if self.0.last().is_some_and(|last| *last != b'\n') {
+            self.add(b"\n");
+        }
+        self.add(format!("{text}\n").as_bytes());
+    }
 }
 
 /// A machine that tests share.
@@ -64,6 +102,8 @@ pub struct Preparer<'a> {
     pub suite: &'a Suite,
     /// The directory from which files are copied.
     pub project: &'a Path,
+    /// The file that says what is tested, if there is one.
+    pub file: Option<&'a Path>,
     /// Of the results: it is not copied.
     pub output: &'a Path,
     /// Make every snapshot anew.
@@ -90,7 +130,7 @@ pub fn shape(case: &Case) -> Shape {
 
 impl Preparer<'_> {
     /// For all machines of `cases`. What cannot be made is said, and why is known to whoever wants to run on it.
-    pub fn all(&self, cases: &[Case]) -> BTreeMap<Shape, Result<Ready, String>> {
+    pub fn all(&self, cases: &[Case]) -> BTreeMap<Shape, Result<Ready, Unready>> {
         let mut all = BTreeMap::new();
         let mut images: BTreeMap<&str, Result<Image, String>> = BTreeMap::new();
         for case in cases {
@@ -100,28 +140,25 @@ impl Preparer<'_> {
             }
             let find = || run::image::find(self.images, &case.image).map_err(|error| format!("{error:#}"));
             let image = images.entry(&case.image).or_insert_with(find);
+            let mut log = Log::default();
             let ready = match image {
-                Ok(image) => self.one(image, case).map_err(|error| format!("{error:#}")),
+                Ok(image) => self.one(image, case, &mut log).map_err(|error| format!("{error:#}")),
                 Err(why) => Err(why.clone()),
             };
-            if let Err(why) = &ready {
+            let ready = ready.map_err(|why| {
                 crate::exit::say(&anyhow!("{}: {why}", case.image));
-            }
+                if !log.0.is_empty() {
+                    log.line(&why);
+                }
+                Unready { why, log: log.0 }
+            });
             all.insert(key, ready);
         }
         all
     }
 
-    fn one(&self, image: &Image, case: &Case) -> Result<Ready> {
-        let mut spec = run::image::spec(self.images, image)?;
-        // They lead to one VM only.
-        spec.ports = Vec::new();
-        spec.cpus = case.cpus.unwrap_or(spec.cpus);
-        spec.memory.size = case.memory.unwrap_or(spec.memory.size);
-        // Whose folder each is, is said to each clone: the snapshot does not depend on it.
-        let empty = FolderSpec { path: None, ..FolderSpec::new("") };
-        spec.folders.extend(self.suite.volumes.iter().map(|_| empty.clone()));
-        spec.validate().context("this machine cannot be")?;
+    fn one(&self, image: &Image, case: &Case, log: &mut Log) -> Result<Ready> {
+        let spec = self.machine(image, case)?;
         let mut shared = spec.clone();
         volume::give(&mut shared, &self.suite.volumes)?;
         let context = Context::open(self.project)?;
@@ -132,18 +169,22 @@ impl Preparer<'_> {
             cwd: Some(plan.defaults.cwd.clone()).filter(|cwd| !cwd.is_empty()),
             ..Exec::default()
         };
-        let ready = |base: &Base, from: Id| Ready {
+        let ready = |base: &Base, from: Id, hold: Hold| Ready {
             spec: shared.clone(),
             from,
             created_ms: base.created_ms,
             oom_lines: base.oom_lines,
             exec: exec.clone(),
+            _hold: Some(Rc::new(hold)),
         };
-        let warm = run::image::warm(self.store, self.images, image, &spec, false)?;
+        let warm = match self.fresh {
+            true => None,
+            false => run::image::warm(self.store, self.images, image, &spec, false)?,
+        };
         if let Some(snapshot) = warm.as_ref().filter(|_| plan.steps.is_empty()) {
             self.tell(case, &format!("warm, from {}", moment(snapshot.created_ms)));
             let (created_ms, oom_lines) = (snapshot.created_ms, 0);
-            return Ok(Ready { spec: shared, from: snapshot.id, created_ms, oom_lines, exec });
+            return Ok(Ready { spec: shared, from: snapshot.id, created_ms, oom_lines, exec, _hold: None });
         }
         let (key, slot) = (key(&plan, &spec)?, self.slot(case));
         let cache = Cache::of(self.images);
@@ -152,9 +193,9 @@ impl Preparer<'_> {
         let before = self.store.base(&slot);
         if let Some(base) = before.as_ref().filter(|base| base.key == key && !self.fresh) {
             match self.usable(base) {
-                Ok(from) => {
+                Ok((from, hold)) => {
                     self.tell(case, &format!("warm, from {}", moment(base.created_ms)));
-                    return Ok(ready(base, from));
+                    return Ok(ready(base, from, hold));
                 }
                 Err(error) => self.tell(case, &format!("its snapshot cannot be used: {error:#}")),
             }
@@ -167,9 +208,23 @@ impl Preparer<'_> {
         };
         self.tell(case, why);
         let (spec, warm, plan, context) = (&spec, warm.as_ref(), &plan, &context);
-        let base = self.make(&Wanted { image, case, spec, warm, plan, context, key, slot })?;
+        let (base, hold) = self.make(&Wanted { image, case, spec, warm, plan, context, key, slot }, log)?;
         let from = base.snapshot.parse().context("its ID makes no sense")?;
-        Ok(ready(&base, from))
+        Ok(ready(&base, from, hold))
+    }
+
+    /// The machine of `case`. Its folders are empty.
+    fn machine(&self, image: &Image, case: &Case) -> Result<VmSpec> {
+        let mut spec = run::image::spec(self.images, image)?;
+        // They lead to one VM only.
+        spec.ports = Vec::new();
+        spec.cpus = case.cpus.unwrap_or(spec.cpus);
+        spec.memory.size = case.memory.unwrap_or(spec.memory.size);
+        // Whose folder each is, is said to each clone: the snapshot does not depend on it.
+        let empty = FolderSpec { path: None, ..FolderSpec::new("") };
+        spec.folders.extend(self.suite.volumes.iter().map(|_| empty.clone()));
+        spec.validate().context("this machine cannot be")?;
+        Ok(spec)
     }
 
     /// The steps of the setup, and what commands have.
@@ -212,24 +267,30 @@ impl Preparer<'_> {
     }
 
     fn slot(&self, case: &Case) -> Digest {
-        let project = if self.suite.setup.is_empty() { PathBuf::new() } else { self.project.to_owned() };
+        // Two files of one directory have two setups, and each is to keep its own.
+        let file = self.file.unwrap_or(Path::new(""));
+        let of = match self.suite.setup.is_empty() {
+            true => String::new(),
+            false => format!("{}\n{}", self.project.display(), file.display()),
+        };
         let (cpus, memory, volumes) = (case.cpus, case.memory, self.suite.volumes.len());
-        let text = format!("{}\n{cpus:?}\n{memory:?}\n{volumes}\n{}", case.image, project.display());
+        let text = format!("{}\n{cpus:?}\n{memory:?}\n{volumes}\n{of}", case.image);
         Digest::of(text.as_bytes())
     }
 
-    /// The snapshot of `base`, checked.
-    fn usable(&self, base: &Base) -> Result<Id> {
+    /// The snapshot of `base`, held and checked.
+    fn usable(&self, base: &Base) -> Result<(Id, Hold)> {
+        let hold = self.store.hold_base(&base.snapshot)?.context("it is being removed")?;
         let manifest = self.store.snapshots().get(base.snapshot.parse().context("its ID makes no sense")?)?;
         if manifest.removed {
             bail!("it was removed");
         }
         clone::check(self.store, &manifest)?;
-        Ok(manifest.id)
+        Ok((manifest.id, hold))
     }
 
     /// Boot, do the setup, take the snapshot and remember it.
-    fn make(&self, wanted: &Wanted<'_>) -> Result<Base> {
+    fn make(&self, wanted: &Wanted<'_>, log: &mut Log) -> Result<(Base, Hold)> {
         let (steps, warm) = (&wanted.plan.steps, wanted.warm);
         let mut screen = Screen::new(false, steps.len());
         let called = called(wanted.case);
@@ -240,8 +301,12 @@ impl Preparer<'_> {
         screen.done();
         for (at, step) in steps.iter().enumerate() {
             screen.begin(format!("[{called}] {}/{} {}", at.saturating_add(1), steps.len(), step.title));
+            log.line(&format!("# {}", step.title));
             let did = match &step.action {
-                Action::Run(exec) => exec_in(&guest, exec, &mut screen),
+                Action::Run(exec) => exec_in(&guest, exec, &mut |bytes| {
+                    screen.output(bytes);
+                    log.add(bytes);
+                }),
                 Action::Copy(copy, tree) => put(&guest, wanted.context, copy, tree, &mut screen),
             };
             did.map_err(|error| {
@@ -256,7 +321,7 @@ impl Preparer<'_> {
         Ok(base)
     }
 
-    fn take(&self, wanted: &Wanted<'_>, called: &str, guest: &Guest) -> Result<Base> {
+    fn take(&self, wanted: &Wanted<'_>, called: &str, guest: &Guest) -> Result<(Base, Hold)> {
         warm::settle(guest)?;
         warm::wait_until_free(guest)?;
         // A guest without dmesg says it on its console, or not at all.
@@ -272,10 +337,12 @@ impl Preparer<'_> {
             vm: manifest.vm.to_string(),
             created_ms: manifest.created_ms,
             oom_lines,
+            outdated: false,
         };
+        let hold = self.store.hold_base(&base.snapshot)?.context("somebody removes it at once")?;
         // Before the guest goes: nobody would need the snapshot.
         self.store.set_base(&wanted.slot, &base)?;
-        Ok(base)
+        Ok((base, hold))
     }
 
     fn tell(&self, case: &Case, text: &str) {
@@ -308,6 +375,20 @@ fn moment(created_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_what_a_setup_prints_the_end_is_kept() {
+        let mut log = Log::default();
+        log.line("# run make");
+        log.add(b"cc: error");
+        log.line("the setup's run make failed");
+        assert_eq!(log.0, b"# run make\ncc: error\nthe setup's run make failed\n");
+        for _ in 0..5 {
+            log.add(&vec![b'x'; LOG_END]);
+        }
+        log.line("last");
+        assert!(log.0.len() <= LOG_END * 2 + 10 && log.0.ends_with(b"x\nlast\n"));
+    }
 
     #[test]
     fn moments_are_told_with_their_age() {

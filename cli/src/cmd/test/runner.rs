@@ -6,7 +6,8 @@
 //!       └─────────────────────┘  the worker ends when this process does
 //! ```
 //! This process has one thread as long as guests are started, since forks want that. It is the reaper of what its workers leave: when it ends,
-//! nothing of a VM is left. Ctrl-C ends the workers, and with them the VMs.
+//! nothing of a VM is left. Ctrl-C ends the workers, and with them the VMs, a second one this process
+//! as well.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, Read as _};
@@ -65,8 +66,8 @@ struct Running {
 }
 
 impl Runner<'_> {
-    /// Run them all. Says what they came to, and whether somebody wanted no more.
-    pub fn run(&self, screen: &mut Screen) -> Result<(Results, bool)> {
+    /// Run them all. Says what they came to, and by which signal somebody wanted no more.
+    pub fn run(&self, screen: &mut Screen) -> Result<(Results, Option<u8>)> {
         let signals = Signals::take().context("cannot take signals")?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .context("cannot be the reaper of VMs")?;
@@ -75,7 +76,7 @@ impl Runner<'_> {
             schedule: Schedule::new(self.cases.len(), self.rules),
             running: Vec::new(),
             results: Vec::new(),
-            interrupted: false,
+            interrupted: None,
             stopped: false,
         };
         let done = all.until_done(&signals, screen);
@@ -83,7 +84,8 @@ impl Runner<'_> {
             all.stop();
         }
         drop(all.running.drain(..));
-        reap_all(REAPING);
+        let end = Instant::now().checked_add(REAPING);
+        reap_all(&signals, &mut all.interrupted, end);
         done.map(|()| (all.results, all.interrupted))
     }
 
@@ -98,8 +100,8 @@ struct All<'a> {
     schedule: Schedule,
     running: Vec<Running>,
     results: Results,
-    /// Somebody wanted no more.
-    interrupted: bool,
+    /// The signal by which somebody wanted no more.
+    interrupted: Option<u8>,
     /// Those that ran were ended.
     stopped: bool,
 }
@@ -147,7 +149,7 @@ impl All<'_> {
 
     /// Wait until a signal has come, or runs have something to say: which.
     fn wait(&self, signals: &Signals, screen: &Screen) -> Result<(bool, Vec<usize>)> {
-        let mut fds = vec![PollFd::new(&signals.0, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&signals.file, PollFlags::IN)];
         fds.extend(self.running.iter().map(|running| PollFd::new(&running.events, PollFlags::IN)));
         let turn = if screen.is_live() { Timespec::try_from(TURN).ok() } else { None };
         match poll(&mut fds, turn.as_ref()) {
@@ -161,11 +163,7 @@ impl All<'_> {
 
     /// The first asks for an end, the second does not wait for it.
     fn signal(&mut self, signals: &Signals, screen: &Screen) -> Result<()> {
-        let number = signals.next().context("cannot take signals")?;
-        if self.interrupted {
-            std::process::exit(i32::from(crate::exit::SIGNAL).saturating_add(number));
-        }
-        self.interrupted = true;
+        signals.next(&mut self.interrupted).context("cannot take signals")?;
         screen.say("skiff: no more tests are started, and those that run are ended; again to leave at once");
         self.stop();
         Ok(())
@@ -203,7 +201,7 @@ impl All<'_> {
         let running = self.running.swap_remove(at);
         let (signal, turn) = (wait_for(running.worker), running.turn);
         let ran = running.ran.unwrap_or_else(|| match signal {
-            _ if self.interrupted => Ran::without(Verdict::NotRun, "interrupted"),
+            _ if self.interrupted.is_some() => Ran::without(Verdict::NotRun, "interrupted"),
             Some(libc::SIGKILL) if self.stopped => {
                 Ran::without(Verdict::NotRun, "ended after another failed")
             }
@@ -276,28 +274,33 @@ fn wait_for(child: Pid) -> Option<i32> {
     waited.ok().flatten().and_then(|(_, status)| status.terminating_signal())
 }
 
-/// Wait until no child is left: the VMs of workers that were killed, which end by themselves.
-fn reap_all(limit: Duration) {
-    let begin = Instant::now();
+/// Wait until no child is left: the VMs of workers that were killed, which end by themselves. No longer than to `end`.
+fn reap_all(signals: &Signals, interrupted: &mut Option<u8>, end: Option<Instant>) {
     let mut nap = Duration::from_millis(1);
     loop {
         match waitpid(None, WaitOptions::NOHANG) {
             Err(rustix::io::Errno::INTR) | Ok(Some(_)) => {}
             Err(_) => return,
-            Ok(None) if begin.elapsed() >= limit => {
+            Ok(None) if end.is_none_or(|end| Instant::now() >= end) => {
                 crate::terminal::note("skiff: warning: a VM has not ended yet: skiff ps shows it");
                 return;
             }
             Ok(None) => {
-                std::thread::sleep(nap);
+                // What cannot be waited for so is waited for in vain, no longer than the limit.
+                if signals.come(nap) && signals.next(interrupted).is_err() {
+                    return;
+                }
                 nap = (nap * 2).min(Duration::from_millis(50));
             }
         }
     }
 }
 
-/// The signals that ask for an end, as a file.
-struct Signals(OwnedFd);
+/// The signals that ask for an end, as a file. When it goes, they do again what they did before.
+struct Signals {
+    file: OwnedFd,
+    before: libc::sigset_t,
+}
 
 impl Signals {
     /// From now on they come by this.
@@ -310,8 +313,10 @@ impl Signals {
             // SAFETY: `set` is initialised and `signal` is the number of a signal.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
-        // SAFETY: `set` is initialised; the old mask is not asked for.
-        let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        // SAFETY: an all-zero sigset_t is a valid object to be written to.
+        let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: both are live sigset_t, and `set` is initialised.
+        let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
         if blocked != 0 {
             bail!(io::Error::from_raw_os_error(blocked));
         }
@@ -321,15 +326,62 @@ impl Signals {
             bail!(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new, and nobody else's.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self { file: unsafe { OwnedFd::from_raw_fd(fd) }, before })
     }
 
-    /// The next that has come.
-    fn next(&self) -> io::Result<i32> {
+    /// Whether one comes within `limit`.
+    fn come(&self, limit: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).unwrap_or_default();
+        poll(&mut fds, Some(&limit)).is_ok_and(|count| count > 0)
+    }
+
+    /// Take the next that has come. The first is noted; at the second this process ends.
+    fn next(&self, first: &mut Option<u8>) -> io::Result<()> {
         // signalfd(2): the number is the first field of 128 bytes.
         let mut info = [0_u8; 128];
-        rustix::io::read(&self.0, &mut info)?;
+        rustix::io::read(&self.file, &mut info)?;
         let number = info.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-        Ok(i32::try_from(number).unwrap_or(libc::SIGTERM))
+        let number = u8::try_from(number).unwrap_or(libc::SIGTERM as u8);
+        if first.is_some() {
+            std::process::exit(crate::exit::SIGNAL.saturating_add(number).into());
+        }
+        *first = Some(number);
+        Ok(())
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // SAFETY: `before` is the mask that this thread had; nobody asks for the one that it has.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_the_signal_is_kept_and_the_mask_comes_back() {
+        let mask = || {
+            // SAFETY: an all-zero sigset_t is a valid object to be written to.
+            let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+            // SAFETY: no mask is set, and `set` is a live sigset_t.
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set) };
+            // SAFETY: `set` was written to just now.
+            unsafe { libc::sigismember(&raw const set, libc::SIGTERM) }
+        };
+        let before = mask();
+        let signals = Signals::take().unwrap();
+        assert_eq!(mask(), 1);
+        // SAFETY: this thread lives, and has blocked the signal.
+        unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
+        assert!(signals.come(Duration::from_secs(10)));
+        let mut first = None;
+        signals.next(&mut first).unwrap();
+        assert_eq!(first, Some(15));
+        drop(signals);
+        assert_eq!(mask(), before);
     }
 }

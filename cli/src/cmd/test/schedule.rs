@@ -87,7 +87,9 @@ impl Schedule {
 /// What all runs of one test come to: the verdict, and the index of the run that tells why.
 pub fn sum(verdicts: &[Verdict], flaky: Option<u32>) -> (Verdict, Option<usize>) {
     let last = verdicts.len().checked_sub(1);
-    let bad = verdicts.iter().rposition(|verdict| !verdict.is_good() && *verdict != Verdict::NotRun);
+    // What the test did tells more than what skiff could not do afterwards.
+    let failed = verdicts.iter().rposition(|verdict| verdict.is_failure());
+    let bad = failed.or_else(|| verdicts.iter().rposition(|verdict| *verdict == Verdict::Error));
     match (verdicts.last(), bad) {
         (None, _) => (Verdict::NotRun, None),
         // One failure is one too many.
@@ -95,8 +97,10 @@ pub fn sum(verdicts: &[Verdict], flaky: Option<u32>) -> (Verdict, Option<usize>)
             (verdicts.get(at).copied().unwrap_or(Verdict::Error), Some(at))
         }
         (Some(Verdict::Passed), Some(at)) => (Verdict::Flaky, Some(at)),
-        // It failed, and was to be tried again when somebody wanted no more.
-        (Some(Verdict::NotRun), Some(at)) => (verdicts.get(at).copied().unwrap_or(Verdict::Error), Some(at)),
+        // It failed, and was to be tried again when somebody wanted no more, or skiff could not.
+        (Some(Verdict::NotRun | Verdict::Error), Some(at)) => {
+            (verdicts.get(at).copied().unwrap_or(Verdict::Error), Some(at))
+        }
         (Some(verdict), _) => (*verdict, last),
     }
 }
@@ -176,6 +180,16 @@ mod tests {
         let rounds: Vec<u32> = ended.iter().map(|(turn, _)| turn.round).collect();
         assert!(rounds.is_sorted(), "{rounds:?}");
         assert_eq!(sum(&of(1, &ended), rules.flaky), (Verdict::Panicked, Some(2)));
+    }
+
+    #[test]
+    fn a_failure_is_not_forgotten_for_an_error_after_it() {
+        use Verdict::{Error, Failed, NotRun, Passed};
+        assert_eq!(sum(&[Failed, Error], None), (Failed, Some(0)));
+        assert_eq!(sum(&[Failed, NotRun], None), (Failed, Some(0)));
+        assert_eq!(sum(&[Passed, Failed, Error, Passed], Some(4)), (Failed, Some(1)));
+        assert_eq!(sum(&[Passed, Error, Passed], Some(3)), (Error, Some(1)));
+        assert_eq!(sum(&[Error], None), (Error, Some(0)));
     }
 
     #[test]

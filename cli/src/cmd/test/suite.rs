@@ -61,7 +61,7 @@ pub struct Suite {
 
 impl Suite {
     /// What this says, and where it is silent, what `below` does. Steps and variables come after those of `below`.
-    pub fn over(self, below: Self) -> Self {
+    fn over(self, below: Self) -> Self {
         let either = |upper: Vec<String>, lower: Vec<String>| if upper.is_empty() { lower } else { upper };
         let both = |upper: Vec<String>, lower: Vec<String>| lower.into_iter().chain(upper).collect();
         Self {
@@ -88,6 +88,17 @@ impl Suite {
             exclude: both(self.exclude, below.exclude),
         }
     }
+}
+
+/// What the flags say over what the file does. A directory that a flag names is made before all else, instead of the file's.
+pub fn merge(flags: Suite, file: Suite) -> Suite {
+    let workdir = flags.workdir.clone();
+    let mut suite = flags.over(file);
+    if let Some(dir) = workdir {
+        suite.setup.retain(|step| !matches!(step.what, What::Workdir(_)));
+        suite.setup.insert(0, Step { line: 0, what: What::Workdir(dir) });
+    }
+    suite
 }
 
 /// A step of `--setup`: a line for the shell.
@@ -129,11 +140,23 @@ mod tests {
             jobs: Some(2),
             ..Suite::default()
         };
-        let suite = flags.over(file);
+        let suite = merge(flags, file);
         assert_eq!((suite.on, suite.command), (words("debian:13"), words("make test")));
         assert_eq!((suite.env, suite.artifacts), (words("A=1 A=2"), words("/log /core")));
         assert_eq!(suite.setup, [run_step("make"), run_step("true")]);
         assert_eq!((suite.include, suite.exclude), (words("13"), words("debian:11")));
         assert_eq!((suite.retry, suite.jobs), (Some(3), Some(2)));
+    }
+
+    #[test]
+    fn a_directory_of_the_flags_is_made_before_all_else() {
+        let dir = |dir: &str| Step { line: 0, what: What::Workdir(dir.to_owned()) };
+        let of = |path: &str, setup| Suite { workdir: Some(path.to_owned()), setup, ..Suite::default() };
+        let suite = merge(of("/b", vec![run_step("ls")]), Suite::default());
+        assert_eq!(suite.setup, [dir("/b"), run_step("ls")]);
+        let file = of("/a", vec![run_step("apt-get"), dir("/a"), run_step("make")]);
+        let suite = merge(of("/b", Vec::new()), file.clone());
+        assert_eq!(suite.setup, [dir("/b"), run_step("apt-get"), run_step("make")]);
+        assert_eq!(merge(Suite::default(), file.clone()).setup, file.setup);
     }
 }

@@ -107,7 +107,8 @@ fn in_guest(job: &Job, guest: &Guest, folder: &mut Folder, tell: &mut PipeWriter
     let hears = vm.is_none() && !lost && panic.is_none();
     let oom = if came == Came::Exited(0) { None } else { oom_line(job, guest, &console.text(), hears) };
     let vm = vm.or_else(|| panic.map(|line| VmEnd::Panicked(vec![line])));
-    (ran.verdict, ran.reason) = judge(&came, vm.as_ref(), oom.as_deref());
+    let (verdict, why) = judge(&came, vm.as_ref(), oom.as_deref());
+    ran.judged(verdict, &why);
     if hears && !job.artifacts.is_empty() {
         // Whoever does not listen any more will hear of its end as well.
         let _ = Event::Phase(Phase::Fetch).write(tell);
@@ -240,7 +241,7 @@ fn listen(mut talk: Talk) -> Result<Receiver<Heard>> {
                 Ok(Said::Output(bytes) | Said::Error(bytes)) => Heard::Bytes(bytes),
                 Ok(Said::Ended(Ended::Exited(code))) => Heard::End(Came::Exited(code)),
                 Ok(Said::Ended(Ended::Signaled(number))) => Heard::End(Came::Signaled(number)),
-                Ok(Said::Ended(Ended::Failed(why))) => Heard::End(Came::Lost(why)),
+                Ok(Said::Ended(Ended::Failed(why))) => Heard::End(Came::Error(why)),
                 Ok(Said::Message(_)) => continue,
                 Err(error) => Heard::End(came_of(&error)),
             };
@@ -266,11 +267,12 @@ fn came_of(error: &AgentError) -> Came {
     let why = error.to_string();
     match error {
         AgentError::NotFound(_) => Came::NotRunnable { code: exit::NOT_FOUND, why },
-        AgentError::NotExecutable(_) => Came::NotRunnable { code: exit::NOT_EXECUTABLE, why },
-        AgentError::Skew { .. } => Came::Error(why),
-        AgentError::Nobody | AgentError::Silent | AgentError::Failed(_) | AgentError::Broken(_) => {
-            Came::Lost(why)
+        // It answers, so it is not lost: the directory or the user is not there, or the guest has no room for a process.
+        AgentError::NotExecutable(_) | AgentError::Failed(_) => {
+            Came::NotRunnable { code: exit::NOT_EXECUTABLE, why }
         }
+        AgentError::Skew { .. } => Came::Error(why),
+        AgentError::Nobody | AgentError::Silent | AgentError::Broken(_) => Came::Lost(why),
     }
 }
 
@@ -361,5 +363,23 @@ impl Fetcher {
         // Two of the same name would be one.
         ensure!(to.symlink_metadata().is_err(), "there is another artifact of that name");
         transfer::get(&guest, path, is_dir, false, &Landing::Named(to), false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_says_no_is_not_lost() {
+        let broken = || AgentError::Broken(std::io::ErrorKind::BrokenPipe.into());
+        for error in [AgentError::Nobody, AgentError::Silent, broken()] {
+            assert!(matches!(came_of(&error), Came::Lost(_)), "{error}");
+        }
+        let no = || AgentError::Failed("there is no user 'x'".to_owned());
+        let wanted = Came::NotRunnable { code: 126, why: "there is no user 'x'".to_owned() };
+        assert_eq!((came_of(&no()), no_talk(&no().into())), (wanted.clone(), wanted));
+        let missing = AgentError::NotFound("x: not found".to_owned());
+        assert!(matches!(came_of(&missing), Came::NotRunnable { code: 127, .. }));
     }
 }

@@ -34,6 +34,8 @@ const READY: Duration = Duration::from_secs(300);
 const ANSWER: Duration = Duration::from_secs(60);
 /// How long a guest may take to switch itself off.
 const OFF: Duration = Duration::from_secs(120);
+/// How long a command may take to end that was killed.
+const KILLED: Duration = Duration::from_secs(5);
 /// How many lines of its console a guest that is not ready leaves.
 const LAST_LINES: usize = 15;
 
@@ -155,6 +157,10 @@ impl Guest {
                 if late {
                     // It may have ended just now.
                     let _ = sender.control(Control::Signal(libc::SIGKILL));
+                    // What it has started may hold its output, and a guest that hangs says nothing more.
+                    if ended.recv_timeout(KILLED) == Err(RecvTimeoutError::Timeout) {
+                        sender.close();
+                    }
                 }
                 late
             });

@@ -295,7 +295,7 @@ impl<'a> Build<'a> {
         let Some(step) = self.plan.steps.get(at) else { return Ok(()) };
         self.screen.step(number, &step.title);
         let did = match &step.action {
-            Action::Run(exec) => exec_in(guest, exec, &mut self.screen),
+            Action::Run(exec) => exec_in(guest, exec, &mut |bytes| self.screen.output(bytes)),
             Action::Copy(copy, tree) => put(guest, &self.context, copy, tree, &mut self.screen),
         };
         did.and_then(|()| remember(self.store, &self.cache, guest, step, number)).map_err(|error| {
@@ -356,9 +356,9 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Let a command be done.
-pub fn exec_in(guest: &Guest, exec: &plan::Exec, screen: &mut Screen) -> Result<()> {
-    match guest.exec(exec, &mut |bytes| screen.output(bytes)) {
+/// Let a command be done. `heard` is given all that it prints.
+pub fn exec_in(guest: &Guest, exec: &plan::Exec, heard: &mut dyn FnMut(&[u8])) -> Result<()> {
+    match guest.exec(exec, heard) {
         Ok(Outcome::Exited(0)) => Ok(()),
         Ok(Outcome::Exited(code)) => bail!("failed with exit code {code}"),
         Ok(Outcome::Signaled(number)) => bail!("was ended by signal {number}"),

@@ -14,6 +14,7 @@ use quick_junit::{
 };
 
 use super::{Ran, Report, Tested};
+use crate::cmd::test::folder;
 use crate::cmd::test::outcome::Verdict;
 
 /// How much of what a command printed last is repeated, in bytes.
@@ -34,10 +35,11 @@ pub fn xml(report: &Report, name: &str, log: impl Fn(&Path) -> Vec<u8>) -> Resul
     junit.to_string().context("the report cannot be written as XML")
 }
 
-/// The end of what the run printed that has its files in `dir`; nothing if that cannot be read.
+/// The end of what the run printed that has its files in `dir`, or of what its setup did; nothing if that cannot be read.
 pub fn last_of_log(dir: &Path) -> Vec<u8> {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(dir.join(crate::cmd::test::folder::OUTPUT_LOG))?;
+        let opened = File::open(dir.join(folder::OUTPUT_LOG));
+        let mut file = opened.or_else(|_| File::open(dir.join(folder::SETUP_LOG)))?;
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(len.saturating_sub(LAST)))?;
         let mut bytes = Vec::new();
@@ -48,11 +50,12 @@ pub fn last_of_log(dir: &Path) -> Vec<u8> {
 }
 
 fn case(test: &Tested, name: &str, log: &impl Fn(&Path) -> Vec<u8>) -> TestCase {
-    let last = test.runs.last();
+    // One that was not run to its end says nothing.
+    let told: Vec<_> = test.runs.iter().filter(|run| run.ran.verdict != Verdict::NotRun).collect();
     let mut status = status(test);
     // The last one is told by the status itself, if it is not one of many.
-    let before = test.runs.len().saturating_sub(1);
-    for run in test.runs.iter().take(before).filter(|run| !run.ran.verdict.is_good()) {
+    let before = told.len().saturating_sub(1);
+    for run in told.iter().take(before).filter(|run| !run.ran.verdict.is_good()) {
         let mut rerun = TestRerun::new(kind(run.ran.verdict));
         rerun.set_time(Duration::from_millis(run.ran.duration_ms));
         rerun.set_message(run.ran.reason.as_str()).set_type(run.ran.verdict.word());
@@ -62,7 +65,7 @@ fn case(test: &Tested, name: &str, log: &impl Fn(&Path) -> Vec<u8>) -> TestCase 
     let mut case = TestCase::new(test.name.as_str(), status);
     case.set_classname(format!("{name}.{}", test.image));
     case.set_time(Duration::from_millis(test.duration_ms()));
-    if let Some(run) = last {
+    if let Some(run) = test.runs.last() {
         case.set_system_out_lossy(log(&run.dir));
     }
     if let Some(kept) = test.kept() {
@@ -128,5 +131,26 @@ mod tests {
             assert!(text.contains(wanted), "{wanted} is not in\n{text}");
         }
         assert!(!text.contains(['\u{1b}', '\u{1}', '\u{0}']), "{text}");
+    }
+
+    #[test]
+    fn what_a_setup_printed_is_told_if_no_command_came_to_run() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(last_of_log(&dir.path().join("a")).is_empty());
+        folder::write_setup_log(dir.path(), "a", b"cc: error\n").unwrap();
+        assert_eq!(last_of_log(&dir.path().join("a")), b"cc: error\n");
+    }
+
+    #[test]
+    fn a_run_that_was_not_to_be_is_no_error() {
+        use crate::cmd::test::schedule::Turn;
+        let runs = [Verdict::NotRun, Verdict::NotRun, Verdict::Failed, Verdict::NotRun].into_iter().zip(0..);
+        let runs = runs.map(|(verdict, round)| {
+            (Turn { case: 0, round, attempt: 0 }, "out".into(), fixture::ran(verdict, "why"))
+        });
+        let tests = vec![Tested::new(["a", "a", ""], None, runs.collect(), Some(4))];
+        let text = xml(&Report::new(0, 0, None, tests), "app", |_| Vec::new()).unwrap();
+        assert!(text.contains("<failure message=\"why\"") && text.contains("errors=\"0\""), "{text}");
+        assert!(!text.contains("rerun") && !text.contains("not run"), "{text}");
     }
 }

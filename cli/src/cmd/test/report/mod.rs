@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::outcome::Verdict;
+use super::outcome::{Verdict, shorten};
 use super::schedule::{Turn, sum};
 use crate::exit;
 use crate::store::time;
@@ -21,6 +21,8 @@ use crate::store::time;
 pub mod junit;
 pub mod people;
 
+/// How many further lines of a reason are told.
+const MOST_NOTES: usize = 20;
 /// Of the JSON. Goes up when a key changes its meaning.
 const VERSION: u32 = 1;
 
@@ -51,16 +53,25 @@ pub struct Ran {
 impl Ran {
     /// It did not come to run the command, for this reason.
     pub fn without(verdict: Verdict, reason: impl Into<String>) -> Self {
-        let reason = reason.into();
-        Self {
+        let mut ran = Self {
             verdict,
-            reason,
+            reason: String::new(),
             code: None,
             duration_ms: 0,
             kept: None,
             artifacts: Vec::new(),
             notes: Vec::new(),
-        }
+        };
+        ran.judged(verdict, &reason.into());
+        ran
+    }
+
+    /// It came to this. Of a reason of several lines the first is it, and the rest are notes.
+    pub fn judged(&mut self, verdict: Verdict, reason: &str) {
+        self.verdict = verdict;
+        let mut lines = reason.lines().filter(|line| !line.trim().is_empty());
+        self.reason = lines.next().map(shorten).unwrap_or_default();
+        self.notes.extend(lines.take(MOST_NOTES).map(shorten));
     }
 }
 
@@ -187,6 +198,9 @@ pub struct Report {
     pub duration_ms: u64,
     /// Somebody wanted no more.
     pub interrupted: bool,
+    /// The signal by which they said so.
+    #[serde(skip)]
+    signal: Option<u8>,
     pub passed: usize,
     pub failed: usize,
     pub errors: usize,
@@ -195,14 +209,15 @@ pub struct Report {
 }
 
 impl Report {
-    /// Of tests that began at `started`, in milliseconds since 1970, and took so long.
-    pub fn new(started: u64, duration_ms: u64, interrupted: bool, tests: Vec<Tested>) -> Self {
+    /// Of tests that began at `started`, in milliseconds since 1970, and took so long, unless this signal came first.
+    pub fn new(started: u64, duration_ms: u64, signal: Option<u8>, tests: Vec<Tested>) -> Self {
         let count = |is: fn(Verdict) -> bool| tests.iter().filter(|test| is(test.verdict)).count();
         Self {
             version: VERSION,
             started: time::rfc3339(started),
             duration_ms,
-            interrupted,
+            interrupted: signal.is_some(),
+            signal,
             passed: count(Verdict::is_good),
             failed: count(Verdict::is_failure),
             errors: count(|verdict| verdict == Verdict::Error),
@@ -214,7 +229,7 @@ impl Report {
     /// The program's exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self { interrupted: true, .. } => exit::SIGNAL.saturating_add(libc::SIGINT as u8),
+            Self { signal: Some(number), .. } => exit::SIGNAL.saturating_add(*number),
             Self { failed: 1.., .. } => exit::FAILURE,
             Self { errors: 1.., .. } => exit::NOT_THE_COMMANDS,
             Self { not_run: 1.., .. } => exit::FAILURE,
@@ -266,7 +281,7 @@ pub mod fixture {
             ),
             Tested::new(["alpine:3", "alpine:3", ""], None, Vec::new(), None),
         ];
-        Report::new(1_767_225_599_000, 5200, false, tests)
+        Report::new(1_767_225_599_000, 5200, None, tests)
     }
 }
 
@@ -286,7 +301,7 @@ mod tests {
                     None,
                 )
             });
-            Report::new(0, 0, false, tests.collect())
+            Report::new(0, 0, None, tests.collect())
         };
         use Verdict::{AgentLost, Error, Failed, Flaky, NotRun, OutOfMemory, Panicked, Passed, TimedOut};
         assert_eq!(report(&[]).code(), 0);
@@ -296,7 +311,9 @@ mod tests {
         }
         assert_eq!(report(&[Passed, Error]).code(), 125);
         assert_eq!(report(&[Passed, NotRun]).code(), 1);
-        assert_eq!(Report { interrupted: true, ..report(&[Failed]) }.code(), 130);
+        for (signal, code) in [(2, 130), (15, 143), (1, 129)] {
+            assert_eq!(Report { signal: Some(signal), ..report(&[Failed]) }.code(), code);
+        }
     }
 
     #[test]
@@ -317,6 +334,15 @@ mod tests {
             (&value["tests"][2]["verdict"], &value["tests"][3]["verdict"]),
             (&"flaky".into(), &"not-run".into())
         );
+    }
+
+    #[test]
+    fn a_reason_is_one_line_whatever_it_is_of() {
+        let ran = Ran::without(Verdict::Error, "not ready; the last that it printed:\n\n\u{1b}one\ntwo\n");
+        assert_eq!(ran.reason, "not ready; the last that it printed:");
+        assert_eq!(ran.notes, ["one", "two"]);
+        let long = Ran::without(Verdict::Error, "x".repeat(100_000));
+        assert!(long.reason.len() < 1000 && long.notes.is_empty());
     }
 
     #[test]
