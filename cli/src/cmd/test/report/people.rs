@@ -74,7 +74,7 @@ mod tests {
 TEST              RESULT           TIME   REASON
 debian:11         passed           1.2 s
 debian:12         FAILED           1.2 s  exit code 1
-debian:13 cpus=2  flaky (2 tries)  2.5 s  Kernel panic - not syncing: \u{1}<sysrq>
+debian:13 cpus=2  flaky (2 tries)  2.5 s  Kernel panic - not syncing: <sysrq>
 alpine:3          not run
 
 debian:12 is kept as it was when it failed:
