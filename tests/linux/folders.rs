@@ -160,7 +160,7 @@ fn snapshots(cli: &Cli<'_>, shared: &Path) -> Result<()> {
     File::create(shared.join("doomed"))?;
     shell(
         cli,
-        "cd '/srv/a b'; (exec 3>>log 4<doomed; while :; do echo beat >&3; cat <&4 >/dev/null 2>/tmp/doomed; sleep 0.2; done) >/dev/null 2>&1 &",
+        "cd '/srv/a b'; (exec 3>>log 4<doomed; while :; do echo beat >&3; cat <&4 >/dev/null 2>>/tmp/doomed; sleep 0.2; done) >/dev/null 2>&1 &",
     )?;
     let beats = || -> Result<usize> { Ok(fs::read_to_string(shared.join("log"))?.matches("beat").count()) };
     let goes_on = || -> Result<()> {
@@ -186,7 +186,9 @@ fn snapshots(cli: &Cli<'_>, shared: &Path) -> Result<()> {
     fs::remove_file(shared.join("doomed"))?;
     cli.run(["clone", "worker@s1", "--name", "other"])?;
     cli.run(["wait", "--ready", "--timeout", "240", "other"])?;
-    let said = cli.run(["exec", "other", "sh", "-c", "sleep 1; cat /tmp/doomed; cat '/srv/a b/news'"])?;
+    // When its turn comes, which is soon.
+    let script = "for turn in $(seq 300); do [ -s /tmp/doomed ] && break; sleep 0.2; done; cat /tmp/doomed '/srv/a b/news'";
+    let said = cli.run(["exec", "other", "sh", "-c", script])?;
     ensure!(said.contains("Stale") || said.contains("stale"), "what is gone is not said to be: {said}");
     ensure!(said.contains("new and longer"), "a clone does not have the folder: {said}");
     cli.run(["kill", "other"])?;
