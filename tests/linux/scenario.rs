@@ -160,7 +160,6 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("13-cloud", "pci", Kind::Vsock(64)),
     ("12-cloud", "pci", Kind::Exec),
     ("12-cloud", "pci", Kind::Folders),
-    ("13-cloud", "mmio", Kind::Folders),
     ("12-cloud", "pci", Kind::Testing),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
