@@ -160,6 +160,7 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("13-cloud", "pci", Kind::Vsock(64)),
     ("12-cloud", "pci", Kind::Exec),
     ("12-cloud", "pci", Kind::Folders),
+    ("13-cloud", "mmio", Kind::Folders),
     ("12-cloud", "pci", Kind::Testing),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
@@ -202,9 +203,9 @@ impl Scenario {
         format!("{kernel}/{}/{}", self.transport, self.kind.word())
     }
 
-    /// Whether it is left out unless somebody names it: a guest that takes minutes to boot in emulation.
+    /// Whether it is left out unless somebody names it: what takes minutes in emulation, or does not always pass there.
     pub fn is_on_demand(&self) -> bool {
-        self.kind == Kind::CloudInit
+        matches!(self.kind, Kind::CloudInit | Kind::Folders)
     }
 
     /// Runs it in a directory of its own below `work`.
