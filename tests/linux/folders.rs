@@ -49,17 +49,22 @@ pub fn folders(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
         "console=ttyS0 quiet skiff.do=agent,idle",
     ];
     cli.run(guest)?;
-    cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
-    let shared = host.join("shared");
-    programs(&cli, &shared)?;
-    trees(&cli, &shared)?;
-    readonly(&cli, &host)?;
-    escapes(&cli, &host)?;
-    snapshots(&cli, &shared)?;
+    cli.told(checks(&cli, &host))?;
     cli.run(["kill", "worker"])?;
     ensure!(fs::read_to_string(host.join("secret"))? == "secret", "what is beside the folder was changed");
     ensure!(fs::read_dir(&host)?.count() == 3, "something was made beside the folder");
     Ok(())
+}
+
+/// All that is asked of the guest.
+fn checks(cli: &Cli<'_>, host: &Path) -> Result<()> {
+    cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
+    let shared = host.join("shared");
+    programs(cli, &shared)?;
+    trees(cli, &shared)?;
+    readonly(cli, host)?;
+    escapes(cli, host)?;
+    snapshots(cli, &shared)
 }
 
 /// What programs expect of files, and what the host sees of it.
