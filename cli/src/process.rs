@@ -159,17 +159,8 @@ fn start(
         // Nobody waits for its first words, and nothing of it is for the terminal.
         to_log(&held)?;
     }
-    let vm = match machine::start(spec.clone(), setup(launch, &held, remove, from, &stdout)?) {
-        Err(error) if or_boot => {
-            terminal::note(&format!(
-                "skiff: warning: the VM boots, for the snapshot that its image starts from cannot be used: {:#}; skiff image build IMAGE \
-                 --warm makes another",
-                Error::new(error)
-            ));
-            machine::start(spec.clone(), setup(launch, &held, remove, None, &stdout)?)?
-        }
-        started => started?,
-    };
+    let set_up = |from| setup(launch, &held, remove, from, &stdout);
+    let vm = start_or_boot(&spec, from, or_boot, set_up)?;
     // The VM runs. All that follows is not to keep it from its first words; if it fails, this process ends, and the VM with it.
     let listener = held.listen()?;
     if before.is_none() {
@@ -201,6 +192,26 @@ fn start(
     );
     held.started();
     Ok((vm, server))
+}
+
+/// Start the machine; with `or_boot` one whose snapshot `from` cannot be used boots.
+fn start_or_boot(
+    spec: &VmSpec,
+    from: Option<Id>,
+    or_boot: bool,
+    set_up: impl Fn(Option<Id>) -> Result<Setup>,
+) -> Result<vmm::control::Vm> {
+    match machine::start(spec.clone(), set_up(from)?) {
+        Err(error) if or_boot => {
+            terminal::note(&format!(
+                "skiff: warning: the VM boots, for the snapshot that its image starts from cannot be used: {:#}; skiff image build IMAGE \
+                 --warm makes another",
+                Error::new(error)
+            ));
+            Ok(machine::start(spec.clone(), set_up(None)?)?)
+        }
+        started => Ok(started?),
+    }
 }
 
 /// What the machine has of its process.

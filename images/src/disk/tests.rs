@@ -185,15 +185,18 @@ fn refused(path: &Path, dir: &Path) -> String {
     format!("{error}{source}")
 }
 
+/// It is refused with these words.
+fn says(path: &Path, words: &str) {
+    let said = refused(path, path.parent().unwrap());
+    assert!(said.contains(words), "{}: {said}", path.display());
+}
+
 #[test]
-fn no_file_leads_to_another_one() {
+fn no_descriptor_leads_to_another_file() {
     let dir = tempfile::tempdir().unwrap();
     let raw = sample(dir.path());
     let path = |name: &str| dir.path().join(name);
-    let says = |path: &Path, words: &str| {
-        let said = refused(path, dir.path());
-        assert!(said.contains(words), "{}: {said}", path.display());
-    };
+    let says = |path: PathBuf, words: &str| says(&path, words);
     let descriptor = |name: &str, extent: &str| {
         let text = format!("# Disk DescriptorFile\nversion=1\nCID=0\nparentCID=ffffffff\n{extent}\n");
         fs::write(path(name), text).unwrap();
@@ -205,20 +208,27 @@ fn no_file_leads_to_another_one() {
         ["/etc/passwd.vmdk", "../x.vmdk", "sub/x.vmdk", "secret", ".vmdk", "own7.vmdk"].iter().enumerate()
     {
         let own = format!("own{}.vmdk", if *name == "own7.vmdk" { 7 } else { number });
-        says(&descriptor(&own, &format!("RW 2048 FLAT \"{name}\" 0")), "needs another file");
+        says(descriptor(&own, &format!("RW 2048 FLAT \"{name}\" 0")), "needs another file");
     }
-    says(&descriptor("l.vmdk", "RW 2048 FLAT \"link-flat.vmdk\" 0"), "cannot be opened");
+    says(descriptor("l.vmdk", "RW 2048 FLAT \"link-flat.vmdk\" 0"), "cannot be opened");
     fs::copy(&raw, path("short-flat.vmdk")).unwrap();
-    says(&descriptor("s.vmdk", "RW 999999 FLAT \"short-flat.vmdk\" 0"), "cut off");
-    says(&descriptor("two.vmdk", "RW 1 FLAT \"a.vmdk\" 0\nRW 1 FLAT \"b.vmdk\" 0"), "needs another file");
-    says(&descriptor("sp.vmdk", "RW 2048 SPARSE \"a.vmdk\""), "needs another file");
-    says(&descriptor("dev.vmdk", "RW 2048 FLAT \"/dev/sda\" 0"), "needs another file");
-    says(&descriptor("none.vmdk", ""), "extent");
+    says(descriptor("s.vmdk", "RW 999999 FLAT \"short-flat.vmdk\" 0"), "cut off");
+    says(descriptor("two.vmdk", "RW 1 FLAT \"a.vmdk\" 0\nRW 1 FLAT \"b.vmdk\" 0"), "needs another file");
+    says(descriptor("sp.vmdk", "RW 2048 SPARSE \"a.vmdk\""), "needs another file");
+    says(descriptor("dev.vmdk", "RW 2048 FLAT \"/dev/sda\" 0"), "needs another file");
+    says(descriptor("none.vmdk", ""), "extent");
     says(
-        &descriptor("p.vmdk", "parentFileNameHint=\"base.vmdk\"\nRW 1 FLAT \"a.vmdk\" 0"),
+        descriptor("p.vmdk", "parentFileNameHint=\"base.vmdk\"\nRW 1 FLAT \"a.vmdk\" 0"),
         "needs another file",
     );
-    says(&descriptor("e.vmdk", "encryption.keySafe = \"x\"\nRW 1 FLAT \"a.vmdk\" 0"), "encrypted");
+    says(descriptor("e.vmdk", "encryption.keySafe = \"x\"\nRW 1 FLAT \"a.vmdk\" 0"), "encrypted");
+}
+
+#[test]
+fn no_disk_leads_to_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = sample(dir.path());
+    let path = |name: &str| dir.path().join(name);
     let make = |args: &[&str]| run("qemu-img", args);
     let (on, data, luks) = (path("on.qcow2"), path("data.qcow2"), path("luks.qcow2"));
     if !make(&["create", "-f", "qcow2", "-F", "raw", "-b", text(&raw), text(&on)]) {
