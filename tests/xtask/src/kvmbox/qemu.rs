@@ -119,7 +119,7 @@ fn arguments(options: &Options, image: &Image, port: i32, log: &Path) -> Result<
         // QEMU does not intercept XSETBV for its guests' guests, so their KVM never learns of the state they
         // enable and tells them a wrong size for it; kernels before 5.16 then crash their processes. Without
         // XSAVE all agree. The ruler above keeps the processor that it was made with.
-        add("-cpu max,-xsave");
+        add("-cpu max,-xsave,-erms,-fsrm");
         add(&format!("-smp {}", options.cpus));
     }
     add("-M q35,usb=off,sata=off -nodefaults -no-user-config -display none -no-reboot");
