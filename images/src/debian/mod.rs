@@ -2,6 +2,7 @@
 //! [`crate::rootless`], with the kernel and initial RAM disk of its own beside it. [`build`] does it all.
 
 mod bootstrap;
+mod follow;
 mod kernel;
 mod mirror;
 mod recipe;
