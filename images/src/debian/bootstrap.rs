@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 
 use super::follow::Follower;
 use super::recipe::{Recipe, Source};
-use super::{Error, Mirror};
+use super::{Error, Mirror, newest};
 use crate::progress::Progress;
 
 const PROGRAM: &str = "mmdebstrap";
 /// Keys of Debian's archives, of the package debian-archive-keyring.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What nobody reads in a guest, but for the copyrights.
 const EXCLUDED: &[&str] = &[
     "path-exclude=/usr/share/man/*",
@@ -46,7 +46,8 @@ pub fn bootstrap(
 ) -> Result<(), Error> {
     let output = File::create_new(into)
         .map_err(|source| Error::Io { doing: format!("create {}", into.display()), source })?;
-    let mut command = command(recipe, variant, mirror, work)?;
+    let packages = newest::resolve(recipe, mirror, work, progress)?;
+    let mut command = command(recipe, &packages, variant, mirror, work)?;
     let mut child = command
         .stdin(Stdio::null())
         .stdout(output)
@@ -73,7 +74,7 @@ pub fn bootstrap(
 }
 
 /// What most likely is to be done.
-fn hint(said: &str, mirror: &Mirror) -> String {
+pub fn hint(said: &str, mirror: &Mirror) -> String {
     let any = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     if any(&["NO_PUBKEY", "not signed", "keyring"]) {
         return "install the package debian-archive-keyring, or a newer one".to_owned();
@@ -101,7 +102,13 @@ fn hint(said: &str, mirror: &Mirror) -> String {
     "it has said why".to_owned()
 }
 
-fn command(recipe: &Recipe, variant: Variant, mirror: &Mirror, work: &Path) -> Result<Command, Error> {
+fn command(
+    recipe: &Recipe,
+    packages: &[String],
+    variant: Variant,
+    mirror: &Mirror,
+    work: &Path,
+) -> Result<Command, Error> {
     let mut command = Command::new(PROGRAM);
     command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
     // Verbose, so that apt and dpkg say how far they are.
@@ -116,7 +123,7 @@ fn command(recipe: &Recipe, variant: Variant, mirror: &Mirror, work: &Path) -> R
     if Path::new(KEYRING).is_file() {
         command.arg(format!("--keyring={KEYRING}"));
     }
-    command.arg(format!("--include={}", recipe.packages.join(",")));
+    command.arg(format!("--include={}", packages.join(",")));
     if variant == Variant::System {
         early(recipe, work, &mut command)?;
     }
