@@ -30,7 +30,8 @@ pub struct Follower {
     /// Bytes that the step has fetched, and those that it must.
     fetched: u64,
     to_fetch: Option<u64>,
-    /// Packages that were unpacked or set up, and how many times that is to happen: each package is first the one and then the other.
+    /// Packages that were unpacked or set up, and how many times something is to be done: each package is first the one and then the other, and what
+    /// several have asked for, such as an initial RAM disk, comes last.
     handled: u64,
     to_handle: u64,
 }
@@ -53,7 +54,7 @@ impl Follower {
             let amount = rest.split_once(" of archives").map_or("", |(amount, _)| amount);
             self.to_fetch = bytes(amount.split('/').next().unwrap_or_default());
         } else if let Some(count) = newly_installed(&line) {
-            self.to_handle = count.saturating_mul(2);
+            self.to_handle = count.saturating_mul(2).saturating_add(1);
         } else if line.starts_with("Unpacking ") || line.starts_with("Setting up ") {
             if self.step == AFTER_FETCHING.0 {
                 self.begin(AFTER_FETCHING.1, progress);
@@ -166,9 +167,9 @@ mod tests {
             "9700000 of 29700000 bytes",
             "29700000 of 29700000 bytes",
             "installing packages and the kernel",
-            "1 of 4",
-            "2 of 4",
-            "3 of 4",
+            "1 of 5",
+            "2 of 5",
+            "3 of 5",
         ];
         assert_eq!(seen, wanted);
     }
