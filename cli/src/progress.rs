@@ -142,6 +142,13 @@ impl Progress for Steps {
             }
         }
     }
+
+    fn share(&mut self, done: u64, total: u64) {
+        if let Some(bar) = self.styled(SHARE) {
+            bar.set_length(total);
+            bar.set_position(done.min(total));
+        }
+    }
 }
 
 impl Drop for Steps {

@@ -7,6 +7,9 @@ pub trait Progress {
 
     /// So much of the step is done, of so much if that is known, in bytes.
     fn advance(&mut self, done: u64, total: Option<u64>);
+
+    /// The same of what is not counted in bytes.
+    fn share(&mut self, _done: u64, _total: u64) {}
 }
 
 /// For those who do not want to know.

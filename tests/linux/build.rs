@@ -1,11 +1,14 @@
 //! Images built from files, and warm ones, on a system that was prepared before and boots in seconds: it is busybox alone.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::Cli;
+use crate::exec::signal;
 use crate::systems::Home;
 
 /// What the image is, with a place for what changes.
@@ -63,6 +66,7 @@ fn checks(cli: &Cli<'_>, dir: &Path) -> Result<()> {
     let cold = cli.run(["run", "--cpus", "2", "web", "--", "sh", "-c", content])?;
     ensure!(cold == wanted, "a cold VM has {cold:?}");
     clones_differ(cli)?;
+    commands(cli)?;
 
     // The third step changed: it is done after the second's result, in the same boot.
     write(
@@ -117,8 +121,48 @@ fn clones_differ(cli: &Cli<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Commands in VMs that are there for them alone.
+fn commands(cli: &Cli<'_>) -> Result<()> {
+    // Ctrl-C is the command's, and its end the VM's.
+    let words = ["run", "web", "--", "sh", "-c", "echo begun; exec sleep 1000"];
+    let mut child = cli.command(words).stdout(Stdio::piped()).spawn().context("cannot run skiff")?;
+    begun(&mut child)?;
+    signal(&child, libc::SIGINT);
+    let status = child.wait().context("waiting for skiff")?;
+    ensure!(status.code() == Some(130), "a command that was interrupted ended with {status}");
+    // Of one in the background the exit code is kept.
+    cli.run(["run", "-d", "--name", "job", "web", "--", "sh", "-c", "echo worked; exit 7"])?;
+    let output = cli.output(&["wait", "job"])?;
+    ensure!(
+        output.status.code() == Some(7) && output.stdout == b"7\n",
+        "a command's VM was waited for: {output:?}"
+    );
+    let status = cli.status("job")?;
+    ensure!(status.contains("Finished (7)"), "ps shows {status:?}");
+    ensure!(cli.run(["logs", "job"])?.contains("worked"), "the log has not what the command printed");
+    cli.run(["rm", "job"])?;
+    // A VM that was only to be there for a command is not left by a front end that was killed.
+    let words = ["run", "--rm", "--name", "left", "web", "--", "sh", "-c", "echo begun; exec sleep 1000"];
+    let mut child = cli.command(words).stdout(Stdio::piped()).spawn().context("cannot run skiff")?;
+    begun(&mut child)?;
+    signal(&child, libc::SIGKILL);
+    child.wait().context("waiting for skiff")?;
+    cli.until("VMs without a front end are gone", || Ok(cli.run(["ps", "-aq"])?.is_empty()))
+}
+
+/// Waits until the command of `child` has said so.
+fn begun(child: &mut Child) -> Result<()> {
+    let mut line = [0; 6];
+    child.stdout.as_mut().context("no pipe")?.read_exact(&mut line).context("the command says nothing")?;
+    ensure!(&line == b"begun\n", "the command said {line:?}");
+    Ok(())
+}
+
 /// What it says on standard error.
-fn told(cli: &Cli<'_>, arguments: &[&str]) -> Result<String> {
+///
+/// # Errors
+/// When it fails.
+pub fn told(cli: &Cli<'_>, arguments: &[&str]) -> Result<String> {
     let output = cli.output(arguments)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{arguments:?} failed: {said}");

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use crate::vm::Kernel;
 
 /// How much goes through a pipe each way: an emulated guest hashes a few MiB a second.
 const PIPED: usize = 64 << 20;
+/// The same where there is time.
+const PIPED_LONG: usize = 1 << 30;
 /// An emulated guest on a busy machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Commands at once.
@@ -25,6 +27,23 @@ const FILES: usize = 10_000;
 
 /// Exit codes, signals, pipes, a terminal, many at once, trees, and an agent that dies and comes again.
 pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
+    let cli = start(skiff, kernel, dir)?;
+    cli.told(checks(&cli, dir))?;
+    killed(&cli)
+}
+
+/// A gibibyte each way.
+pub fn pipe(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
+    let cli = start(skiff, kernel, dir)?;
+    let piped = cli
+        .run(["wait", "--ready", "--timeout", BOOT, "worker"])
+        .and_then(|_| through_pipes(&cli, dir, PIPED_LONG));
+    cli.told(piped)?;
+    cli.run(["kill", "worker"]).map(drop)
+}
+
+/// A guest with the agent.
+fn start<'a>(skiff: &'a Path, kernel: &Kernel, dir: &Path) -> Result<Cli<'a>> {
     let cli = Cli::new(skiff, dir)?;
     let initrd = with_agent(&cli, kernel, dir)?;
     let image = kernel.image();
@@ -49,8 +68,7 @@ pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
         "console=ttyS0 quiet skiff.do=agent,idle",
     ];
     cli.run(guest)?;
-    cli.told(checks(&cli, dir))?;
-    killed(&cli)
+    Ok(cli)
 }
 
 /// All that is asked of the guest.
@@ -135,26 +153,15 @@ fn codes(cli: &Cli<'_>) -> Result<()> {
     Ok(())
 }
 
-fn signal(child: &Child, signal: i32) {
+/// Sends `child` a signal.
+pub fn signal(child: &Child, signal: i32) {
     let pid = i32::try_from(child.id()).unwrap_or(0);
     // SAFETY: touches no memory; the process is a child of this one that nobody has waited for.
     unsafe { libc::kill(pid, signal) };
 }
 
 fn streams(cli: &Cli<'_>, dir: &Path) -> Result<()> {
-    let path = dir.join("noise");
-    fs::write(&path, noise(PIPED))?;
-    let wanted = sum(&path)?;
-    let output = cli.command(["exec", "-i", "worker", "sha256sum"]).stdin(File::open(&path)?).output()?;
-    let came = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(came.starts_with(&wanted), "{PIPED} bytes to the guest came as {came:?}, not {wanted}");
-    let back = dir.join("back");
-    let status = cli
-        .command(["exec", "-i", "worker", "cat"])
-        .stdin(File::open(&path)?)
-        .stdout(File::create(&back)?)
-        .status()?;
-    ensure!(status.success() && sum(&back)? == wanted, "{PIPED} bytes there and back are others");
+    through_pipes(cli, dir, PIPED)?;
     let output = exec_in(cli, &["sh", "-c", "echo out; echo err >&2"]).output()?;
     ensure!(
         (&output.stdout[..], &output.stderr[..]) == (b"out\n", b"err\n"),
@@ -163,9 +170,44 @@ fn streams(cli: &Cli<'_>, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn sum(path: &PathBuf) -> Result<String> {
-    let output = Command::new("sha256sum").arg(path).output().context("cannot run sha256sum")?;
-    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
+/// So many bytes to the guest, which hashes them, and as many there and back.
+fn through_pipes(cli: &Cli<'_>, dir: &Path, bytes: usize) -> Result<()> {
+    let path = dir.join("noise");
+    fs::write(&path, noise(bytes))?;
+    let wanted = sum(Stdio::from(File::open(&path)?))?;
+    let start = Instant::now();
+    let output = cli.command(["exec", "-i", "worker", "sha256sum"]).stdin(File::open(&path)?).output()?;
+    let came = first_word(&output.stdout);
+    ensure!(came == wanted, "{bytes} bytes to the guest came as {came:?}, not {wanted}");
+    let to = start.elapsed();
+    let mut cat = cli
+        .command(["exec", "-i", "worker", "cat"])
+        .stdin(File::open(&path)?)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let came = sum(Stdio::from(cat.stdout.take().context("no pipe")?))?;
+    let status = cat.wait()?;
+    ensure!(
+        status.success() && came == wanted,
+        "{bytes} bytes there and back came as {came:?}, not {wanted}"
+    );
+    let (mib, there) = ((bytes >> 20) as f64, start.elapsed().saturating_sub(to).as_secs_f64());
+    println!(
+        "{mib} MiB: to a hash {:.1} MiB/s, there and back {:.1} MiB/s",
+        mib / to.as_secs_f64().max(0.1),
+        mib / there.max(0.1)
+    );
+    Ok(())
+}
+
+/// The SHA-256 of what comes, by coreutils.
+fn sum(from: Stdio) -> Result<String> {
+    let output = Command::new("sha256sum").stdin(from).output().context("cannot run sha256sum")?;
+    Ok(first_word(&output.stdout))
+}
+
+fn first_word(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// `script` of util-linux is the user: its terminal is skiff's.

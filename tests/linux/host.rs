@@ -1,5 +1,6 @@
 //! The host's side of the network tests: bridges and taps, an HTTP server.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
@@ -64,19 +65,31 @@ pub fn ip(words: &str) -> Result<()> {
 /// # Errors
 /// When the port is taken.
 pub fn serve_http(port: u16, content: Vec<u8>) -> Result<()> {
+    serve(port, move |_| Some(content.clone()))
+}
+
+/// The same of files, by the last part of their paths.
+///
+/// # Errors
+/// When the port is taken.
+pub fn serve_files(port: u16, files: HashMap<String, Vec<u8>>) -> Result<()> {
+    serve(port, move |path| files.get(path.rsplit('/').next()?).cloned())
+}
+
+fn serve(port: u16, find: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static) -> Result<()> {
     let listener =
         TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("cannot listen on {port}"))?;
-    let content = Arc::new(content);
+    let find = Arc::new(find);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let content = Arc::clone(&content);
-            std::thread::spawn(move || answer(stream, &content));
+            let find = Arc::clone(&find);
+            std::thread::spawn(move || answer(stream, &*find));
         }
     });
     Ok(())
 }
 
-fn answer(mut stream: TcpStream, content: &[u8]) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, find: &dyn Fn(&str) -> Option<Vec<u8>>) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -85,8 +98,12 @@ fn answer(mut stream: TcpStream, content: &[u8]) -> std::io::Result<()> {
         }
         request.extend(byte);
     }
-    write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len())?;
-    stream.write_all(content)?;
+    let text = String::from_utf8_lossy(&request);
+    let content = find(text.split(' ').nth(1).unwrap_or_default());
+    let status = if content.is_some() { "200 OK" } else { "404 Not Found" };
+    let content = content.unwrap_or_default();
+    write!(stream, "HTTP/1.0 {status}\r\nContent-Length: {}\r\n\r\n", content.len())?;
+    stream.write_all(&content)?;
     // To close with something unread would reset the connection, and what is on its way with it.
     stream.shutdown(Shutdown::Write)?;
     stream.read_to_end(&mut request).map(drop)

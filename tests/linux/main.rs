@@ -22,6 +22,7 @@ mod folders;
 mod host;
 mod life;
 mod network;
+mod packages;
 mod scenario;
 mod snapshots;
 mod sockets;

@@ -8,7 +8,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{build, cloud, container, exec, folders, life, network, snapshots, sockets, systems, testing};
+use crate::{
+    build, cloud, container, exec, folders, life, network, packages, snapshots, sockets, systems, testing,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -37,6 +39,8 @@ enum Kind {
     Vsock(u32),
     /// Commands and files by the agent.
     Exec,
+    /// A gibibyte through a command, each way.
+    Pipe,
     /// Folders of the host.
     Folders,
     /// One command in many guests.
@@ -53,6 +57,8 @@ enum Kind {
     Live(u32),
     /// An image built from a file, and warm VMs.
     Build,
+    /// An image with packages.
+    Packages,
     /// A release of Debian, by its name.
     Debian(u32),
     /// The image of a container.
@@ -77,6 +83,7 @@ impl Kind {
             Kind::TapGone => "tap-gone",
             Kind::Vsock(_) => "vsock",
             Kind::Exec => "exec",
+            Kind::Pipe => "pipe",
             Kind::Folders => "folders",
             Kind::Testing => "testing",
             Kind::Button => "button",
@@ -84,6 +91,7 @@ impl Kind {
             Kind::GrowingDisk => "growing-disk",
             Kind::FullDisk => "full-disk",
             Kind::Build => "build",
+            Kind::Packages => "packages",
             Kind::Debian(number) => return format!("debian-{number}"),
             Kind::Container => "container",
             Kind::Disks => "disks",
@@ -97,8 +105,9 @@ impl Kind {
     /// About how long it takes in a box: who begins with the long ones ends early.
     fn seconds(self) -> u32 {
         match self {
-            Kind::CloudInit => 200,
-            Kind::Build => 80,
+            Kind::Pipe => 300,
+            Kind::Packages => 240,
+            Kind::CloudInit | Kind::Build => 90,
             Kind::Live(cpus) if cpus > 1 => 120,
             Kind::Folders => 130,
             Kind::Exec => 110,
@@ -159,6 +168,7 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("12-cloud", "mmio", Kind::Vsock(256)),
     ("13-cloud", "pci", Kind::Vsock(64)),
     ("12-cloud", "pci", Kind::Exec),
+    ("12-cloud", "pci", Kind::Pipe),
     ("12-cloud", "pci", Kind::Folders),
     ("13-cloud", "mmio", Kind::Folders),
     ("12-cloud", "pci", Kind::Testing),
@@ -188,6 +198,7 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
 /// What is done with images.
 const WITH_IMAGES: &[Kind] = &[
     Kind::Build,
+    Kind::Packages,
     Kind::Debian(11),
     Kind::Debian(12),
     Kind::Debian(13),
@@ -205,7 +216,7 @@ impl Scenario {
 
     /// Whether it is left out unless somebody names it: what takes minutes in emulation, or does not always pass there.
     pub fn is_on_demand(&self) -> bool {
-        matches!(self.kind, Kind::CloudInit | Kind::Folders)
+        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::Folders)
     }
 
     /// Runs it in a directory of its own below `work`.
@@ -239,6 +250,7 @@ impl Scenario {
                 network::bridge(skiff, &older, &kernel, &dir)
             }
             Kind::Build => build::build(skiff, &self.kernel, &dir),
+            Kind::Packages => packages::packages(skiff, &self.kernel, &dir),
             Kind::Debian(number) => systems::debian(skiff, &self.kernel, number, &dir),
             Kind::Container => container::container(skiff, &self.kernel, &dir),
             Kind::Disks => container::disks(skiff, &self.kernel, &dir),
@@ -247,6 +259,7 @@ impl Scenario {
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
             Kind::Vsock(mib) => sockets::vsock(skiff, &kernel, &dir, u64::from(mib)),
             Kind::Exec => exec::exec(skiff, &kernel, &dir),
+            Kind::Pipe => exec::pipe(skiff, &kernel, &dir),
             Kind::Folders => folders::folders(skiff, &kernel, &dir),
             Kind::Testing => testing::testing(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),

@@ -239,6 +239,7 @@ fn status(look: &Look) -> String {
         Status::Ended(end) => {
             let word = match end {
                 End::PoweredOff => "Stopped",
+                End::Finished { .. } => "Finished",
                 End::Panicked { .. } => "Panicked",
                 End::Failed { .. } => "Failed",
                 _ => "Killed",

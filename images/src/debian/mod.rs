@@ -2,8 +2,10 @@
 //! [`crate::rootless`], with the kernel and initial RAM disk of its own beside it. [`build`] does it all.
 
 mod bootstrap;
+mod follow;
 mod kernel;
 mod mirror;
+mod newest;
 mod recipe;
 
 use std::io;
@@ -57,6 +59,14 @@ pub enum Error {
         said: String,
         /// What to do.
         hint: String,
+    },
+    /// The archive has no such package.
+    #[error("{archive} has no package like {like}: --mirror names another archive")]
+    NoPackage {
+        /// With a star for a number.
+        like: String,
+        /// Where it was looked for.
+        archive: String,
     },
     /// The host refuses.
     #[error("cannot {doing}")]

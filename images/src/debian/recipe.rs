@@ -30,7 +30,7 @@ pub struct Recipe {
     pub components: Vec<String>,
     /// Where packages are from.
     pub sources: Vec<Source>,
-    /// Packages besides those that every system has.
+    /// Packages besides those that every system has. A star stands for the highest number with which there is such a package.
     pub packages: Vec<String>,
     /// Files that are there before packages beyond the essential ones are configured.
     pub early: BTreeMap<String, String>,

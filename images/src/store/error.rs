@@ -37,7 +37,7 @@ pub enum StoreError {
         /// Some of them.
         ids: Vec<String>,
     },
-    /// A file is not what its name says.
+    /// A file of the store is not what its name says, or not there.
     #[error("{} is damaged, {why}: remove the image that has it, and make or fetch it again", path.display())]
     Damaged {
         /// The file.
@@ -54,12 +54,6 @@ pub enum StoreError {
         found: u32,
         /// This build's.
         known: u32,
-    },
-    /// A file of an image is not there.
-    #[error("the store lacks the file {digest}, which the image needs: make or fetch the image again")]
-    Missing {
-        /// Its content.
-        digest: Digest,
     },
     /// What came is not what was announced.
     #[error("this is not the content that was announced: {found} instead of {wanted}; try again")]
@@ -108,6 +102,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// A file that is needed is not in the store.
+    pub(crate) fn missing(path: PathBuf) -> Self {
+        Self::Damaged { path, why: "it is not there".to_owned() }
+    }
+
     /// For `map_err`.
     pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

@@ -52,7 +52,7 @@ impl Store {
         let path = self.manifest_path(&id);
         for blob in parse(&path, text)?.blobs() {
             if !self.has(&blob)? {
-                return Err(StoreError::Missing { digest: blob.digest });
+                return Err(StoreError::missing(self.blob_path(&blob.digest)));
             }
         }
         self.note(&shared, id)?;

@@ -176,7 +176,7 @@ fn an_image_needs_its_files_and_damage_is_found() {
     let (_dir, store) = store();
     let missing = Blob { digest: Digest::of(b"gone"), size: 4 };
     let error = store.put(&manifest(missing, Vec::new())).unwrap_err();
-    assert!(matches!(error, StoreError::Missing { .. }), "{error}");
+    assert!(error.to_string().contains("it is not there"), "{error}");
     let id = image(&store, "one").unwrap();
     let manifest = store.get(&id).unwrap();
     let mut read = 0;

@@ -35,7 +35,7 @@ impl Store {
                 let path = self.blob_path(&blob.digest);
                 return Err(match self.storage.exists(&path) {
                     Ok(true) => StoreError::Damaged { path, why: format!("it has not {} bytes", blob.size) },
-                    _ => StoreError::Missing { digest: blob.digest },
+                    _ => StoreError::missing(path),
                 });
             }
             if !self.is_stamped(&blob.digest) {

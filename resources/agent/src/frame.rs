@@ -8,6 +8,23 @@ use serde::de::DeserializeOwned;
 /// The longest content of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 
+/// What stands before the content.
+const HEADER: usize = 5;
+const MESSAGE: u8 = 0;
+const INPUT: u8 = 1;
+const INPUT_END: u8 = 2;
+const OUTPUT: u8 = 3;
+const ERROR: u8 = 4;
+
+/// Which of a command's streams bytes are from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
+
 /// A piece of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -53,20 +70,59 @@ impl Frame {
     /// If the connection fails.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let (kind, content): (u8, &[u8]) = match self {
-            Self::Message(bytes) => (0, bytes),
-            Self::Input(bytes) => (1, bytes),
-            Self::InputEnd => (2, &[]),
-            Self::Output(bytes) => (3, bytes),
-            Self::Error(bytes) => (4, bytes),
+            Self::Message(bytes) => (MESSAGE, bytes),
+            Self::Input(bytes) => (INPUT, bytes),
+            Self::InputEnd => (INPUT_END, &[]),
+            Self::Output(bytes) => (OUTPUT, bytes),
+            Self::Error(bytes) => (ERROR, bytes),
         };
-        let len = u32::try_from(content.len()).ok().filter(|len| *len as usize <= MAX_FRAME);
-        let len = len.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "a frame is too long"))?;
         // One write for both: small frames are one packet.
-        let mut bytes = Vec::with_capacity(content.len().saturating_add(5));
-        bytes.push(kind);
-        bytes.extend_from_slice(&len.to_le_bytes());
+        let mut bytes = Vec::with_capacity(content.len().saturating_add(HEADER));
+        bytes.extend_from_slice(&header(kind, content.len())?);
         bytes.extend_from_slice(content);
         to.write_all(&bytes)
+    }
+
+    /// Put a frame of `stream` behind `bytes`, whose content `read` appends, and says how much that is. Nothing is put there if it fails, or
+    /// if it says that there is nothing.
+    ///
+    /// # Errors
+    /// That of `read`, or if it has appended more than [`MAX_FRAME`].
+    pub fn append(
+        stream: Stream,
+        bytes: &mut Vec<u8>,
+        read: impl FnOnce(&mut Vec<u8>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let kind = match stream {
+            Stream::Output => OUTPUT,
+            Stream::Error => ERROR,
+        };
+        let start = bytes.len();
+        // Written over when the length is known.
+        bytes.extend_from_slice(&[0; HEADER]);
+        let put = read(bytes).and_then(|_| {
+            let count = bytes.len().saturating_sub(start).saturating_sub(HEADER);
+            header(kind, count).map(|header| (header, count))
+        });
+        match (put, bytes.get_mut(start..start.saturating_add(HEADER))) {
+            (Ok((header, count)), Some(place)) if count > 0 => {
+                place.copy_from_slice(&header);
+                Ok(count)
+            }
+            (put, _) => {
+                bytes.truncate(start);
+                put.map(|_| 0)
+            }
+        }
+    }
+
+    /// The content of the `Input` frame that `bytes` begin with, where it lies, and how many bytes the frame is. `None` if it is not whole yet, or
+    /// they begin with something else.
+    #[must_use]
+    pub fn split_input(bytes: &[u8]) -> Option<(&[u8], usize)> {
+        let (kind, len) = begins(bytes)?;
+        let end = len.checked_add(HEADER).filter(|_| kind == INPUT && len <= MAX_FRAME)?;
+        bytes.get(HEADER..end).map(|content| (content, end))
     }
 
     /// The frame that `bytes` begin with, and how many of them it is. `None` if it is not whole yet.
@@ -74,16 +130,11 @@ impl Frame {
     /// # Errors
     /// If they begin with none.
     pub fn split(bytes: &[u8]) -> io::Result<Option<(Self, usize)>> {
-        let Some((kind, [a, b, c, d])) =
-            bytes.split_first().and_then(|(kind, rest)| Some((kind, rest.first_chunk()?)))
-        else {
-            return Ok(None);
-        };
-        let len = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-        if len > MAX_FRAME || *kind > 4 {
+        let Some((kind, len)) = begins(bytes) else { return Ok(None) };
+        if len > MAX_FRAME || kind > ERROR {
             return Err(io::Error::new(ErrorKind::InvalidData, "this is no frame"));
         }
-        let Some(whole) = bytes.get(..len.saturating_add(5)) else { return Ok(None) };
+        let Some(whole) = bytes.get(..len.saturating_add(HEADER)) else { return Ok(None) };
         Ok(Self::read(&mut &*whole)?.map(|frame| (frame, whole.len())))
     }
 
@@ -110,14 +161,28 @@ impl Frame {
         let mut content = vec![0; len];
         from.read_exact(&mut content)?;
         match kind {
-            [0] => Ok(Some(Self::Message(content))),
-            [1] => Ok(Some(Self::Input(content))),
-            [2] => Ok(Some(Self::InputEnd)),
-            [3] => Ok(Some(Self::Output(content))),
-            [4] => Ok(Some(Self::Error(content))),
+            [MESSAGE] => Ok(Some(Self::Message(content))),
+            [INPUT] => Ok(Some(Self::Input(content))),
+            [INPUT_END] => Ok(Some(Self::InputEnd)),
+            [OUTPUT] => Ok(Some(Self::Output(content))),
+            [ERROR] => Ok(Some(Self::Error(content))),
             _ => Err(io::Error::new(ErrorKind::InvalidData, "a frame is of no known kind")),
         }
     }
+}
+
+/// What stands before so much content.
+fn header(kind: u8, len: usize) -> io::Result<[u8; HEADER]> {
+    let len = u32::try_from(len).ok().filter(|len| *len as usize <= MAX_FRAME);
+    let [a, b, c, d] =
+        len.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "a frame is too long"))?.to_le_bytes();
+    Ok([kind, a, b, c, d])
+}
+
+/// Kind and length of the frame that `bytes` begin with, whatever they are.
+fn begins(bytes: &[u8]) -> Option<(u8, usize)> {
+    let [kind, a, b, c, d] = *bytes.first_chunk()?;
+    Some((kind, u32::from_le_bytes([a, b, c, d]) as usize))
 }
 
 #[cfg(test)]
@@ -158,13 +223,39 @@ mod tests {
         assert!(Frame::split(&[1, 1, 0, 1, 0]).is_err());
     }
 
+    #[test]
+    fn a_frame_is_put_behind_others_with_what_there_is() {
+        let mut bytes = b"before".to_vec();
+        let put = |text: &'static [u8]| {
+            move |to: &mut Vec<u8>| {
+                to.extend_from_slice(text);
+                Ok(text.len())
+            }
+        };
+        assert_eq!(Frame::append(Stream::Error, &mut bytes, put(b"oh")).unwrap(), 2);
+        let whole = bytes.clone();
+        assert_eq!(Frame::split(&bytes[6..]).unwrap(), Some((Frame::Error(b"oh".to_vec()), 7)));
+        assert_eq!(Frame::append(Stream::Output, &mut bytes, put(b"")).unwrap(), 0);
+        let fails = |to: &mut Vec<u8>| {
+            to.push(1);
+            Err(ErrorKind::WouldBlock.into())
+        };
+        assert!(Frame::append(Stream::Output, &mut bytes, fails).is_err());
+        assert!(Frame::append(Stream::Output, &mut bytes, put(&[0; MAX_FRAME + 1])).is_err());
+        assert_eq!(bytes, whole);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_frames_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let read = Frame::read(&mut &bytes[..]);
             if let Ok(Some((frame, len))) = Frame::split(&bytes) {
                 prop_assert!(len <= bytes.len());
+                let input = Frame::split_input(&bytes).map(|(content, len)| (Frame::Input(content.to_vec()), len));
+                prop_assert_eq!(input, matches!(frame, Frame::Input(_)).then(|| (frame.clone(), len)));
                 prop_assert_eq!(read.unwrap(), Some(frame));
+            } else {
+                prop_assert_eq!(Frame::split_input(&bytes), None);
             }
         }
     }

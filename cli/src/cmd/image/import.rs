@@ -23,7 +23,7 @@ pub const VERB: Verb = Verb {
     about: "Make an image of a disk, a root file system or a container's image",
     long: "Make an image of a file: a disk (raw, qcow2, vmdk or vhdx), an archive of a root file system (tar, compressed or not), an OCI layout (a \
            directory, or a tar of it) or what docker save writes. Its content tells which. - is standard input. The name is by default that of \
-           the file. Prints the name.",
+           the file. Prints the names.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[FILE, NAME],
@@ -53,6 +53,8 @@ pub struct Asked {
     pub no_agent: bool,
     /// Which of several images in an archive or layout.
     pub image: Option<String>,
+    /// What else to call it.
+    names: Vec<Name>,
     quiet: bool,
 }
 
@@ -93,6 +95,18 @@ const FLAGS: &[Flag<Asked>] = &[
             Ok(())
         },
     },
+    Flag {
+        name: "tag",
+        short: Some('t'),
+        takes: Takes::Texts("NAME"),
+        help: "Call the image so, as NAME does; it can have several names",
+        long: "",
+        example: Example { args: &["-t", "web:1"], toml: "" },
+        apply: |asked, value| {
+            asked.names.push(name(utf8(value)?)?);
+            Ok(())
+        },
+    },
     Flag::quiet("Print the name, and nothing of what is done for it", |asked, _| {
         asked.quiet = true;
         Ok(())
@@ -116,7 +130,11 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     let images = Store::open()?.images();
     let mut steps = Steps::new(asked.quiet);
     let given = FILE.one(matches);
-    let name = name_of(NAME.maybe(matches).as_deref(), &given)?;
+    let mut names: Vec<Name> = NAME.maybe(matches).as_deref().map(name).transpose()?.into_iter().collect();
+    names.append(&mut asked.names);
+    if names.is_empty() {
+        names.push(name_of_file(&given)?);
+    }
     let (path, _scratch) = match given.as_str() {
         "-" => from_stdin(&images, &mut steps)?,
         given => (std::path::absolute(OsStr::new(given)).context("cannot tell the current directory")?, None),
@@ -125,9 +143,9 @@ fn import(matches: &ArgMatches) -> Result<u8> {
         if (importer.recognises)(&path)? {
             let manifest = (importer.import)(&images, &path, &asked, &mut steps)?;
             let id = images.put(&manifest)?;
-            images.tag(&name, &id)?;
+            names.iter().try_for_each(|name| images.tag(name, &id))?;
             drop(steps);
-            return print(format!("{name}\n"));
+            return print(names.iter().map(|name| format!("{name}\n")).collect::<String>());
         }
     }
     std::fs::metadata(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -160,11 +178,13 @@ fn from_stdin(images: &Images, steps: &mut Steps) -> Result<(PathBuf, Option<Scr
     }
 }
 
-/// The name that was given, or the file's without its endings.
-fn name_of(given: Option<&str>, file: &str) -> Result<Name> {
-    if let Some(given) = given {
-        return given.parse().map_err(|error: images::name::NameError| Usage(error.to_string()).into());
-    }
+/// A name that was given.
+fn name(text: &str) -> Result<Name> {
+    text.parse().map_err(|error: images::name::NameError| Usage(error.to_string()).into())
+}
+
+/// The file's name without its endings.
+fn name_of_file(file: &str) -> Result<Name> {
     let path = Path::new(file);
     let mut stem = path.file_name().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     while let Some((rest, ending)) = stem.rsplit_once('.') {
@@ -193,12 +213,12 @@ mod tests {
             ("debian-12-genericcloud-amd64.tar.xz", "debian-12-genericcloud-amd64:latest"),
             ("dir.v2/", "dir.v2:latest"),
         ] {
-            assert_eq!(name_of(None, file).unwrap().to_string(), name);
+            assert_eq!(name_of_file(file).unwrap().to_string(), name);
         }
-        assert_eq!(name_of(Some("a:1"), "-").unwrap().to_string(), "a:1");
         for file in ["-", "My Disk.raw", "/"] {
-            assert!(name_of(None, file).unwrap_err().is::<Usage>(), "{file}");
+            assert!(name_of_file(file).unwrap_err().is::<Usage>(), "{file}");
         }
-        assert!(name_of(Some("A"), "x").unwrap_err().is::<Usage>());
+        assert_eq!(name("a:1").unwrap().to_string(), "a:1");
+        assert!(name("A").unwrap_err().is::<Usage>());
     }
 }

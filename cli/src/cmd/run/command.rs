@@ -54,7 +54,8 @@ pub fn run(launch: Launch, mut wish: Wish) -> Result<u8> {
     }
     wish.check()?;
     let remove = matches!(launch.which, Which::New { remove: true, .. });
-    let throw_away = matches!(launch.which, Which::New { ends_with_owner: true, .. });
+    // One that has a name is gone when this returns: the name may be given to the next.
+    let throw_away = matches!(launch.which, Which::New { name: None, ends_with_owner: true, .. });
     let mut launched = launch.fork()?;
     // As long as it is open, a VM that is to be thrown away lives.
     let stream = launched.stream.take();

@@ -1,9 +1,9 @@
 //! `skiff run`: boot a VM in the foreground, with the terminal as its console.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::ArgMatches;
 use images::manifest::Agent;
-use images::store::Store as Images;
+use images::store::{Store as Images, StoreError};
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
@@ -123,7 +123,8 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         spec: Box::new(spec),
         remove: remove || throw_away,
         has_agent,
-        ends_with_owner: throw_away,
+        // Of a front end that is killed nobody is left who would end it.
+        ends_with_owner: remove || throw_away,
         copy,
         image: of,
     };
@@ -160,7 +161,9 @@ fn what(
             return Err(Usage("--keep goes with --from: give the VM a --name".to_owned()).into());
         }
         (None, Some(text)) => {
-            let image = image::find(images, &text)?;
+            let own_kernel = asked.kernel.is_some();
+            let image =
+                image::find(images, &text).map_err(|error| not_a_command(error, &text, own_kernel))?;
             of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
             has_agent = image.manifest.agent != Agent::None;
             let verbose = asked.verbose.is_some();
@@ -181,6 +184,17 @@ fn what(
     // Whoever wants a folder mounted says that there is an agent.
     let has_agent = has_agent || spec.has_mounts();
     Ok(What { spec, copy, of, has_agent })
+}
+
+/// Whoever gives a kernel may have meant by the first word no image, but the command.
+fn not_a_command(error: Error, text: &str, own_kernel: bool) -> Error {
+    match error.downcast_ref() {
+        Some(StoreError::Unknown { .. }) if own_kernel => error.context(format!(
+            "with --kernel, too, the first word is an image, whose disk the VM has; a command in a VM without one is run in two steps: skiff run -d \
+             --name VM --vsock auto --kernel …, then skiff exec VM {text} …"
+        )),
+        _ => error,
+    }
 }
 
 /// Start it, with the terminal, a command or nobody before it.

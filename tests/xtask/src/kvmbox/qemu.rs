@@ -118,8 +118,10 @@ fn arguments(options: &Options, image: &Image, port: i32, log: &Path) -> Result<
         add("-accel tcg,thread=multi");
         // QEMU does not intercept XSETBV for its guests' guests, so their KVM never learns of the state they
         // enable and tells them a wrong size for it; kernels before 5.16 then crash their processes. Without
-        // XSAVE all agree. The ruler above keeps the processor that it was made with.
-        add("-cpu max,-xsave");
+        // XSAVE all agree; AVX, which cannot be without it, must go too: aesni_intel looks at nothing else and crashes. Where `rep movsb` is
+        // said to be fast, kernels copy with it, and it is emulated byte by byte: without that they copy at twice the speed.
+        // The ruler above keeps the processor that it was made with.
+        add("-cpu max,-xsave,-avx,-erms,-fsrm");
         add(&format!("-smp {}", options.cpus));
     }
     add("-M q35,usb=off,sata=off -nodefaults -no-user-config -display none -no-reboot");

@@ -28,16 +28,15 @@ struct Item {
 }
 
 /// What all tests of images need, in the order in which it is made.
-const ITEMS: [Item; 6] = [
+const ITEMS: [Item; 7] = [
     Item { name: "debian:12", make: |systems| systems.build("debian:12") },
     Item { name: "tiny", make: tiny::make },
     Item { name: "container", make: container::make },
     Item { name: "disks", make: disks::make },
     Item { name: "debian:11", make: |systems| systems.build("debian:11") },
     Item { name: "debian:13", make: |systems| systems.build("debian:13") },
+    Item { name: "cloud", make: cloud::make },
 ];
-/// What only a test needs that has to be asked for.
-const ON_DEMAND: [Item; 1] = [Item { name: "cloud", make: cloud::make }];
 
 /// A user who has the images.
 struct Systems {
@@ -63,12 +62,11 @@ pub fn home() -> Result<PathBuf> {
     Ok(paths::target()?.join("systems"))
 }
 
-/// Makes the images that are not there, by the program `skiff`, those of tests that have to be asked for only with `all`. One that fails
-/// leaves the others be.
+/// Makes the images that are not there, by the program `skiff`. One that fails leaves the others be.
 ///
 /// # Errors
 /// When the directory for them cannot be prepared.
-pub fn ensure(skiff: &Path, all: bool) -> Result<Outcome> {
+pub fn ensure(skiff: &Path) -> Result<Outcome> {
     let home = home()?;
     let _lock = lock::hold(&home.with_extension("lock"))?;
     let (stamp, inputs) = (home.join("inputs"), inputs()?);
@@ -81,7 +79,7 @@ pub fn ensure(skiff: &Path, all: bool) -> Result<Outcome> {
     }
     let systems = Systems { home, skiff: skiff.to_owned() };
     let mut outcome = Outcome::default();
-    for item in ITEMS.iter().chain(ON_DEMAND.iter().filter(|_| all)) {
+    for item in &ITEMS {
         match systems.ensure(item) {
             Ok(()) => outcome.made += 1,
             Err(error) => {
@@ -99,7 +97,7 @@ pub fn ensure(skiff: &Path, all: bool) -> Result<Outcome> {
 pub fn list() -> Result<()> {
     setup::run()?;
     tool::show(&mut tool::cargo(&["build", "--release", "--locked", "--package", "skiff"])?)?;
-    let outcome = ensure(&paths::target()?.join("release/skiff"), true)?;
+    let outcome = ensure(&paths::target()?.join("release/skiff"))?;
     println!("XDG_DATA_HOME={} skiff image ls", home()?.display());
     match outcome.failures.into_iter().next() {
         Some(error) => Err(error),

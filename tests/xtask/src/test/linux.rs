@@ -68,11 +68,9 @@ impl LinuxGuests {
         Ok(Self { names: listed.lines().map(str::to_owned).collect(), words })
     }
 
-    /// Whether any of them boots images, and if so whether one has to be asked for.
-    pub fn need_systems(&self) -> Option<bool> {
-        let mut names = self.names.iter().filter(|name| boots_image(name)).peekable();
-        names.peek()?;
-        Some(names.any(|name| name.ends_with("/cloud-init")))
+    /// Whether any of them boots images.
+    pub fn need_systems(&self) -> bool {
+        self.names.iter().any(|name| boots_image(name))
     }
 
     /// Runs them, those that boot images when these are made.

@@ -11,12 +11,12 @@
 //! [`AFTERWARDS`] more. When the other side leaves, the command is hung up, and killed [`GRACE`] later; one that it has released runs on.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::frame::{Frame, MAX_FRAME};
+use agent::frame::{self, Frame, MAX_FRAME};
 use agent::message::{Control, Heard};
 
 use super::pty;
@@ -74,9 +74,20 @@ impl Queue {
 #[derive(Debug)]
 struct Source {
     file: Option<File>,
-    frame: fn(Vec<u8>) -> Frame,
+    stream: frame::Stream,
     /// Bytes since the command has ended.
     afterwards: usize,
+}
+
+/// Read what there is, at most [`MAX_FRAME`], to where it stays.
+fn read_behind(from: impl AsFd, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    bytes.reserve(MAX_FRAME);
+    let room = bytes.spare_capacity_mut().get_mut(..MAX_FRAME).unwrap_or_default();
+    let (read, _) = rustix::io::read(from, room)?;
+    let (count, len) = (read.len(), bytes.len());
+    // SAFETY: so many bytes behind the last have been written, and there is room for them.
+    unsafe { bytes.set_len(len.saturating_add(count)) };
+    Ok(count)
 }
 
 /// A running command and who asked for it.
@@ -137,8 +148,8 @@ impl Session {
             untold: 0,
             input_ended: false,
             sources: [
-                Source { file: file(output)?, frame: Frame::Output, afterwards: 0 },
-                Source { file: file(error)?, frame: Frame::Error, afterwards: 0 },
+                Source { file: file(output)?, stream: frame::Stream::Output, afterwards: 0 },
+                Source { file: file(error)?, stream: frame::Stream::Error, afterwards: 0 },
             ],
             ended: None,
             left: None,
@@ -274,16 +285,13 @@ impl Session {
     /// Read from the command. Says whether there was something, the end included.
     fn read(&mut self, at: usize) -> bool {
         let Some(source) = self.sources.get_mut(at) else { return false };
-        let Some(file) = source.file.as_mut() else { return false };
-        let mut bytes = vec![0; MAX_FRAME];
-        match file.read(&mut bytes) {
+        let Some(file) = source.file.as_ref() else { return false };
+        let put = |bytes: &mut Vec<u8>| read_behind(file, bytes);
+        match Frame::append(source.stream, &mut self.out.bytes, put) {
             Ok(count) if count > 0 => {
-                bytes.truncate(count);
                 if self.ended.is_some() {
                     source.afterwards = source.afterwards.saturating_add(count);
                 }
-                // It goes into memory, and is no longer than a frame can be.
-                let _ = (source.frame)(bytes).write(&mut self.out.bytes);
                 true
             }
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted) => true,
@@ -298,7 +306,7 @@ impl Session {
 
     /// Write to the command.
     fn feed(&mut self) {
-        if let Some(input) = self.input.as_mut() {
+        if let Some(input) = self.input.as_mut().filter(|_| self.pending.len() > 0) {
             match input.write(self.pending.rest()) {
                 Ok(count) => self.pending.take(count),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -341,14 +349,23 @@ impl Session {
 
     /// Read from the other side, and do what is whole.
     fn hear(&mut self) {
-        let Some(stream) = self.stream.as_mut() else { return };
-        let mut bytes = [0; MAX_FRAME];
-        match stream.read(&mut bytes) {
-            Ok(count) if count > 0 => self.received.bytes.extend(bytes.iter().take(count)),
+        let Some(stream) = self.stream.as_ref() else { return };
+        match read_behind(stream, &mut self.received.bytes) {
+            Ok(count) if count > 0 => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
             Ok(_) | Err(_) => return self.leave(),
         }
         loop {
+            if let Some((bytes, len)) = Frame::split_input(self.received.rest()) {
+                self.untold = self.untold.saturating_add(bytes.len());
+                if self.input.is_some() && !self.input_ended {
+                    self.pending.bytes.extend_from_slice(bytes);
+                }
+                self.received.take(len);
+                continue;
+            }
+            // What has come so far is the command's before anything that was said after it.
+            self.feed();
             match Frame::split(self.received.rest()) {
                 Ok(Some((frame, len))) => {
                     self.received.take(len);
@@ -362,14 +379,7 @@ impl Session {
     }
 
     fn obey(&mut self, frame: Frame) {
-        if let Frame::Input(bytes) = &frame {
-            self.untold = self.untold.saturating_add(bytes.len());
-        }
         match frame {
-            Frame::Input(bytes) if self.input.is_some() && !self.input_ended => {
-                self.pending.bytes.extend_from_slice(&bytes);
-                self.feed();
-            }
             Frame::InputEnd if !self.input_ended => {
                 self.input_ended = true;
                 if let Some(terminal) = self.input.as_ref().filter(|_| self.terminal) {
