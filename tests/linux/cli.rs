@@ -124,15 +124,16 @@ impl<'a> Cli<'a> {
     ///
     /// # Errors
     /// When it never does, or cannot be told.
-    pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-        let start = Instant::now();
-        while !holds()? {
-            if start.elapsed() > PATIENCE {
-                bail!("it never came that {what}");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
+    pub fn until(&self, what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        wait(what, Duration::from_millis(100), holds)
+    }
+
+    /// The same for what is over soon after it came.
+    ///
+    /// # Errors
+    /// When it never does, or cannot be told.
+    pub fn until_soon(&self, what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        wait(what, Duration::from_millis(5), holds)
     }
 
     /// What this result is, with the end of every VM's console if it is an error.
@@ -168,6 +169,17 @@ impl<'a> Cli<'a> {
             .unwrap_or_default()
             .to_owned())
     }
+}
+
+fn wait(what: &str, nap: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        if start.elapsed() > PATIENCE {
+            bail!("it never came that {what}");
+        }
+        std::thread::sleep(nap);
+    }
+    Ok(())
 }
 
 impl Drop for Cli<'_> {

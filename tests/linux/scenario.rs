@@ -8,7 +8,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
-use crate::{build, cloud, container, exec, folders, life, network, snapshots, sockets, systems, testing};
+use crate::{
+    build, cloud, container, example, exec, folders, interrupts, life, network, snapshots, sockets, systems,
+    testing,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -41,6 +44,8 @@ enum Kind {
     Folders,
     /// One command in many guests.
     Testing,
+    /// Ctrl-C while that is done.
+    Interrupts,
     /// The power button, pause, and a second start.
     Button,
     /// Memory that the guest gives back.
@@ -61,6 +66,8 @@ enum Kind {
     Disks,
     /// A user made by cloud-init.
     CloudInit,
+    /// One program on three releases of Debian.
+    Example,
 }
 
 impl Kind {
@@ -79,6 +86,7 @@ impl Kind {
             Kind::Exec => "exec",
             Kind::Folders => "folders",
             Kind::Testing => "testing",
+            Kind::Interrupts => "interrupts",
             Kind::Button => "button",
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
@@ -88,6 +96,7 @@ impl Kind {
             Kind::Container => "container",
             Kind::Disks => "disks",
             Kind::CloudInit => "cloud-init",
+            Kind::Example => "example",
             Kind::Live(1) => "live",
             Kind::Live(_) => "live-smp",
         };
@@ -98,6 +107,7 @@ impl Kind {
     fn seconds(self) -> u32 {
         match self {
             Kind::CloudInit => 200,
+            Kind::Example => 150,
             Kind::Build => 80,
             Kind::Live(cpus) if cpus > 1 => 120,
             Kind::Folders => 130,
@@ -107,7 +117,7 @@ impl Kind {
             Kind::Vsock(mib) => 30 + mib / 8,
             Kind::Bridge | Kind::Balloon => 50,
             Kind::Boot => 35,
-            Kind::Testing => 90,
+            Kind::Testing | Kind::Interrupts => 90,
             Kind::Container | Kind::User | Kind::Button => 25,
             Kind::TapGone | Kind::GrowingDisk | Kind::FullDisk | Kind::ManyCpus | Kind::Vmlinux => 15,
             Kind::Panic | Kind::LargeMemory | Kind::SmallMemory => 10,
@@ -162,6 +172,7 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("12-cloud", "pci", Kind::Folders),
     ("13-cloud", "mmio", Kind::Folders),
     ("12-cloud", "pci", Kind::Testing),
+    ("12-cloud", "pci", Kind::Interrupts),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
     ("12-cloud", "pci", Kind::Button),
@@ -194,6 +205,7 @@ const WITH_IMAGES: &[Kind] = &[
     Kind::Container,
     Kind::Disks,
     Kind::CloudInit,
+    Kind::Example,
 ];
 
 impl Scenario {
@@ -243,12 +255,14 @@ impl Scenario {
             Kind::Container => container::container(skiff, &self.kernel, &dir),
             Kind::Disks => container::disks(skiff, &self.kernel, &dir),
             Kind::CloudInit => cloud::init(skiff, &self.kernel, &dir),
+            Kind::Example => example::example(skiff, &self.kernel, &dir),
             Kind::User => network::user(skiff, &kernel, &dir),
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
             Kind::Vsock(mib) => sockets::vsock(skiff, &kernel, &dir, u64::from(mib)),
             Kind::Exec => exec::exec(skiff, &kernel, &dir),
             Kind::Folders => folders::folders(skiff, &kernel, &dir),
             Kind::Testing => testing::testing(skiff, &kernel, &dir),
+            Kind::Interrupts => interrupts::interrupts(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),
