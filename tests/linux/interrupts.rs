@@ -142,14 +142,19 @@ impl Interrupts<'_> {
         if signals == [libc::SIGINT] {
             // All that is swept behind its back later is what nobody can see.
             let vms = self.tests.cli.run(["ps", "-aq"])?;
-            ensure!(vms.is_empty(), "there are VMs: {vms}");
+            let listed = || self.tests.cli.run(["ps", "-a"]).unwrap_or_default();
+            ensure!(vms.is_empty(), "there are VMs:\n{}it said: {}", listed(), self.said()?);
             let artifacts = self.artifacts();
             ensure!(!artifacts.iter().any(|name| name.starts_with('.')), "there are {artifacts:?}");
         }
         let mut now = BTreeSet::new();
         let clean = self.tests.cli.until("nothing is left", || {
             now = self.there()?;
-            Ok(now == before)
+            if signals != [libc::SIGINT] {
+                // What a process has noted that had no time to end is nothing to anybody, and goes with the next prune.
+                now.retain(|path| !path.contains("/images/using/"));
+            }
+            Ok(now.is_subset(&before) && before.difference(&now).all(|path| path.contains("/images/using/")))
         });
         clean.with_context(|| {
             let (left, gone): (Vec<_>, Vec<_>) =

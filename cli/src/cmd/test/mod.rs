@@ -255,6 +255,11 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Resu
         Tested::new([&case.name, &case.image, &case.variant], warm(case), runs, suite.flaky)
     });
     let tests = still_there(tests.collect(), store);
+    if signal.is_some()
+        && let Err(error) = images.forget_dead()
+    {
+        log::info!("what processes have left that were ended: {error}");
+    }
     // What they started from may go now, if another has taken its place.
     drop(grounds);
     store.forget_outdated_bases();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, WaitOptions, waitpid};
+use rustix::process::{Signal, WaitOptions, wait};
 use vmm::snapshot::Id;
 
 use super::child::{self, Child};
@@ -34,7 +34,7 @@ use super::worker::Job;
 /// How often live lines turn.
 const TURN: Duration = Duration::from_millis(120);
 /// How long VMs may take to end whose workers are gone.
-const REAPING: Duration = Duration::from_secs(20);
+const REAPING: Duration = Duration::from_secs(60);
 /// What is read at once, in bytes.
 const READ: usize = 64 << 10;
 
@@ -211,7 +211,8 @@ impl All<'_, '_> {
 
     /// The first asks for an end, the second does not wait for it.
     fn signal(&mut self, signals: &Signals, screen: &Screen) -> Result<()> {
-        signals.next(&mut self.interrupted).context("cannot take signals")?;
+        let last = || screen.clear();
+        signals.next(&mut self.interrupted, last).context("cannot take signals")?;
         screen.say("skiff: no more tests are started, and those that run are ended; again to leave at once");
         self.stop();
         Ok(())
@@ -310,7 +311,8 @@ impl All<'_, '_> {
         if let Some(why) = self.grounds.made(ground, how).map(str::to_owned)
             && !self.stopped
         {
-            screen.say(&format!("[{}] {why}", self.grounds.called(ground)));
+            let called = self.grounds.called(ground);
+            why.lines().for_each(|line| screen.say(&format!("[{called}] {line}")));
         }
         self.schedule.made(ground);
     }
@@ -356,7 +358,8 @@ fn without_a_word(signal: Option<i32>) -> String {
 fn reap_all(signals: &Signals, interrupted: &mut Option<u8>, end: Option<Instant>) {
     let mut nap = Duration::from_millis(1);
     loop {
-        match waitpid(None, WaitOptions::NOHANG) {
+        // Of whatever process group: VMs lead their own.
+        match wait(WaitOptions::NOHANG) {
             Err(rustix::io::Errno::INTR) | Ok(Some(_)) => {}
             Err(_) => return,
             Ok(None) if end.is_none_or(|end| Instant::now() >= end) => {
@@ -365,7 +368,7 @@ fn reap_all(signals: &Signals, interrupted: &mut Option<u8>, end: Option<Instant
             }
             Ok(None) => {
                 // What cannot be waited for so is waited for in vain, no longer than the limit.
-                if signals.come(nap) && signals.next(interrupted).is_err() {
+                if signals.come(nap) && signals.next(interrupted, || ()).is_err() {
                     return;
                 }
                 nap = (nap * 2).min(Duration::from_millis(50));

@@ -155,6 +155,12 @@ impl Screen {
         bars.for_each(ProgressBar::tick);
     }
 
+    /// Take away the lines that change: nothing follows.
+    pub fn clear(&self) {
+        // There is nobody left to tell when stderr is gone.
+        let _ = self.live.as_ref().map(|live| live.all.clear());
+    }
+
     /// Say something between.
     pub fn say(&self, line: &str) {
         match &self.live {

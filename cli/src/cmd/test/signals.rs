@@ -51,14 +51,15 @@ impl Signals {
         poll(&mut fds, Some(&limit)).is_ok_and(|count| count > 0)
     }
 
-    /// Take the next that has come. The first is noted; at the second this process ends.
-    pub fn next(&self, first: &mut Option<u8>) -> io::Result<()> {
+    /// Take the next that has come. The first is noted; at the second this process ends, after `last`.
+    pub fn next(&self, first: &mut Option<u8>, last: impl FnOnce()) -> io::Result<()> {
         // signalfd(2): the number is the first field of 128 bytes.
         let mut info = [0_u8; 128];
         rustix::io::read(&self.file, &mut info)?;
         let number = info.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         let number = u8::try_from(number).unwrap_or(libc::SIGTERM as u8);
         if first.is_some() {
+            last();
             std::process::exit(crate::exit::SIGNAL.saturating_add(number).into());
         }
         *first = Some(number);
@@ -99,7 +100,7 @@ mod tests {
         unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
         assert!(signals.come(Duration::from_secs(10)));
         let mut first = None;
-        signals.next(&mut first).unwrap();
+        signals.next(&mut first, || panic!("it is the first")).unwrap();
         assert_eq!(first, Some(15));
         drop(signals);
         assert_eq!(mask(), before);

@@ -6,7 +6,7 @@
 //! { "version": 1, "started": RFC 3339, "duration-ms", "interrupted", "passed", "failed", "errors", "not-run",
 //!   "tests": [ { "name", "image", "variant", "verdict", "reason", "flaky": { "runs", "failed" }?, "warm"?,
 //!                "runs": [ { "round", "attempt", "dir", "verdict", "reason", "code"?, "duration-ms",
-//!                            "kept": { "vm", "snapshot" }?, "artifacts": [], "notes": [] } ] } ] }
+//!                            "kept": { "vm", "snapshot", "panicked"? }?, "artifacts": [], "notes": [] } ] } ] }
 //! ```
 
 use std::path::PathBuf;
