@@ -186,13 +186,16 @@ pub fn get_stream(guest: &Guest, path: &str, follow: bool) -> Result<u8> {
     }
 }
 
+/// How the name begins of what is there only while a file is fetched.
+pub const ASIDE: &str = ".skiff-cp-";
+
 /// A private directory beside the file that is to come, gone with all that is left in it when dropped.
 struct Aside(PathBuf);
 
 impl Aside {
     fn new(to: &Path) -> Result<Self> {
         let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let path = parent.join(format!(".skiff-cp-{}", Id::draw().context("cannot draw a name")?));
+        let path = parent.join(format!("{ASIDE}{}", Id::draw().context("cannot draw a name")?));
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("cannot write in {}", parent.display()))?;
         Ok(Self(path))

@@ -124,15 +124,16 @@ impl<'a> Cli<'a> {
     ///
     /// # Errors
     /// When it never does, or cannot be told.
-    pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-        let start = Instant::now();
-        while !holds()? {
-            if start.elapsed() > PATIENCE {
-                bail!("it never came that {what}");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
+    pub fn until(&self, what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        wait(what, Duration::from_millis(100), holds)
+    }
+
+    /// The same for what is over soon after it came.
+    ///
+    /// # Errors
+    /// When it never does, or cannot be told.
+    pub fn until_soon(&self, what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        wait(what, Duration::from_millis(5), holds)
     }
 
     /// What this result is, with what is known of every VM if it is an error.
@@ -178,6 +179,17 @@ fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(25)..].iter();
     tail.map(|line| format!("\n    {}", line.trim_end())).collect()
+}
+
+fn wait(what: &str, nap: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        if start.elapsed() > PATIENCE {
+            bail!("it never came that {what}");
+        }
+        std::thread::sleep(nap);
+    }
+    Ok(())
 }
 
 impl Drop for Cli<'_> {

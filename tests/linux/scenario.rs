@@ -9,7 +9,8 @@ use crate::bytes::{hash, noise};
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
 use crate::{
-    build, cloud, container, exec, folders, life, network, packages, snapshots, sockets, systems, testing,
+    build, cloud, container, example, exec, folders, interrupts, life, network, packages, snapshots, sockets,
+    systems, testing,
 };
 
 const MIB: usize = 1 << 20;
@@ -45,6 +46,8 @@ enum Kind {
     Folders,
     /// One command in many guests.
     Testing,
+    /// Ctrl-C while that is done.
+    Interrupts,
     /// The power button, pause, and a second start.
     Button,
     /// Memory that the guest gives back.
@@ -67,6 +70,8 @@ enum Kind {
     Disks,
     /// A user made by cloud-init.
     CloudInit,
+    /// One program on three releases of Debian.
+    Example,
 }
 
 impl Kind {
@@ -86,6 +91,7 @@ impl Kind {
             Kind::Pipe => "pipe",
             Kind::Folders => "folders",
             Kind::Testing => "testing",
+            Kind::Interrupts => "interrupts",
             Kind::Button => "button",
             Kind::Balloon => "balloon",
             Kind::GrowingDisk => "growing-disk",
@@ -96,6 +102,7 @@ impl Kind {
             Kind::Container => "container",
             Kind::Disks => "disks",
             Kind::CloudInit => "cloud-init",
+            Kind::Example => "example",
             Kind::Live(1) => "live",
             Kind::Live(_) => "live-smp",
         };
@@ -108,6 +115,7 @@ impl Kind {
             Kind::Pipe => 300,
             Kind::Packages => 240,
             Kind::CloudInit | Kind::Build => 90,
+            Kind::Example => 150,
             Kind::Live(cpus) if cpus > 1 => 120,
             Kind::Folders => 130,
             Kind::Exec => 110,
@@ -116,7 +124,7 @@ impl Kind {
             Kind::Vsock(mib) => 30 + mib / 8,
             Kind::Bridge | Kind::Balloon => 50,
             Kind::Boot => 35,
-            Kind::Testing => 90,
+            Kind::Testing | Kind::Interrupts => 90,
             Kind::Container | Kind::User | Kind::Button => 25,
             Kind::TapGone | Kind::GrowingDisk | Kind::FullDisk | Kind::ManyCpus | Kind::Vmlinux => 15,
             Kind::Panic | Kind::LargeMemory | Kind::SmallMemory => 10,
@@ -172,6 +180,7 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("12-cloud", "pci", Kind::Folders),
     ("13-cloud", "mmio", Kind::Folders),
     ("12-cloud", "pci", Kind::Testing),
+    ("12-cloud", "pci", Kind::Interrupts),
     ("13-cloud", "pci", Kind::Bridge),
     ("12-cloud", "pci", Kind::User),
     ("12-cloud", "pci", Kind::Button),
@@ -205,6 +214,7 @@ const WITH_IMAGES: &[Kind] = &[
     Kind::Container,
     Kind::Disks,
     Kind::CloudInit,
+    Kind::Example,
 ];
 
 impl Scenario {
@@ -255,6 +265,7 @@ impl Scenario {
             Kind::Container => container::container(skiff, &self.kernel, &dir),
             Kind::Disks => container::disks(skiff, &self.kernel, &dir),
             Kind::CloudInit => cloud::init(skiff, &self.kernel, &dir),
+            Kind::Example => example::example(skiff, &self.kernel, &dir),
             Kind::User => network::user(skiff, &kernel, &dir),
             Kind::TapGone => network::tap_gone(skiff, &kernel, &dir),
             Kind::Vsock(mib) => sockets::vsock(skiff, &kernel, &dir, u64::from(mib)),
@@ -262,6 +273,7 @@ impl Scenario {
             Kind::Pipe => exec::pipe(skiff, &kernel, &dir),
             Kind::Folders => folders::folders(skiff, &kernel, &dir),
             Kind::Testing => testing::testing(skiff, &kernel, &dir),
+            Kind::Interrupts => interrupts::interrupts(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),
             Kind::Balloon => life::balloon(skiff, &kernel, &dir),
             Kind::GrowingDisk => life::growing_disk(skiff, &kernel, &dir),

@@ -1,9 +1,10 @@
 //! `skiff test` with an image made by hand: the tests' own initrd with the agent, which is ready seconds after a boot. Guests that pass, fail, hang,
-//! panic and run out of memory are told apart; what failed can be entered; nothing is left of the rest.
+//! panic, lose their agent and run out of memory are told apart; what failed can be entered.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -27,7 +28,7 @@ run = "cat /proc/sys/kernel/random/boot_id > /t/boot"
 
 [matrix]
 memory = ["256M"]
-env.CASE = ["pass", "fail", "hang", "panic", "oom"]
+env.CASE = ["pass", "fail", "hang", "panic", "lost", "oom"]
 "#;
 
 /// What each guest does. The kernel is told to kill for want of memory: an emulated guest would take long to have none.
@@ -40,6 +41,7 @@ case $CASE in
     fail) exit 3 ;;
     hang) echo hanging; sleep 1000 ;;
     panic) echo c > /proc/sysrq-trigger; sleep 1000 ;;
+    lost) killall -9 skiff-agent; sleep 1000 ;;
     oom) echo 1000 > /proc/self/oom_score_adj; echo f > /proc/sysrq-trigger; sleep 1000 ;;
 esac
 "#;
@@ -50,20 +52,14 @@ esac
 /// What is not as it should be.
 pub fn testing(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     let cli = Cli::new(skiff, dir)?;
-    let project = dir.join("project");
-    fs::create_dir(&project)?;
-    fs::write(project.join("skiff-test.toml"), FILE)?;
-    fs::write(project.join("case"), CASE)?;
-    image(&cli, kernel, dir)?;
-    let tests = Tests { cli: &cli, project };
+    let tests = Tests::new(&cli, kernel, dir, &[("skiff-test.toml", FILE), ("case", CASE)])?;
     tests.told_apart()?;
     tests.entered()?;
+    tests.crashed()?;
     tests.warm()?;
-    tests.interrupted()?;
-    tests.orphaned()?;
     let pruned = cli.run(["image", "prune"])?;
     ensure!(pruned.contains("forgot 1 snapshots of tests"), "prune said: {pruned}");
-    tests.cli.run(["rm", "--snapshots", "failed-tiny-1-CASE-fail-1"])?;
+    cli.run(["rm", "--snapshots", "failed-tiny-1-CASE-fail-1"])?;
     Ok(())
 }
 
@@ -101,13 +97,29 @@ fn digest(path: &Path) -> Result<String> {
     Ok(text.split_whitespace().next().context("sha256sum says nothing")?.to_owned())
 }
 
-struct Tests<'a> {
-    cli: &'a Cli<'a>,
-    project: PathBuf,
+/// A project with tests, and the image that they are run on.
+pub struct Tests<'a> {
+    pub cli: &'a Cli<'a>,
+    pub project: PathBuf,
 }
 
-impl Tests<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
+impl<'a> Tests<'a> {
+    /// With these files.
+    ///
+    /// # Errors
+    /// When the image cannot be made, or a file not be written.
+    pub fn new(cli: &'a Cli<'a>, kernel: &Kernel, dir: &Path, files: &[(&str, &str)]) -> Result<Self> {
+        let project = dir.join("project");
+        fs::create_dir(&project)?;
+        for (name, content) in files {
+            fs::write(project.join(name), content)?;
+        }
+        image(cli, kernel, dir)?;
+        Ok(Self { cli, project })
+    }
+
+    /// `skiff test` with these arguments.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.cli.command([&["test"], arguments].concat());
         command.current_dir(&self.project);
         command
@@ -120,25 +132,13 @@ impl Tests<'_> {
         Ok((output, stdout, stderr))
     }
 
-    fn result(&self, case: &str, file: &str) -> Result<String> {
+    /// A file of the results of this case.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn result(&self, case: &str, file: &str) -> Result<String> {
         let path = self.project.join(format!("skiff-test/tiny-1-CASE-{case}/{file}"));
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    }
-
-    /// VMs, layers and snapshots: what is to be as it was.
-    fn there(&self) -> Result<String> {
-        let names = |path: &Path| -> Result<Vec<String>> {
-            let entries = fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))?;
-            let mut names = Vec::new();
-            for entry in entries {
-                names.push(entry?.file_name().to_string_lossy().into_owned());
-            }
-            names.sort();
-            Ok(names)
-        };
-        let layers = self.cli.layers();
-        let snapshots = layers.with_file_name("snapshots");
-        Ok(format!("{} {:?} {:?}", self.cli.run(["ps", "-aq"])?, names(&layers)?, names(&snapshots)?))
     }
 
     /// The first run boots once, and says of each guest what it came to.
@@ -152,23 +152,23 @@ impl Tests<'_> {
             ("fail", "FAILED", "exit code 3"),
             ("hang", "TIMED OUT", "not done after 10 s"),
             ("panic", "PANICKED", "Kernel panic - not syncing: sysrq triggered crash"),
+            ("lost", "AGENT LOST", "broke"),
             ("oom", "OUT OF MEMORY", "Killed process"),
         ] {
             let start = format!("tiny:1 CASE={case} ");
             let line = table.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
             ensure!(line.contains(result) && line.contains(reason), "{case} is told as {line:?}: {all}");
             ensure!(self.result(case, "result.json")?.contains("\"verdict\""), "{case} has no result");
-            let kept = format!("skiff run --from failed-tiny-1-CASE-{case}-1@failed -it sh");
-            ensure!(
-                table.contains(&kept) != matches!(case, "pass" | "panic"),
-                "{case} is kept or not: {all}"
-            );
+            let enter = match case {
+                "panic" => format!("skiff start failed-tiny-1-CASE-{case}-1"),
+                _ => format!("skiff run --from failed-tiny-1-CASE-{case}-1@failed -it sh"),
+            };
+            ensure!(table.contains(&enter) != (case == "pass"), "{case} is kept or not: {all}");
         }
-        ensure!(table.contains("no guest is kept, for its VM has ended"), "nobody says why: {all}");
         ensure!(self.result("panic", "console.log")?.contains("Kernel panic"), "the console's log is lost");
         ensure!(self.result("fail", "artifacts/said")? == "fail\n", "the artifact is lost");
         let xml = fs::read_to_string(self.project.join("junit.xml"))?;
-        ensure!(xml.contains("tests=\"5\"") && xml.contains("failures=\"4\""), "JUnit's XML says {xml}");
+        ensure!(xml.contains("tests=\"6\"") && xml.contains("failures=\"5\""), "JUnit's XML says {xml}");
         let json = fs::read_to_string(self.project.join("all.json"))?;
         ensure!(json.contains("\"verdict\": \"out-of-memory\""), "the JSON says {json}");
         Ok(())
@@ -187,54 +187,44 @@ impl Tests<'_> {
         Ok(())
     }
 
-    /// The second run boots nothing: it is the same boot.
+    /// A guest whose kernel has panicked is there as it was then, with what it said; and its disk can be booted.
+    fn crashed(&self) -> Result<()> {
+        let vm = "failed-tiny-1-CASE-panic-1";
+        let status = self.cli.status(vm)?;
+        ensure!(status.contains("Panicked"), "the guest that panicked is listed as {status:?}");
+        ensure!(self.cli.run(["logs", vm])?.contains("sysrq triggered crash"), "what it said is lost");
+        // From there it goes on to say that this was all.
+        let goes_on = self.cli.run(["run", "-d", "--name", "crashed", "--from", &format!("{vm}@failed")]);
+        self.cli.told(goes_on)?;
+        let end = "---[ end Kernel panic";
+        self.cli.until("it goes on", || Ok(self.cli.run(["logs", "crashed"])?.contains(end)))?;
+        self.cli.run(["rm", "-f", "crashed"])?;
+        self.cli.run(["start", vm])?;
+        self.cli.run(["wait", "--ready", "--timeout", "120", vm])?;
+        ensure!(self.cli.run(["exec", vm, "uname"])? == "Linux\n", "what was booted runs no command");
+        self.cli.run(["rm", "-f", "--snapshots", vm])?;
+        Ok(())
+    }
+
+    /// The second run boots nothing: it is the same boot, and takes less than half of what one takes that begins anew.
     fn warm(&self) -> Result<()> {
         let boot = self.result("pass", "output.log")?;
-        let (output, table, said) = self.output(&["--filter", "pass"])?;
-        ensure!(output.status.success(), "the second run failed: {table}\n{said}");
+        let (said, warm) = self.passes(&["--filter", "pass"])?;
         ensure!(said.contains("warm, from ") && !said.contains("] boot …"), "the second run said {said}");
         ensure!(self.result("pass", "output.log")? == boot, "the second run was of another boot");
+        let (said, fresh) = self.passes(&["--filter", "pass", "--fresh"])?;
+        ensure!(said.contains("to be made anew") && said.contains("] boot …"), "a fresh run said {said}");
+        ensure!(self.result("pass", "output.log")? != boot, "the fresh run was of the same boot");
+        println!("a warm test took {warm:.1?}, a fresh one {fresh:.1?}");
+        ensure!(warm * 2 < fresh, "a warm test takes {warm:?}, a fresh one {fresh:?}");
         Ok(())
     }
 
-    /// Starts the guest that hangs, and waits until it does.
-    fn hanging(&self) -> Result<Child> {
-        // What was said before is not to be taken for what this one says.
-        fs::remove_dir_all(self.project.join("skiff-test")).context("there are no results")?;
-        let mut command = self.command(&["--filter", "hang", "--timeout", "10m"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        self.cli.until("the guest hangs", || {
-            Ok(self.result("hang", "output.log").is_ok_and(|log| log.contains("hanging")))
-        })?;
-        Ok(child)
+    /// What a run says that passes, and how long it takes.
+    fn passes(&self, arguments: &[&str]) -> Result<(String, Duration)> {
+        let begin = Instant::now();
+        let (output, table, said) = self.output(arguments)?;
+        ensure!(output.status.success(), "skiff test {arguments:?} failed: {table}\n{said}");
+        Ok((said, begin.elapsed()))
     }
-
-    /// Ctrl-C leaves nothing.
-    fn interrupted(&self) -> Result<()> {
-        self.cli.run(["system", "prune"])?;
-        let before = self.there()?;
-        let mut child = self.hanging()?;
-        ensure!(self.there()? != before, "there is no guest that hangs");
-        signal(&child, libc::SIGINT);
-        let status = child.wait()?;
-        ensure!(status.code() == Some(130), "Ctrl-C ended it with {status}");
-        let after = self.there()?;
-        ensure!(after == before, "Ctrl-C has left something:\n{before}\n{after}");
-        Ok(())
-    }
-
-    /// Nor does it when it is killed.
-    fn orphaned(&self) -> Result<()> {
-        let before = self.there()?;
-        let mut child = self.hanging()?;
-        signal(&child, libc::SIGKILL);
-        child.wait()?;
-        self.cli.until("nothing is left", || Ok(self.there()? == before))
-    }
-}
-
-fn signal(child: &Child, signal: i32) {
-    let pid = i32::try_from(child.id()).unwrap_or(0);
-    // SAFETY: touches no memory; the process is a child of this one that nobody has waited for.
-    unsafe { libc::kill(pid, signal) };
 }

@@ -64,6 +64,8 @@ pub enum VmAction {
         /// Which.
         snapshot: Id,
     },
+    /// From now on, when the guest's kernel says that it has panicked, pause the VM where it is instead of ending it.
+    StopOnPanic,
     /// End the VM at once, as pulling the plug would.
     Kill,
 }
@@ -115,6 +117,8 @@ pub enum RunState {
     Running,
     /// It was paused.
     Paused,
+    /// It was paused when its guest's kernel panicked ([`VmAction::StopOnPanic`]).
+    Panicked,
 }
 
 /// How a VM ended.

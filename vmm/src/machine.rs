@@ -223,6 +223,7 @@ fn load(host: &Host, ram: &GuestRam) -> Result<Entry, VmError> {
 /// ```text
 ///   start ──► serving ──Reset──► machine dropped, a new one built ──► serving
 ///                ├── Rollback ──► machine dropped, one built from the snapshot ──► serving
+///                ├── Panicked, if that was asked for ──► paused ──► serving
 ///                └── Shutdown, Panicked, Kill, failure ──► machine dropped ──► Outcome
 /// ```
 ///
@@ -237,6 +238,8 @@ struct Keeper {
     inbox: Receiver<Message>,
     machine: Machine,
     state: RunState,
+    /// A panic pauses it.
+    stop_on_panic: bool,
     questions: Questions,
     started: Instant,
     /// Boots of the guest, counted from 0.
@@ -282,6 +285,7 @@ impl Keeper {
             inbox,
             machine,
             state,
+            stop_on_panic: false,
             questions: Questions::default(),
             started: now,
             boot: 0,
@@ -364,6 +368,10 @@ impl Keeper {
                     Err(error) => snapshot::refused(&error),
                 }
             }
+            VmAction::StopOnPanic => {
+                self.stop_on_panic = true;
+                VmReply::Done
+            }
             VmAction::Kill => {
                 // Again: whoever asked may have cut the outputs of the boot before this one.
                 self.host.console.cut();
@@ -389,7 +397,7 @@ impl Keeper {
     }
 
     fn resume(&mut self) -> VmReply {
-        if self.state == RunState::Paused {
+        if self.state != RunState::Running {
             pause::resume(&self.machine.vcpus, &self.machine.board);
             self.state = RunState::Running;
             (self.listener)(Notice::Resumed);
@@ -418,7 +426,7 @@ impl Keeper {
                 let code = self.link.as_ref().and_then(Link::finished);
                 Then::End(Ok(code.map_or(Outcome::PoweredOff, |code| Outcome::Finished { code })))
             }
-            Event::Effect(Effect::Panicked) => Then::End(Ok(Outcome::Panicked { last_lines: Vec::new() })),
+            Event::Effect(Effect::Panicked) => self.panicked(),
             Event::Effect(Effect::Reset) => Then::Reboot,
             // No vCPU sends these.
             Event::Effect(Effect::None | Effect::MoveBars | Effect::DriverReady) => Then::Serve,
@@ -428,6 +436,17 @@ impl Keeper {
             Event::TripleFault => Then::Reboot,
             Event::Failed(error) => Then::End(Err(error)),
         }
+    }
+
+    /// The guest's kernel has panicked: that is its end, or it is kept where it is.
+    fn panicked(&mut self) -> Then {
+        let kept = self.stop_on_panic && (self.state != RunState::Running || self.pause() == VmReply::Done);
+        if !kept {
+            return Then::End(Ok(Outcome::Panicked { last_lines: Vec::new() }));
+        }
+        self.state = RunState::Panicked;
+        (self.listener)(Notice::Panicked { last_lines: self.host.console.last_lines() });
+        Then::Serve
     }
 
     /// The guest is reset: everything of the old boot goes before anything of the new one comes.
@@ -505,7 +524,7 @@ impl Keeper {
             None => Reaper::start().map_err(VmError::resources("start the reaper thread"))?,
         };
         reaper.take(vm, ram);
-        if self.state == RunState::Paused {
+        if self.state != RunState::Running {
             (self.listener)(Notice::Resumed);
         }
         (self.listener)(Notice::RolledBack { name: point.manifest.name, id: point.manifest.id });

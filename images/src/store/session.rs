@@ -59,6 +59,15 @@ impl Store {
         Ok(Session { path, file, end: 0, digests: BTreeSet::new(), storage: self.storage.clone() })
     }
 
+    /// Remove the files of processes that were killed. A prune does so as well.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn forget_dead(&self) -> Result<(), StoreError> {
+        let _alone = self.lock(FlockOperation::LockExclusive)?;
+        self.noted().map(drop)
+    }
+
     /// What living processes have added or taken. Those of dead ones are removed. The caller has the store for itself.
     pub(super) fn noted(&self) -> Result<BTreeSet<Digest>, StoreError> {
         let dir = self.root.join("using");

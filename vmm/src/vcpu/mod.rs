@@ -3,15 +3,17 @@
 //! ```text
 //!   spawn ──► paused ──goal: Run──► running ──goal: Pause, kick──► paused
 //!                │                    │  └────goal: Finish, kick──► finished: thread ends
-//!                │                    └──event sent──► waiting ──goal: Finish──► finished
+//!                │                    ├──event sent──► waiting ──goal: Finish──► finished
+//!                │                    └──panic told──► told ──goal: Finish──► finished
+//!                │                                      └─────goal: Pause──► paused
 //!                ├──goal: Finish──► finished
 //!                └──goal: Save──► saving ──goal: Pause──► paused
 //! ```
 //!
 //! Every state is one function that returns the next. All vCPUs of a VM share one [`Gate`], which holds the goal. A vCPU
 //! whose access asks something of the whole machine sends an event and waits for its end: whatever the `vmm` thread
-//! decides, this boot of the guest is over. Those that are paused or wait are parked: out of the guest, and done with what
-//! they left it for.
+//! decides, this boot of the guest is over. One whose guest's kernel has panicked can be paused instead, and go on. Those that are
+//! paused or wait are parked: out of the guest, and done with what they left it for.
 
 mod count;
 mod create;
@@ -30,6 +32,7 @@ use std::time::Duration;
 
 use arch::memory::SharedRam;
 use arch::state::{Raw, VcpuState};
+use devices::bus::Effect;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
@@ -257,6 +260,7 @@ enum State {
     Saving,
     Running,
     Waiting,
+    Told,
     Finished,
 }
 
@@ -288,6 +292,7 @@ impl Body {
                 State::Saving => self.saving(),
                 State::Running => self.running(),
                 State::Waiting => self.waiting(),
+                State::Told => self.told(),
                 State::Finished => break,
             };
         }
@@ -323,8 +328,9 @@ impl Body {
             }
             let event = self.run_until_event();
             if let Some(event) = event {
+                let panicked = matches!(event, Event::Effect(Effect::Panicked));
                 self.context.events.send(event);
-                return State::Waiting;
+                return if panicked { State::Told } else { State::Waiting };
             }
             self.vcpu.set_kvm_immediate_exit(0);
         }
@@ -350,6 +356,18 @@ impl Body {
                 self.gate.park_while(|goal| goal == Goal::Save);
                 State::Waiting
             }
+        }
+    }
+
+    /// The guest's kernel has panicked, and the `vmm` thread has been told. It ends this boot, or pauses the machine as it is now.
+    fn told(&mut self) -> State {
+        // The write by which the guest said so is done when KVM is entered once more, and only then there is a state to save. It does not
+        // come to the guest: EINTR is all that it can say.
+        self.vcpu.set_kvm_immediate_exit(1);
+        let _ = self.vcpu.run();
+        match self.gate.park_while(|goal| goal == Goal::Run) {
+            Goal::Finish => State::Finished,
+            _ => State::Paused,
         }
     }
 

@@ -43,9 +43,17 @@ impl World {
 
     /// The VM called `name`, from the start or from a snapshot.
     fn start(&self, name: &str, from: Option<Id>) -> Option<Running> {
-        let code = Code::default().count(COUNT, SERIAL).again();
+        self.start_code(
+            &Code::default().count(COUNT, SERIAL).again(),
+            name,
+            from,
+            Stream::File(self.output(name)),
+        )
+    }
+
+    fn start_code(&self, code: &Code, name: &str, from: Option<Id>, serial: Stream) -> Option<Running> {
         let spec = |spec: &mut VmSpec| {
-            spec.serial = Stream::File(self.output(name));
+            spec.serial = serial;
             spec.disks = vec![DiskSpec { layers: Some(true), ..DiskSpec::new(self.disk()) }];
         };
         let home = Home {
@@ -53,7 +61,7 @@ impl World {
             record: self.dir.path().join(format!("{name}.json")),
             passing: false,
         };
-        run_with(&code, spec, |setup: &mut Setup| {
+        run_with(code, spec, |setup: &mut Setup| {
             setup.home = Some(home);
             setup.from = from;
         })
@@ -100,6 +108,32 @@ fn roll_back(vm: &Running, snapshot: Id) {
 fn counts(printed: &[u8]) {
     for pair in printed.windows(2) {
         assert_eq!(pair[1], pair[0].wrapping_add(1));
+    }
+}
+
+#[test]
+fn a_guest_that_panicked_is_kept_where_it_is_if_that_was_asked_for() {
+    let world = World::new();
+    // It waits for a letter, panics, and prints another.
+    let code = Code::default().echo().out(0x505, 1).out(SERIAL, b'x').stay();
+    let Some(vm) = world.start_code(&code, "first", None, Stream::Stdio) else { return };
+    vm.done(VmAction::StopOnPanic);
+    vm.controller.input(b"o");
+    vm.until("it panics", || vm.act(VmAction::State) == VmReply::State(RunState::Panicked));
+    assert_eq!(vm.written(), 1);
+    // Asked again, nothing more happens.
+    vm.done(VmAction::Pause);
+    let id = snapshot(&vm, "panicked");
+    assert_eq!(vm.act(VmAction::State), VmReply::State(RunState::Panicked));
+    let Some(other) = world.start_code(&code, "second", Some(id), Stream::Stdio) else { return };
+    // Both go on behind the panic, and tell of it no more.
+    other.until("the copy prints", || other.written() == 1);
+    vm.done(VmAction::Resume);
+    vm.until("it goes on", || vm.written() == 2);
+    for vm in [vm, other] {
+        assert_eq!(vm.act(VmAction::State), VmReply::State(RunState::Running));
+        vm.done(VmAction::Kill);
+        assert_eq!(vm.end().0, Outcome::Killed);
     }
 }
 

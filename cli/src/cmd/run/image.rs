@@ -30,6 +30,11 @@ pub fn find(images: &Images, text: &str) -> Result<Image> {
         }
         held => held?,
     };
+    checked(images, image)
+}
+
+/// `image`, if it is in order. What was read once is not read again.
+pub fn checked(images: &Images, image: Image) -> Result<Image> {
     let mut bar = Bar::new(format!("checking {}", image.called()));
     images.verify(&image.manifest, &mut |done, total| bar.show(done, total))?;
     Ok(image)

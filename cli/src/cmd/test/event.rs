@@ -1,4 +1,4 @@
-//! [`Event`]: what the process that runs one test tells the one that runs them all, a line of JSON each.
+//! [`Event`]: what a process that runs one test, or makes what tests start from, tells the one that runs them all, a line of JSON each.
 
 use std::io::{self, Write};
 
@@ -19,6 +19,10 @@ pub enum Event {
     Phase(Phase),
     /// The command has printed this line; without what would drive a terminal.
     Line(String),
+    /// The guest is about to be kept, as a VM of this name.
+    Keeps(String),
+    /// What tests start from is there, or cannot be made for this reason: the last word.
+    Made(Option<String>),
     /// It is over: the last word.
     Ended(Box<Ran>),
 }
@@ -99,9 +103,14 @@ impl Cutter {
 
     /// What is left at the end.
     pub fn end(&mut self) -> Option<String> {
-        let line = std::mem::take(&mut self.0);
-        let line = crate::cmd::image::file::show::plain(&String::from_utf8_lossy(&line));
+        let line = self.begun();
+        self.0.clear();
         (!line.is_empty()).then_some(line)
+    }
+
+    /// The line that is not complete yet.
+    pub fn begun(&self) -> String {
+        crate::cmd::image::file::show::plain(&String::from_utf8_lossy(&self.0))
     }
 }
 
@@ -117,6 +126,8 @@ mod tests {
         let all = [
             Event::Phase(Phase::Run),
             Event::Line("a \"quoted\" line".to_owned()),
+            Event::Keeps("failed-a-1".to_owned()),
+            Event::Made(Some("no room".to_owned())),
             Event::Ended(Box::new(Ran::without(Verdict::TimedOut, "slow"))),
         ];
         let mut bytes = b"nonsense\n{}\n".to_vec();

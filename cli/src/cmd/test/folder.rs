@@ -22,6 +22,7 @@ use rustix::fs::FlockOperation;
 
 use super::report::Ran;
 use super::schedule::Turn;
+use crate::transfer;
 
 /// What the command printed.
 pub const OUTPUT_LOG: &str = "output.log";
@@ -33,6 +34,8 @@ const SKIFF_LOG: &str = "skiff.log";
 const RESULT: &str = "result.json";
 /// What the setup printed, if it failed.
 pub const SETUP_LOG: &str = "setup.log";
+/// What was fetched.
+const ARTIFACTS: &str = "artifacts";
 /// Whose the directory is.
 const LOCK: &str = ".lock";
 /// The most that is kept of what a command prints, in bytes.
@@ -80,6 +83,18 @@ pub fn clear(output: &Path, slug: &str) -> Result<()> {
     // What guests have made in it may be of any depth.
     let below = File::open(output).with_context(failed)?;
     images::tree::remove(std::os::fd::AsFd::as_fd(&below), Path::new(slug)).with_context(failed)
+}
+
+/// Remove what a run left half done in its directory that was ended.
+pub fn tidy(dir: &Path) {
+    let Ok(artifacts) = File::open(dir.join(ARTIFACTS)) else { return };
+    for entry in fs::read_dir(dir.join(ARTIFACTS)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(transfer::ASIDE)) {
+            // It may stay as well: the next run removes it with all of the directory.
+            let _ = images::tree::remove(std::os::fd::AsFd::as_fd(&artifacts), Path::new(&name));
+        }
+    }
 }
 
 /// Write what the setup has printed into the directory of the test `slug`.
@@ -132,7 +147,7 @@ impl Folder {
 
     /// Where artifacts go; made.
     pub fn artifacts(&self) -> io::Result<PathBuf> {
-        let dir = self.dir.join("artifacts");
+        let dir = self.dir.join(ARTIFACTS);
         fs::create_dir_all(&dir)?;
         Ok(dir)
     }
@@ -194,6 +209,19 @@ mod tests {
         clear(&output, "a").unwrap();
         assert!(!output.join("a").exists());
         clear(&output, "a").unwrap();
+    }
+
+    #[test]
+    fn what_was_fetched_in_part_goes_and_what_was_fetched_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        tidy(dir.path());
+        let artifacts = Folder::make(dir.path()).unwrap().artifacts().unwrap();
+        fs::create_dir_all(artifacts.join(format!("{}1/a", transfer::ASIDE))).unwrap();
+        fs::write(artifacts.join("whole"), "x").unwrap();
+        tidy(dir.path());
+        let left: Vec<_> =
+            fs::read_dir(&artifacts).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["whole"]);
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::store::{Store, names};
 
 /// What the snapshot is called.
 pub const SNAPSHOT: &str = "failed";
+/// What is said of it.
+const COMMENT: &str = "what skiff test has kept";
 /// In the VM's directory.
 const FILE: &str = "test.json";
 /// How long the part of the VM's name may be that is the test's, in bytes.
@@ -37,9 +39,15 @@ pub struct Of {
     pub test: String,
 }
 
-/// Keep `guest` as it is now.
-pub fn keep(store: &Store, guest: &Guest, of: &Of, why: &str) -> Result<Kept> {
-    let id = guest.snapshot(SNAPSHOT, why)?;
+/// Keep `guest` as it is now; `panic` is the line by which its kernel told that it has panicked, if it has. `begun` hears what it is to be called before it is there.
+pub fn keep(
+    store: &Store,
+    guest: &Guest,
+    of: &Of,
+    panic: Option<&str>,
+    mut begun: impl FnMut(&str),
+) -> Result<Kept> {
+    let id = guest.snapshot(SNAPSHOT, COMMENT)?;
     let manifest = store.snapshots().get(id)?;
     let mut record = Record::new(manifest.vm, vec![None; manifest.disks.len()]);
     record.parent = Some(id);
@@ -56,15 +64,32 @@ pub fn keep(store: &Store, guest: &Guest, of: &Of, why: &str) -> Result<Kept> {
             Err(_) => number = number.saturating_add(1),
         }
     };
+    begun(&held.name());
     // The record first: from then on the snapshot is needed by more than the guest. The state last: what has none is a leftover.
     record.write(store.snapshots().storage(), &held.record())?;
     let text = serde_json::to_vec(of).context("this cannot be written as JSON")?;
     replace(&held.path(), FILE, &text, false)?;
     let spec = copy::adapt(copy::spec_of(&manifest)?, &held.name(), Vec::new());
     held.write_spec(&spec, true)?;
+    // For skiff logs. It can be done without.
+    if let Err(error) = fs::copy(guest.console(), held.console_log()) {
+        log::warn!("the console's log is not kept: {error}");
+    }
+    let end = match panic {
+        Some(line) => End::Panicked { last_lines: vec![line.to_owned()] },
+        None => End::Killed,
+    };
     let image = store.image_of(&spec);
-    held.write_state(State::new(false).with_agent(true).of(image).ended(End::Killed), true)?;
-    Ok(Kept { vm: held.name(), snapshot: SNAPSHOT.to_owned(), panicked: false })
+    held.write_state(State::new(false).with_agent(true).of(image).ended(end), true)?;
+    Ok(Kept { vm: held.name(), snapshot: SNAPSHOT.to_owned(), panicked: panic.is_some() })
+}
+
+/// Remove the guest `name`, which was about to be kept when the one who kept it was ended. It may not be there.
+pub fn undo(store: &Store, name: &str) -> Result<()> {
+    match store.find(name) {
+        Some(entry) => remove(store, &entry),
+        None => Ok(()),
+    }
 }
 
 /// Remove the oldest of the guests that are kept of a test, until there are no more than `most`.

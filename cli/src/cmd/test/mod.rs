@@ -1,12 +1,11 @@
 //! `skiff test`: one command on many guest operating systems.
 //!
 //! ```text
-//! flags, skiff-test.toml ─► Suite ─► cases ─► Ready: a warm snapshot for each image and machine ─► Runner: a clone for each run ─► Report
-//!          options, config    suite   matrix   prepare                                     schedule, runner, worker       report, screen
+//! flags, skiff-test.toml ─► Suite ─► cases ─► Grounds: a warm snapshot for each image and machine ─► Runner: a clone for each run ─► Report
+//!          options, config    suite   matrix   grounds, prepare                   schedule, runner, child, worker       report, screen
 //! ```
 //! What is decided is decided by plain values ([`suite`], [`matrix`], [`schedule`], [`outcome`], [`report`]), which are tested without guests.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,10 +15,11 @@ use clap::ArgMatches;
 use images::file::plan::Exec;
 use images::file::{FileError, Wrong};
 
+use self::grounds::Grounds;
 use self::keep::Of;
 use self::matrix::{Case, cases};
 use self::options::{Asked, FLAGS};
-use self::prepare::{Preparer, Ready, Shape, Unready, shape};
+use self::prepare::{Preparer, Ready};
 use self::report::{Ran, Report, Tested, junit, people};
 use self::runner::Runner;
 use self::schedule::Rules;
@@ -33,10 +33,12 @@ use crate::flags::{self, Completes, Count, Operand, closest};
 use crate::store::{Store, time};
 use crate::terminal::note;
 
+mod child;
 mod config;
 mod console;
 mod event;
 pub mod folder;
+mod grounds;
 mod keep;
 mod matrix;
 mod options;
@@ -46,6 +48,7 @@ pub mod report;
 mod runner;
 mod schedule;
 mod screen;
+mod signals;
 mod suite;
 mod worker;
 
@@ -223,20 +226,13 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Resu
     let images = store.images();
     let (store, images, output, fresh) = (&store, &images, output.as_path(), asked.fresh);
     let (dir, file) = (project.dir.as_path(), project.file.as_deref());
-    let ready = Preparer { store, images, suite, project: dir, file, output, fresh }.all(cases);
-    write_setup_logs(cases, &ready, output)?;
-    let largest = ready.values().flatten().map(|ready| ready.spec.memory.size.0).max().unwrap_or(0);
-    let rules = Rules {
-        jobs: suite.jobs.map_or_else(|| jobs(largest), |jobs| usize::try_from(jobs).unwrap_or(1)),
-        retry: suite.retry.unwrap_or(0),
-        flaky: suite.flaky,
-        fail_fast: suite.fail_fast.unwrap_or(false),
-    };
+    let preparer = Preparer { store, images, suite, project: dir, file, output, fresh };
+    let mut screen = Screen::new(asked.show);
+    let (mut grounds, largest) = Grounds::look(preparer, cases, |line| screen.say(line));
+    let rules = rules(suite, largest.unwrap_or(0));
     let most = suite.keep.unwrap_or(KEEP);
-    let job = |case: &Case, vm: String| {
-        let ready = ready.get(&shape(case)).ok_or("its snapshot was not made: this is a defect of skiff")?;
-        let ready = ready.clone().map_err(|unready| unready.why)?;
-        Ok(job_of(store, suite, case, ready, vm, (most > 0).then(|| project.of(case))))
+    let job = |case: &Case, ready: &Ready, vm: String| {
+        job_of(store, suite, case, ready, vm, (most > 0).then(|| project.of(case)))
     };
     let after = |case: &Case, ran: &Ran| {
         if ran.kept.is_some()
@@ -246,18 +242,26 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Resu
             note(&format!("skiff: warning: older guests of {} stay: {error:#}", case.name));
         }
     };
-    let runner = Runner { cases, rules, output, job: &job, after: &after };
-    let (results, signal) = runner.run(&mut Screen::new(asked.show))?;
-    let warm = |case: &Case| {
-        ready.get(&shape(case)).and_then(|ready| ready.as_ref().ok()).map(|ready| ready.created_ms)
+    let undo = |vm: &str| {
+        if let Err(error) = keep::undo(store, vm) {
+            note(&format!("skiff: warning: {vm} stays: {error:#}"));
+        }
     };
+    let runner = Runner { cases, rules, output, job: &job, after: &after, undo: &undo };
+    let (results, signal) = runner.run(&mut grounds, &mut screen)?;
+    let warm = |case: &Case| grounds.ready(case).ok().map(|ready| ready.created_ms);
     let tests = cases.iter().enumerate().map(|(at, case)| {
         let runs = results.iter().filter(|(turn, ..)| turn.case == at).cloned().collect();
         Tested::new([&case.name, &case.image, &case.variant], warm(case), runs, suite.flaky)
     });
     let tests = still_there(tests.collect(), store);
+    if signal.is_some()
+        && let Err(error) = images.forget_dead()
+    {
+        log::info!("what processes have left that were ended: {error}");
+    }
     // What they started from may go now, if another has taken its place.
-    drop(ready);
+    drop(grounds);
     store.forget_outdated_bases();
     store.sweep_behind();
     let took = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -266,20 +270,14 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Resu
     Ok(if told { report.code() } else { exit::NOT_THE_COMMANDS })
 }
 
-/// What the setups printed that failed, for each test that wanted one.
-fn write_setup_logs(
-    cases: &[Case],
-    ready: &BTreeMap<Shape, Result<Ready, Unready>>,
-    output: &Path,
-) -> Result<()> {
-    for case in cases {
-        if let Some(Err(unready)) = ready.get(&shape(case))
-            && !unready.log.is_empty()
-        {
-            folder::write_setup_log(output, &case.slug, &unready.log)?;
-        }
+/// How tests are run whose largest guest has so much memory.
+fn rules(suite: &Suite, largest: u64) -> Rules {
+    Rules {
+        jobs: suite.jobs.map_or_else(|| jobs(largest), |jobs| usize::try_from(jobs).unwrap_or(1)),
+        retry: suite.retry.unwrap_or(0),
+        flaky: suite.flaky,
+        fail_fast: suite.fail_fast.unwrap_or(false),
     }
-    Ok(())
 }
 
 /// The files to which reports are written.
@@ -308,14 +306,14 @@ fn still_there(mut tests: Vec<Tested>, store: &Store) -> Vec<Tested> {
     tests
 }
 
-fn job_of(store: &Store, suite: &Suite, case: &Case, ready: Ready, vm: String, keep: Option<Of>) -> Job {
-    let mut exec = Exec { argv: suite.command.clone(), ..ready.exec };
+fn job_of(store: &Store, suite: &Suite, case: &Case, ready: &Ready, vm: String, keep: Option<Of>) -> Job {
+    let mut exec = Exec { argv: suite.command.clone(), ..ready.exec.clone() };
     // The last of two values counts.
     exec.env.extend(case.env.iter().cloned());
     Job {
         store: store.clone(),
         vm,
-        spec: ready.spec,
+        spec: ready.spec.clone(),
         from: ready.from,
         oom_lines: ready.oom_lines,
         exec,

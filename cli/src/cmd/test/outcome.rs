@@ -8,6 +8,8 @@ use crate::exit;
 /// What the kernel says when it kills for want of memory (mm/oom_kill.c): of the process, of a control group's, and why.
 const OOM_WORDS: [&str; 3] =
     ["Out of memory: Killed process", "Memory cgroup out of memory: Killed process", "oom-kill:"];
+/// What is said of a panic of which nothing else is known.
+pub const PANICKED: &str = "the guest's kernel panicked";
 /// The longest line that is repeated in a report, in letters.
 const LONGEST_LINE: usize = 300;
 
@@ -102,8 +104,7 @@ pub fn judge(came: &Came, vm: Option<&VmEnd>, oom: Option<&str>) -> (Verdict, St
         (_, Some(VmEnd::Panicked(lines))) => {
             let told = panic_line(lines.iter().map(String::as_str));
             let line = told.or(lines.last().map(String::as_str));
-            let why =
-                line.map_or_else(|| "the guest's kernel panicked".to_owned(), |line| shorten(bare(line)));
+            let why = line.map_or_else(|| PANICKED.to_owned(), |line| shorten(bare(line)));
             (Verdict::Panicked, why)
         }
         (_, Some(VmEnd::PoweredOff)) => (Verdict::Failed, "the guest switched itself off".to_owned()),

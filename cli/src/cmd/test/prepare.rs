@@ -7,11 +7,9 @@
 //!                    setup
 //! ```
 //! A slot holds one snapshot: if its key is another, it is made anew. Whoever starts tests from one holds it until they are done.
-//! Without a setup, a warm image's own snapshot is it, unless all is to be made anew. All of it is the main thread's, one after the other, before
-//! any test runs.
+//! Without a setup, a warm image's own snapshot is it, unless all is to be made anew. The process that runs all tests [looks](Preparer::look) for it;
+//! what is missing a process of its own [makes](Preparer::make), since it splits off a VM's and takes its time.
 
-use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -22,7 +20,7 @@ use images::file::context::Context;
 use images::file::plan::{self, Action, Exec, Ground, Plan};
 use images::file::{File, What};
 use images::name::Name;
-use images::store::{Image, Store as Images};
+use images::store::{Image, Store as Images, StoreError};
 use vmm::snapshot::Id;
 use vmm::snapshot::manifest::{FORMAT, Manifest};
 use vmm::spec::{FolderSpec, Memory, VmSpec};
@@ -62,17 +60,9 @@ pub struct Ready {
     _hold: Option<Rc<Hold>>,
 }
 
-/// Why there is nothing to start from.
-#[derive(Clone, Debug)]
-pub struct Unready {
-    pub why: String,
-    /// What the setup printed, if it came so far.
-    pub log: Vec<u8>,
-}
-
 /// The end of what a setup prints.
 #[derive(Default)]
-struct Log(Vec<u8>);
+pub struct Log(pub Vec<u8>);
 
 impl Log {
     fn add(&mut self, bytes: &[u8]) {
@@ -84,7 +74,8 @@ impl Log {
         }
     }
 
-    fn line(&mut self, text: &str) {
+    /// This is a line of its own.
+    pub fn line(&mut self, text: &str) {
         if self.0.last().is_some_and(|last| *last != b'\n') {
             self.add(b"\n");
         }
@@ -96,6 +87,7 @@ impl Log {
 pub type Shape = (String, Option<u8>, Option<Memory>);
 
 /// Makes what is to be made.
+#[derive(Clone, Copy)]
 pub struct Preparer<'a> {
     pub store: &'a Store,
     pub images: &'a Images,
@@ -110,15 +102,31 @@ pub struct Preparer<'a> {
     pub fresh: bool,
 }
 
-/// A snapshot that is to be made.
-struct Wanted<'a> {
-    image: &'a Image,
+/// What is there for a machine.
+pub enum Look {
+    /// All of it.
+    Ready(Box<Ready>),
+    /// It is to be made.
+    Missing {
+        /// Of a guest, in bytes, if it is known yet.
+        memory: Option<u64>,
+        /// The image is to be made first.
+        image: bool,
+    },
+}
+
+/// A machine and its setup.
+struct Known<'a> {
     case: &'a Case,
-    spec: &'a VmSpec,
-    /// The image's own snapshot, from which the guest starts instead of a boot.
-    warm: Option<&'a Manifest>,
-    plan: &'a Plan,
-    context: &'a Context,
+    image: Image,
+    /// Of the VM that is set up.
+    spec: VmSpec,
+    /// Of those that run tests.
+    shared: VmSpec,
+    plan: Plan,
+    context: Context,
+    /// What commands have.
+    exec: Exec,
     key: String,
     slot: Digest,
 }
@@ -128,89 +136,88 @@ pub fn shape(case: &Case) -> Shape {
     (case.image.clone(), case.cpus, case.memory)
 }
 
+impl Known<'_> {
+    fn ready(&self, from: Id, created_ms: u64, oom_lines: usize, hold: Option<Hold>) -> Ready {
+        let (spec, exec) = (self.shared.clone(), self.exec.clone());
+        Ready { spec, from, created_ms, oom_lines, exec, _hold: hold.map(Rc::new) }
+    }
+}
+
 impl Preparer<'_> {
-    /// For all machines of `cases`. What cannot be made is said, and why is known to whoever wants to run on it.
-    pub fn all(&self, cases: &[Case]) -> BTreeMap<Shape, Result<Ready, Unready>> {
-        let mut all = BTreeMap::new();
-        let mut images: BTreeMap<&str, Result<Image, String>> = BTreeMap::new();
-        for case in cases {
-            let key = shape(case);
-            if all.contains_key(&key) {
-                continue;
+    /// What is there for the machine of `case`; nothing, if it is `fresh` that is wanted.
+    pub fn look(&self, case: &Case, fresh: bool) -> Result<Look> {
+        let image = match self.images.hold(&case.image) {
+            Err(StoreError::Unknown { .. }) => {
+                return Ok(Look::Missing { memory: case.memory.map(|memory| memory.0), image: true });
             }
-            let find = || run::image::find(self.images, &case.image).map_err(|error| format!("{error:#}"));
-            let image = images.entry(&case.image).or_insert_with(find);
-            let mut log = Log::default();
-            let ready = match image {
-                Ok(image) => self.one(image, case, &mut log).map_err(|error| format!("{error:#}")),
-                Err(why) => Err(why.clone()),
-            };
-            let ready = ready.map_err(|why| {
-                crate::exit::say(&anyhow!("{}: {why}", case.image));
-                if !log.0.is_empty() {
-                    log.line(&why);
-                }
-                Unready { why, log: log.0 }
-            });
-            all.insert(key, ready);
+            held => run::image::checked(self.images, held?)?,
+        };
+        let known = self.know(image, case)?;
+        let missing = || Look::Missing { memory: Some(known.spec.memory.size.0), image: false };
+        if fresh {
+            return Ok(missing());
         }
-        all
+        if let Some(warm) = self.warm(&known)?.filter(|_| known.plan.steps.is_empty()) {
+            return Ok(Look::Ready(Box::new(known.ready(warm.id, warm.created_ms, 0, None))));
+        }
+        let base = self.store.base(&known.slot).filter(|base| base.key == known.key);
+        let usable = base.and_then(|base| Some((self.usable(&base).ok()?, base)));
+        Ok(usable.map_or_else(missing, |((from, hold), base)| {
+            Look::Ready(Box::new(known.ready(from, base.created_ms, base.oom_lines, Some(hold))))
+        }))
     }
 
-    fn one(&self, image: &Image, case: &Case, log: &mut Log) -> Result<Ready> {
-        let spec = self.machine(image, case)?;
+    /// Make what is missing for the machine of `case`. `log` is given what the setup prints. There must be no other threads.
+    pub fn make(&self, case: &Case, log: &mut Log) -> Result<()> {
+        let known = self.know(run::image::find(self.images, &case.image)?, case)?;
+        let warm = match self.fresh {
+            true => None,
+            false => run::image::warm(self.store, self.images, &known.image, &known.spec, false)?,
+        };
+        if warm.is_some() && known.plan.steps.is_empty() {
+            return Ok(());
+        }
+        let cache = Cache::of(self.images);
+        let waiting = || note("another skiff makes what it starts from: waiting");
+        let _making = cache.make(known.slot, waiting)?;
+        let before = self.store.base(&known.slot);
+        if let Some(base) = before.as_ref().filter(|base| base.key == known.key && !self.fresh) {
+            match self.usable(base) {
+                Ok(_) => return Ok(()),
+                Err(error) => note(&format!("its snapshot cannot be used: {error:#}")),
+            }
+        }
+        note(match before {
+            Some(_) if self.fresh => "to be made anew",
+            Some(before) if before.image != known.image.id.hex() => "the image is another: made anew",
+            Some(before) if before.key != known.key => "the setup or the machine changed: made anew",
+            _ => "made once, for all that follow",
+        });
+        self.boot(&known, warm.as_ref(), log)
+    }
+
+    fn know<'c>(&self, image: Image, case: &'c Case) -> Result<Known<'c>> {
+        let spec = self.machine(&image, case)?;
         let mut shared = spec.clone();
         volume::give(&mut shared, &self.suite.volumes)?;
         let context = Context::open(self.project)?;
-        let plan = self.plan(image, &spec, &context)?;
+        let plan = self.plan(&image, &spec, &context)?;
         let exec = Exec {
             env: plan.defaults.env.clone(),
             user: Some(plan.defaults.user.clone()).filter(|user| !user.is_empty()),
             cwd: Some(plan.defaults.cwd.clone()).filter(|cwd| !cwd.is_empty()),
             ..Exec::default()
         };
-        let ready = |base: &Base, from: Id, hold: Hold| Ready {
-            spec: shared.clone(),
-            from,
-            created_ms: base.created_ms,
-            oom_lines: base.oom_lines,
-            exec: exec.clone(),
-            _hold: Some(Rc::new(hold)),
-        };
-        let warm = match self.fresh {
-            true => None,
-            false => run::image::warm(self.store, self.images, image, &spec, false)?,
-        };
-        if let Some(snapshot) = warm.as_ref().filter(|_| plan.steps.is_empty()) {
-            self.tell(case, &format!("warm, from {}", moment(snapshot.created_ms)));
-            let (created_ms, oom_lines) = (snapshot.created_ms, 0);
-            return Ok(Ready { spec: shared, from: snapshot.id, created_ms, oom_lines, exec, _hold: None });
-        }
         let (key, slot) = (key(&plan, &spec)?, self.slot(case));
-        let cache = Cache::of(self.images);
-        let _making =
-            cache.make(slot, || self.tell(case, "another skiff makes what it starts from: waiting"))?;
-        let before = self.store.base(&slot);
-        if let Some(base) = before.as_ref().filter(|base| base.key == key && !self.fresh) {
-            match self.usable(base) {
-                Ok((from, hold)) => {
-                    self.tell(case, &format!("warm, from {}", moment(base.created_ms)));
-                    return Ok(ready(base, from, hold));
-                }
-                Err(error) => self.tell(case, &format!("its snapshot cannot be used: {error:#}")),
-            }
+        Ok(Known { case, image, spec, shared, plan, context, exec, key, slot })
+    }
+
+    /// The image's own snapshot, if it can be used. Nobody hears why not.
+    fn warm(&self, known: &Known<'_>) -> Result<Option<Manifest>> {
+        match warm::start_from(self.store, self.images, &known.image, &known.spec)? {
+            warm::Start::Warm(snapshot) => Ok(Some(*snapshot)),
+            warm::Start::Cold(_) => Ok(None),
         }
-        let why = match before {
-            Some(_) if self.fresh => "to be made anew",
-            Some(before) if before.image != image.id.hex() => "the image is another: made anew",
-            Some(before) if before.key != key => "the setup or the machine changed: made anew",
-            _ => "made once, for all that follow",
-        };
-        self.tell(case, why);
-        let (spec, warm, plan, context) = (&spec, warm.as_ref(), &plan, &context);
-        let (base, hold) = self.make(&Wanted { image, case, spec, warm, plan, context, key, slot }, log)?;
-        let from = base.snapshot.parse().context("its ID makes no sense")?;
-        Ok(ready(&base, from, hold))
     }
 
     /// The machine of `case`. Its folders are empty.
@@ -289,25 +296,24 @@ impl Preparer<'_> {
         Ok((manifest.id, hold))
     }
 
-    /// Boot, do the setup, take the snapshot and remember it.
-    fn make(&self, wanted: &Wanted<'_>, log: &mut Log) -> Result<(Base, Hold)> {
-        let (steps, warm) = (&wanted.plan.steps, wanted.warm);
+    /// Boot, or start from the image's own snapshot; do the setup, take the snapshot and remember it.
+    fn boot(&self, known: &Known<'_>, warm: Option<&Manifest>, log: &mut Log) -> Result<()> {
+        let steps = &known.plan.steps;
         let mut screen = Screen::new(false, steps.len());
-        let called = called(wanted.case);
-        screen.begin(format!("[{called}] {}", if warm.is_some() { "start" } else { "boot" }));
+        screen.begin(if warm.is_some() { "start" } else { "boot" }.to_owned());
         let name = format!("test-{}", Id::draw().context("cannot draw a name")?);
-        let guest = Guest::start_as(self.store, name, wanted.spec, warm.map(|warm| warm.id));
+        let guest = Guest::start_as(self.store, name, &known.spec, warm.map(|warm| warm.id));
         let guest = guest.inspect_err(|_| screen.fail())?;
         screen.done();
         for (at, step) in steps.iter().enumerate() {
-            screen.begin(format!("[{called}] {}/{} {}", at.saturating_add(1), steps.len(), step.title));
+            screen.begin(format!("{}/{} {}", at.saturating_add(1), steps.len(), step.title));
             log.line(&format!("# {}", step.title));
             let did = match &step.action {
                 Action::Run(exec) => exec_in(&guest, exec, &mut |bytes| {
                     screen.output(bytes);
                     log.add(bytes);
                 }),
-                Action::Copy(copy, tree) => put(&guest, wanted.context, copy, tree, &mut screen),
+                Action::Copy(copy, tree) => put(&guest, &known.context, copy, tree, &mut screen),
             };
             did.map_err(|error| {
                 screen.fail();
@@ -315,13 +321,14 @@ impl Preparer<'_> {
             })?;
             screen.done();
         }
-        screen.begin(format!("[{called}] snapshot"));
-        let base = self.take(wanted, &called, &guest).inspect_err(|_| screen.fail())?;
+        screen.begin("snapshot".to_owned());
+        self.take(known, &guest).inspect_err(|_| screen.fail())?;
         screen.done();
-        Ok(base)
+        Ok(())
     }
 
-    fn take(&self, wanted: &Wanted<'_>, called: &str, guest: &Guest) -> Result<(Base, Hold)> {
+    fn take(&self, known: &Known<'_>, guest: &Guest) -> Result<()> {
+        let called = called(known.case);
         warm::settle(guest)?;
         warm::wait_until_free(guest)?;
         // A guest without dmesg says it on its console, or not at all.
@@ -330,29 +337,22 @@ impl Preparer<'_> {
         let snapshot = guest.snapshot("test", &comment)?;
         let manifest = self.store.snapshots().get(snapshot)?;
         let base = Base {
-            name: called.to_owned(),
-            key: wanted.key.clone(),
-            image: wanted.image.id.hex(),
+            name: called,
+            key: known.key.clone(),
+            image: known.image.id.hex(),
             snapshot: snapshot.to_string(),
             vm: manifest.vm.to_string(),
             created_ms: manifest.created_ms,
             oom_lines,
             outdated: false,
         };
-        let hold = self.store.hold_base(&base.snapshot)?.context("somebody removes it at once")?;
         // Before the guest goes: nobody would need the snapshot.
-        self.store.set_base(&wanted.slot, &base)?;
-        Ok((base, hold))
-    }
-
-    fn tell(&self, case: &Case, text: &str) {
-        let _ = std::io::stderr().flush();
-        note(&format!("[{}] {text}", called(case)));
+        self.store.set_base(&known.slot, &base)
     }
 }
 
 /// The image, and what of the machine is not its own.
-fn called(case: &Case) -> String {
+pub fn called(case: &Case) -> String {
     let cpus = case.cpus.map(|cpus| format!(" cpus={cpus}")).unwrap_or_default();
     let memory = case.memory.map(|memory| format!(" memory={memory}")).unwrap_or_default();
     format!("{}{cpus}{memory}", case.image)
@@ -366,7 +366,7 @@ fn key(plan: &Plan, spec: &VmSpec) -> Result<String> {
 }
 
 /// `2026-01-01T00:00:00Z (5m ago)`.
-fn moment(created_ms: u64) -> String {
+pub fn moment(created_ms: u64) -> String {
     let text = time::rfc3339(created_ms);
     let second = text.split_once('.').map_or(text.as_str(), |(second, _)| second);
     format!("{second}Z ({} ago)", time::since(created_ms))

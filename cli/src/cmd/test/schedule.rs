@@ -1,5 +1,7 @@
-//! [`Schedule`]: which test is run next, and what all runs of a test come to. No guests, no clock, no threads: whoever runs them asks for
+//! [`Schedule`]: what is done next, and what all runs of a test come to. No guests, no clock, no threads: whoever does it asks for
 //! [the next](Schedule::next) and tells [what became of it](Schedule::ended).
+//!
+//! A test waits for what it starts from, its ground, and for nobody else's: tests come first, and where there is room beside them, grounds are made.
 
 use std::collections::VecDeque;
 
@@ -29,33 +31,94 @@ pub struct Turn {
     pub attempt: u32,
 }
 
+/// Something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// Make the ground of this number.
+    Make(usize),
+    /// Run a test.
+    Run(Turn),
+}
+
+/// What tests start from, as far as it matters for when they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// It is there, or never will be: its tests can be run.
+    Settled,
+    /// It is to be made.
+    Missing {
+        /// Only when no other that is so is being made.
+        alone: bool,
+    },
+    /// It is being made.
+    Making {
+        /// As it was when it was missing.
+        alone: bool,
+    },
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Schedule {
     rules: Rules,
+    /// What each test starts from.
+    of: Vec<usize>,
+    grounds: Vec<Ground>,
     waiting: VecDeque<Turn>,
     running: Vec<Turn>,
     stopped: bool,
 }
 
 impl Schedule {
-    /// Of so many tests.
-    pub fn new(cases: usize, rules: Rules) -> Self {
-        let rounds = rules.flaky.unwrap_or(1);
+    /// Of tests that start from these of the grounds.
+    pub fn new(of: Vec<usize>, grounds: Vec<Ground>, rules: Rules) -> Self {
+        let (rounds, cases) = (rules.flaky.unwrap_or(1), of.len());
         // Round by round: each test is seen once before one is seen twice.
         let turns =
             (0..rounds).flat_map(|round| (0..cases).map(move |case| Turn { case, round, attempt: 0 }));
-        Self { rules, waiting: turns.collect(), running: Vec::new(), stopped: false }
+        Self { rules, of, grounds, waiting: turns.collect(), running: Vec::new(), stopped: false }
     }
 
-    /// What to start now, if there is something. It counts as running then.
-    pub fn next(&mut self) -> Option<Turn> {
-        if self.stopped || self.running.len() >= self.rules.jobs {
+    /// What to start now, if there is something. It counts as being done then.
+    pub fn next(&mut self) -> Option<Task> {
+        if self.stopped || self.running.len().saturating_add(self.making().count()) >= self.rules.jobs {
             return None;
         }
-        let turn = self.waiting.pop_front()?;
-        self.running.push(turn);
-        Some(turn)
+        let ready = |turn: &Turn| self.ground(*turn).is_none_or(|(_, ground)| ground == Ground::Settled);
+        if let Some(at) = self.waiting.iter().position(ready) {
+            let turn = self.waiting.remove(at)?;
+            self.running.push(turn);
+            return Some(Task::Run(turn));
+        }
+        let taken = self.making().any(|alone| alone);
+        let free = |turn: &Turn| match self.ground(*turn)? {
+            (at, Ground::Missing { alone }) if !(alone && taken) => Some((at, alone)),
+            _ => None,
+        };
+        let (at, alone) = self.waiting.iter().find_map(free)?;
+        *self.grounds.get_mut(at)? = Ground::Making { alone };
+        Some(Task::Make(at))
+    }
+
+    /// What this test starts from.
+    fn ground(&self, turn: Turn) -> Option<(usize, Ground)> {
+        let at = *self.of.get(turn.case)?;
+        Some((at, *self.grounds.get(at)?))
+    }
+
+    /// Of those that are being made, whether each is made alone.
+    fn making(&self) -> impl Iterator<Item = bool> {
+        self.grounds.iter().filter_map(|ground| match ground {
+            Ground::Making { alone } => Some(*alone),
+            _ => None,
+        })
+    }
+
+    /// A ground was made, or could not be.
+    pub fn made(&mut self, ground: usize) {
+        if let Some(ground) = self.grounds.get_mut(ground) {
+            *ground = Ground::Settled;
+        }
     }
 
     /// A run has ended so. Says whether the rest is to be stopped for it, those that run among them.
@@ -78,9 +141,10 @@ impl Schedule {
         self.stopped = true;
     }
 
-    /// Nothing runs, and nothing will.
+    /// Nothing is being done, and nothing will.
     pub fn is_done(&self) -> bool {
-        self.running.is_empty() && (self.stopped || self.waiting.is_empty())
+        let idle = self.running.is_empty() && self.making().next().is_none();
+        idle && (self.stopped || self.waiting.is_empty())
     }
 }
 
@@ -113,12 +177,17 @@ mod tests {
 
     const RULES: Rules = Rules { jobs: 2, retry: 0, flaky: None, fail_fast: false };
 
+    /// All start from the same, which is there.
+    fn plain(cases: usize, rules: Rules) -> Schedule {
+        Schedule::new(vec![0; cases], vec![Ground::Settled], rules)
+    }
+
     /// Runs it all with guests that do what `does` says. Says in which order what ended how.
     fn run(cases: usize, rules: Rules, does: impl Fn(Turn) -> Verdict) -> Vec<(Turn, Verdict)> {
-        let (mut schedule, mut running, mut ended) =
-            (Schedule::new(cases, rules), VecDeque::new(), Vec::new());
+        let (mut schedule, mut running, mut ended) = (plain(cases, rules), VecDeque::new(), Vec::new());
         loop {
-            while let Some(turn) = schedule.next() {
+            while let Some(task) = schedule.next() {
+                let Task::Run(turn) = task else { panic!("all is there") };
                 running.push_back(turn);
                 assert!(running.len() <= rules.jobs, "too many at once");
             }
@@ -194,13 +263,53 @@ mod tests {
 
     #[test]
     fn after_a_stop_nothing_starts() {
-        let mut schedule = Schedule::new(3, RULES);
-        let turn = schedule.next().unwrap();
+        let mut schedule = plain(3, RULES);
+        let Some(Task::Run(turn)) = schedule.next() else { panic!("nothing is run") };
         schedule.stop();
         assert_eq!(schedule.next(), None);
         assert!(!schedule.is_done());
         assert!(!schedule.ended(turn, Verdict::NotRun));
         assert!(schedule.is_done());
+    }
+
+    const MISSING: Ground = Ground::Missing { alone: false };
+    const IMAGE: Ground = Ground::Missing { alone: true };
+
+    fn run_of(case: usize) -> Option<Task> {
+        Some(Task::Run(Turn { case, round: 0, attempt: 0 }))
+    }
+
+    #[test]
+    fn a_test_waits_for_its_own_ground_only() {
+        let mut schedule = Schedule::new(vec![0, 0, 1, 2], vec![MISSING, Ground::Settled, MISSING], RULES);
+        assert_eq!(schedule.next(), run_of(2));
+        assert_eq!(schedule.next(), Some(Task::Make(0)));
+        assert_eq!(schedule.next(), None);
+        schedule.ended(Turn { case: 2, round: 0, attempt: 0 }, Verdict::Passed);
+        assert_eq!(schedule.next(), Some(Task::Make(2)));
+        schedule.made(0);
+        assert_eq!(schedule.next(), run_of(0));
+        schedule.made(2);
+        assert_eq!(schedule.next(), run_of(1));
+        for case in [0, 1] {
+            schedule.ended(Turn { case, round: 0, attempt: 0 }, Verdict::Passed);
+        }
+        assert!(!schedule.is_done());
+        assert_eq!(schedule.next(), run_of(3));
+        schedule.ended(Turn { case: 3, round: 0, attempt: 0 }, Verdict::Passed);
+        assert!(schedule.is_done());
+    }
+
+    #[test]
+    fn images_are_made_one_at_a_time_and_boots_beside_them() {
+        let rules = Rules { jobs: 4, ..RULES };
+        let mut schedule = Schedule::new(vec![0, 1, 2, 3], vec![IMAGE, IMAGE, MISSING, MISSING], rules);
+        let next = [schedule.next(), schedule.next(), schedule.next(), schedule.next()];
+        assert_eq!(next, [Some(Task::Make(0)), Some(Task::Make(2)), Some(Task::Make(3)), None]);
+        schedule.made(0);
+        assert_eq!([schedule.next(), schedule.next()], [run_of(0), Some(Task::Make(1))]);
+        schedule.stop();
+        assert!(!schedule.is_done());
     }
 
     proptest! {

@@ -2,8 +2,9 @@
 //!
 //! On a terminal each guest that runs has a line, which changes: a spinner, the test, what it does, how long, and the last line that its command has
 //! printed. Elsewhere each line of a command is a line with the test before it. Grouped, what a command has printed is shown whole at its end.
+//! What tests start from has lines as well, with the image before them. On a terminal what a setup prints is shown if it fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
@@ -13,11 +14,16 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::event::{Cutter, Phase};
 use super::folder::OUTPUT_LOG;
 use super::report::Ran;
-use super::schedule::Turn;
+use super::schedule::{Task, Turn};
 use crate::cmd::image::file::show::time;
 
 /// A guest's line.
 const STYLE: &str = "{spinner} {prefix:.bold}  {elapsed:>4}  {wide_msg:.dim}";
+
+/// Before what a setup prints.
+const INDENT: &str = "    ";
+/// How many lines of a setup that failed are shown.
+const LAST_LINES: usize = 40;
 
 /// How what commands print is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +45,9 @@ pub struct Screen {
 
 struct Live {
     all: MultiProgress,
-    bars: BTreeMap<Turn, (ProgressBar, Phase)>,
+    bars: BTreeMap<Task, ProgressBar>,
+    /// What setups have printed last.
+    printed: BTreeMap<Task, VecDeque<String>>,
 }
 
 impl Screen {
@@ -47,7 +55,10 @@ impl Screen {
     pub fn new(show: Show) -> Self {
         let live = show != Show::Prefixed && io::stderr().is_terminal();
         let draw = || MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-        Self { show, live: live.then(|| Live { all: draw(), bars: BTreeMap::new() }) }
+        Self {
+            show,
+            live: live.then(|| Live { all: draw(), bars: BTreeMap::new(), printed: BTreeMap::new() }),
+        }
     }
 
     /// Whether it is to be asked to [tick](Screen::tick).
@@ -55,8 +66,8 @@ impl Screen {
         self.live.is_some()
     }
 
-    /// A run begins.
-    pub fn begin(&mut self, turn: Turn, name: &str) {
+    /// Something begins that is called so.
+    pub fn begin(&mut self, task: Task, name: &str) {
         if let Some(live) = &mut self.live {
             let bar = live.all.add(ProgressBar::new_spinner());
             bar.set_style(
@@ -64,26 +75,57 @@ impl Screen {
             );
             bar.set_prefix(name.to_owned());
             bar.set_message(Phase::Start.word());
-            live.bars.insert(turn, (bar, Phase::Start));
+            live.bars.insert(task, bar);
         }
     }
 
     /// It does this now.
-    pub fn phase(&mut self, turn: Turn, phase: Phase) {
-        if let Some((bar, now)) = self.live.as_mut().and_then(|live| live.bars.get_mut(&turn)) {
-            *now = phase;
-            bar.set_message(phase.word());
+    pub fn phase(&mut self, task: Task, phase: Phase) {
+        self.begins(task, phase.word());
+    }
+
+    /// This of it is not over yet.
+    pub fn begins(&mut self, task: Task, what: &str) {
+        if let Some(bar) = self.bar(task).filter(|_| !what.is_empty()) {
+            bar.set_message(what.to_owned());
+        }
+    }
+
+    fn bar(&self, task: Task) -> Option<&ProgressBar> {
+        self.live.as_ref()?.bars.get(&task)
+    }
+
+    /// Who makes what tests start from has said this. What is indented the setup has printed.
+    pub fn said(&mut self, task: Task, called: &str, line: &str) {
+        match self.live.as_mut().filter(|_| line.starts_with(INDENT)) {
+            Some(live) => {
+                let printed = live.printed.entry(task).or_default();
+                if printed.len() >= LAST_LINES {
+                    printed.pop_front();
+                }
+                printed.push_back(line.to_owned());
+                self.begins(task, line.trim_start());
+            }
+            None => self.say(&format!("[{called}] {line}")),
+        }
+    }
+
+    /// That is over.
+    pub fn made(&mut self, task: Task, called: &str, failed: bool) {
+        let Some(live) = &mut self.live else { return };
+        if let Some(bar) = live.bars.remove(&task) {
+            bar.finish_and_clear();
+        }
+        let printed = live.printed.remove(&task).filter(|_| failed);
+        for line in printed.into_iter().flatten() {
+            self.say(&format!("[{called}] {line}"));
         }
     }
 
     /// Its command has printed this.
     pub fn line(&mut self, turn: Turn, name: &str, line: &str) {
-        match self.live.as_mut() {
-            Some(live) => {
-                if let Some((bar, _)) = live.bars.get(&turn) {
-                    bar.set_message(line.to_owned());
-                }
-            }
+        match self.live {
+            Some(_) => self.begins(Task::Run(turn), line),
             None if self.show != Show::Grouped => self.say(&format!("[{name}] {line}")),
             None => {}
         }
@@ -91,7 +133,8 @@ impl Screen {
 
     /// It is over. Its output is in `dir`.
     pub fn end(&mut self, turn: Turn, name: &str, ran: &Ran, dir: &Path) {
-        if let Some((bar, _)) = self.live.as_mut().and_then(|live| live.bars.remove(&turn)) {
+        let task = Task::Run(turn);
+        if let Some(bar) = self.live.as_mut().and_then(|live| live.bars.remove(&task)) {
             bar.finish_and_clear();
         }
         if self.show == Show::Grouped {
@@ -109,7 +152,13 @@ impl Screen {
     /// Time goes on.
     pub fn tick(&self) {
         let bars = self.live.iter().flat_map(|live| live.bars.values());
-        bars.for_each(|(bar, _)| bar.tick());
+        bars.for_each(ProgressBar::tick);
+    }
+
+    /// Take away the lines that change: nothing follows.
+    pub fn clear(&self) {
+        // There is nobody left to tell when stderr is gone.
+        let _ = self.live.as_ref().map(|live| live.all.clear());
     }
 
     /// Say something between.

@@ -24,8 +24,8 @@ use super::console::Console;
 use super::event::{Cutter, Event, Phase};
 use super::folder::Folder;
 use super::keep::{self, Of};
-use super::outcome::{Came, Verdict, VmEnd, code, find_oom, judge};
-use super::report::{Kept, Ran};
+use super::outcome::{Came, PANICKED, Verdict, VmEnd, code, find_oom, judge};
+use super::report::Ran;
 use crate::cmd::image::file::guest::{Guest, Outcome as Did};
 use crate::store::Store;
 use crate::transfer::{self, Landing};
@@ -83,7 +83,12 @@ pub fn work(job: &Job, folder: &mut Folder, tell: &mut PipeWriter) -> Ran {
 
 fn start(job: &Job, tell: &mut PipeWriter) -> Result<Guest> {
     Event::Phase(Phase::Start).write(tell)?;
-    Guest::start_as(&job.store, job.vm.clone(), &job.spec, Some(job.from)).context("the guest does not start")
+    let guest = Guest::start_as(&job.store, job.vm.clone(), &job.spec, Some(job.from))
+        .context("the guest does not start")?;
+    if job.keep.is_some() {
+        guest.stop_on_panic()?;
+    }
+    Ok(guest)
 }
 
 fn in_guest(job: &Job, guest: &Guest, folder: &mut Folder, tell: &mut PipeWriter) -> Ran {
@@ -93,16 +98,21 @@ fn in_guest(job: &Job, guest: &Guest, folder: &mut Folder, tell: &mut PipeWriter
     let came = came.unwrap_or_else(|error| Came::Error(format!("{error:#}")));
     let duration_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let lost = matches!(came, Came::Lost(_));
+    let silent = lost || matches!(came, Came::TooLong(_));
+    let stands = silent && guest.has_panicked();
     // One whose kernel has panicked would have ended before the line was read.
     let limit = if console.panic().is_some() { GRACE } else { END };
-    let vm = if lost { guest.ended(limit).map(vm_end) } else { None };
+    let vm = if lost && !stands { guest.ended(limit).map(vm_end) } else { None };
     let mut ran = Ran { code: code(&came), duration_ms, ..Ran::without(Verdict::Passed, "") };
     console.look();
-    let silent = lost || matches!(came, Came::TooLong(_));
-    let panic = console.panic().filter(|_| silent);
+    let panic = match console.panic() {
+        // It told its VM, and not its console.
+        None if stands => Some(PANICKED.to_owned()),
+        line => line.filter(|_| silent),
+    };
     // First of all: it is to be as it was then.
     if came != Came::Exited(0) && !matches!(came, Came::Error(_)) {
-        keep(job, guest, vm.is_none(), panic.is_some(), &mut ran, tell);
+        keep(job, guest, vm.is_none(), panic.as_deref(), &mut ran, tell);
     }
     let hears = vm.is_none() && !lost && panic.is_none();
     let oom = if came == Came::Exited(0) { None } else { oom_line(job, guest, &console.text(), hears) };
@@ -122,7 +132,7 @@ fn in_guest(job: &Job, guest: &Guest, folder: &mut Folder, tell: &mut PipeWriter
 }
 
 /// Keep the guest, if it is to be and still stands.
-fn keep(job: &Job, guest: &Guest, stands: bool, panicked: bool, ran: &mut Ran, tell: &mut PipeWriter) {
+fn keep(job: &Job, guest: &Guest, stands: bool, panic: Option<&str>, ran: &mut Ran, tell: &mut PipeWriter) {
     let Some(of) = &job.keep else { return };
     if !stands {
         return ran
@@ -130,8 +140,10 @@ fn keep(job: &Job, guest: &Guest, stands: bool, panicked: bool, ran: &mut Ran, t
             .push("no guest is kept, for its VM has ended: console.log has its last words".to_owned());
     }
     let _ = Event::Phase(Phase::Keep).write(tell);
-    match keep::keep(&job.store, guest, of, "what skiff test has kept") {
-        Ok(kept) => ran.kept = Some(Kept { panicked, ..kept }),
+    // Whoever hears it removes the guest if this process does not come to say what it is for.
+    let begun = |name: &str| _ = Event::Keeps(name.to_owned()).write(tell);
+    match keep::keep(&job.store, guest, of, panic, begun) {
+        Ok(kept) => ran.kept = Some(kept),
         Err(error) => ran.notes.push(format!("the guest is not kept: {error:#}")),
     }
 }
@@ -172,7 +184,7 @@ fn command(
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if let Some(came) = watch.over(console) {
+        if let Some(came) = watch.over(console, guest) {
             break came;
         }
     };
@@ -210,16 +222,19 @@ impl Watch {
     }
 
     /// What it has come to, if nothing more is to be expected.
-    fn over(&mut self, console: &mut Console) -> Option<Came> {
+    fn over(&mut self, console: &mut Console, guest: &Guest) -> Option<Came> {
+        let mut stands = false;
         if self.looked.elapsed() >= LOOK {
             console.look();
             if self.panicked.is_none() && console.panic().is_some() {
                 self.panicked = Some(Instant::now());
             }
+            stands = guest.has_panicked();
             self.looked = Instant::now();
         }
-        if self.panicked.is_some_and(|since| since.elapsed() >= GRACE) {
-            return Some(Came::Lost("the guest's kernel panicked".to_owned()));
+        // One that cannot tell its VM goes on.
+        if stands || self.panicked.is_some_and(|since| since.elapsed() >= GRACE) {
+            return Some(Came::Lost(PANICKED.to_owned()));
         }
         let (limit, end) = self.end?;
         (Instant::now() >= end).then_some(Came::TooLong(limit.as_secs()))

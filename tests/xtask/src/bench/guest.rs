@@ -27,7 +27,7 @@ const COPIED: u32 = 64;
 
 /// Runs, commands and copies.
 pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
-    let data = base(&bench.skiff)?;
+    let data = base(&bench.skiff, BASE)?;
     let place = Place::of_machine();
     let real = matches!(place, Place::Host(_));
     let step = Step::start(format!("{BASE}, cold and warm, {}", place.describe()));
@@ -36,24 +36,25 @@ pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
     lines(&output, real)
 }
 
-/// The data directory of a user who has the image; made first if need be.
-fn base(skiff: &Path) -> Result<PathBuf> {
+/// The data directory of a user who has `image`; made first if need be.
+pub fn base(skiff: &Path, image: &str) -> Result<PathBuf> {
     let data = paths::target()?.join("systems");
     let ask = |words: [&str; 3]| {
         let mut command = Command::new(skiff);
         command.args(words).env("XDG_DATA_HOME", &data).env("XDG_STATE_HOME", data.join("state"));
         tool::capture(&mut command)
     };
-    if ask(["image", "inspect", BASE]).is_err() {
-        let step = Step::start(format!("building {BASE}"));
-        ask(["image", "build", BASE])?;
+    if ask(["image", "inspect", image]).is_err() {
+        let step = Step::start(format!("building {image}"));
+        ask(["image", "build", image])?;
         step.done();
     }
     Ok(data)
 }
 
-/// Where a user's files are, for the shell: as they are, or in memory with the images below, since the box's files take no sockets.
-fn place(data: &Path, real: bool) -> String {
+/// Where a user's files are, for the shell: as they are, or in memory with the images below, since the box's files take no sockets. `unmount` is
+/// for the end.
+pub fn place(data: &Path, real: bool) -> String {
     let data = data.display();
     if real {
         return format!("export XDG_STATE_HOME='{data}/state' XDG_DATA_HOME='{data}'\nunmount() {{ :; }}\n");
@@ -81,16 +82,7 @@ place=$(mktemp -d -p /run skiff-bench.XXXXXX 2>/dev/null || mktemp -d)
     rm -rf $place
 }}
 trap end EXIT
-# The kernel's clock, in hundredths of a second: reading it starts no program.
-timed() {{
-    name=$1 count=$2 done=0
-    shift 2
-    read -r from idle </proc/uptime
-    while [ $done -lt $count ]; do "$@" >/dev/null; done=$((done + 1)); done
-    read -r to idle </proc/uptime
-    echo "$name: $from $to $count"
-}}
-timed version {STARTS} $skiff --version
+{TIMED}timed version {STARTS} $skiff --version
 timed cold 1 $skiff run --net none {BASE} -- true
 printf 'base = "{BASE}"\nwarm = true\n' >$place/warm.toml
 $skiff image build -q -f $place/warm.toml -t skiff-bench >/dev/null
@@ -134,8 +126,20 @@ fn lines(output: &str, real: bool) -> Result<Vec<Line>> {
     ])
 }
 
+/// Defines `timed NAME COUNT CMD…` for the shell, which prints `NAME: FROM TO COUNT` for [`seconds`].
+pub const TIMED: &str = r#"# The kernel's clock, in hundredths of a second: reading it starts no program.
+timed() {
+    name=$1 count=$2 done=0
+    shift 2
+    read -r from idle </proc/uptime
+    while [ $done -lt $count ]; do "$@" >/dev/null; done=$((done + 1)); done
+    read -r to idle </proc/uptime
+    echo "$name: $from $to $count"
+}
+"#;
+
 /// What one of `name` took, from the line `NAME: FROM TO COUNT` in seconds.
-fn seconds(output: &str, name: &str) -> Result<f64> {
+pub fn seconds(output: &str, name: &str) -> Result<f64> {
     let find = || {
         let rest = output.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "))?;
         let numbers: Vec<f64> = rest.split(' ').filter_map(|word| word.parse().ok()).collect();

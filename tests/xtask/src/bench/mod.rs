@@ -21,6 +21,7 @@ mod disk;
 mod fleet;
 mod guest;
 mod layers;
+mod matrix;
 mod memory;
 mod net;
 mod peers;
@@ -55,6 +56,8 @@ pub enum Row {
     Fleet,
     /// Debian 12 from its name to the first command's end, commands and copies
     Guest,
+    /// One command on three systems, warm
+    Matrix,
     /// Snapshots, restore, rollback and clones
     Snapshot,
 }
@@ -93,6 +96,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Vsock => vsock::measure(&bench),
             Row::Fleet => fleet::measure(&bench),
             Row::Guest => guest::measure(&bench),
+            Row::Matrix => matrix::measure(&bench),
             Row::Snapshot => snapshot::measure(&bench),
         };
         lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);

@@ -18,7 +18,7 @@ use images::file::plan;
 use vmm::agent::client::{AgentError, Connection, Said, Sender, Talk};
 use vmm::api::client::{ClientError, Frames, Waited};
 use vmm::api::types::{Ended as VmEnded, Frame as ConsoleFrame};
-use vmm::control::{VmAction, VmReply};
+use vmm::control::{RunState, VmAction, VmReply};
 use vmm::snapshot::Id;
 use vmm::spec::{VmSpec, VsockSpec};
 
@@ -241,6 +241,20 @@ impl Guest {
             VmReply::Stats(stats) => Ok(stats.memory.resident),
             other => bail!("{} answers {other:?}", self.name()),
         }
+    }
+
+    /// If its kernel panics, let it stand still where it is, instead of ending.
+    pub fn stop_on_panic(&self) -> Result<()> {
+        match self.entry.client(None)?.act(VmAction::StopOnPanic)? {
+            VmReply::Done => Ok(()),
+            other => bail!("{} answers {other:?}", self.name()),
+        }
+    }
+
+    /// Whether it stands still since its kernel has panicked. One that cannot be asked does not.
+    pub fn has_panicked(&self) -> bool {
+        let state = self.entry.client(Some(ANSWER)).and_then(|mut client| Ok(client.act(VmAction::State)?));
+        state.is_ok_and(|state| state == VmReply::State(RunState::Panicked))
     }
 
     /// Give what the VM writes to its disk a second name in `dir`, by which it outlives the VM.

@@ -94,7 +94,7 @@ fn kind(verdict: Verdict) -> NonSuccessKind {
 fn description(test: &Tested) -> String {
     let mut text = test.reason.clone();
     if let Some(kept) = test.kept() {
-        text.push_str(&format!("\nkept as it was when it failed: {}", kept.enter()));
+        text.push_str(&format!("\n{}: {}", kept.what(), kept.enter()));
     }
     let notes = test.runs.iter().flat_map(|run| notes(&run.ran));
     for note in notes {

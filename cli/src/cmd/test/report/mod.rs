@@ -6,7 +6,7 @@
 //! { "version": 1, "started": RFC 3339, "duration-ms", "interrupted", "passed", "failed", "errors", "not-run",
 //!   "tests": [ { "name", "image", "variant", "verdict", "reason", "flaky": { "runs", "failed" }?, "warm"?,
 //!                "runs": [ { "round", "attempt", "dir", "verdict", "reason", "code"?, "duration-ms",
-//!                            "kept": { "vm", "snapshot" }?, "artifacts": [], "notes": [] } ] } ] }
+//!                            "kept": { "vm", "snapshot", "panicked"? }?, "artifacts": [], "notes": [] } ] } ] }
 //! ```
 
 use std::path::PathBuf;
@@ -94,14 +94,26 @@ fn is_false(value: &bool) -> bool {
 impl Kept {
     /// What is typed to enter it.
     pub fn enter(&self) -> String {
-        // What has panicked runs no command; there is its console, and whatever looks at it from outside.
-        let command = if self.panicked { "" } else { " -it sh" };
-        format!("skiff run --from {}@{}{command}", self.vm, self.snapshot)
+        let Self { vm, snapshot, panicked } = self;
+        match panicked {
+            // Nobody in it runs a command any more; its disk can be booted, as it is.
+            true => format!("skiff start {vm} && skiff shell {vm}"),
+            false => format!("skiff run --from {vm}@{snapshot} -it sh"),
+        }
     }
 
-    /// What is typed to be rid of it.
-    pub fn remove(&self) -> String {
-        format!("skiff rm --snapshots {}", self.vm)
+    /// What it is.
+    pub fn what(&self) -> &'static str {
+        match self.panicked {
+            true => "is kept as it was when its kernel panicked: what it said, and a boot from its disk",
+            false => "is kept as it was when it failed",
+        }
+    }
+
+    /// What is typed to look at it, and to be rid of it.
+    pub fn commands(&self) -> Vec<String> {
+        let logs = self.panicked.then(|| format!("skiff logs {}", self.vm));
+        logs.into_iter().chain([self.enter(), format!("skiff rm --snapshots {}", self.vm)]).collect()
     }
 }
 
@@ -254,9 +266,12 @@ pub mod fixture {
             snapshot: "failed".to_owned(),
             panicked: false,
         });
+        let crashed =
+            Kept { vm: "failed-debian-13-1".to_owned(), snapshot: "failed".to_owned(), panicked: true };
         let failed = Ran { kept, code: Some(1), ..ran(Verdict::Failed, "exit code 1") };
         let dir = |name: &str| PathBuf::from(format!("skiff-test/{name}"));
         let panicked = ran(Verdict::Panicked, "Kernel panic - not syncing: \u{1}<sysrq>");
+        let panicked = Ran { kept: Some(crashed), ..panicked };
         let tests = vec![
             Tested::new(
                 ["debian:11", "debian:11", ""],

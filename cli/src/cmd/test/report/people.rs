@@ -13,12 +13,8 @@ pub fn summary(report: &Report, output: &Path) -> String {
     let mut text = table(&["TEST", "RESULT", "TIME", "REASON"], &rows);
     for test in &report.tests {
         if let Some(kept) = test.kept() {
-            text.push_str(&format!(
-                "\n{} is kept as it was when it failed:\n  {}\n  {}\n",
-                test.name,
-                kept.enter(),
-                kept.remove()
-            ));
+            text.push_str(&format!("\n{} {}:\n", test.name, kept.what()));
+            kept.commands().iter().for_each(|command| text.push_str(&format!("  {command}\n")));
         }
     }
     let notes = report.tests.iter().flat_map(|test| {
@@ -80,6 +76,11 @@ alpine:3          not run
 debian:12 is kept as it was when it failed:
   skiff run --from failed-debian-12-1@failed -it sh
   skiff rm --snapshots failed-debian-12-1
+
+debian:13 cpus=2 is kept as it was when its kernel panicked: what it said, and a boot from its disk:
+  skiff logs failed-debian-13-1
+  skiff start failed-debian-13-1 && skiff shell failed-debian-13-1
+  skiff rm --snapshots failed-debian-13-1
 
 logs: skiff-test
 4 tests: 2 passed, 1 failed, 1 not run in 5.2 s
