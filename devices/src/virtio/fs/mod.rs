@@ -173,7 +173,10 @@ impl VirtioDevice for Fs {
         if let Some(worker) = self.worker.take()
             && worker.stop_within(PATIENCE).is_err()
         {
-            log::warn!("{}: the host does not answer a request on the shared folder, which is given up", self.id);
+            log::warn!(
+                "{}: the host does not answer a request on the shared folder, which is given up",
+                self.id
+            );
         }
     }
 

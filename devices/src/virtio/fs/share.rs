@@ -201,7 +201,9 @@ impl Share {
 
 /// This process can have too few files open for so many shared folders.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too few files can be open at once for {devices} shared folders: raise the limit to {wanted} (ulimit -n {wanted})")]
+#[error(
+    "too few files can be open at once for {devices} shared folders: raise the limit to {wanted} (ulimit -n {wanted})"
+)]
 pub struct TooFewDescriptors {
     devices: usize,
     wanted: u64,

@@ -19,6 +19,7 @@ use crate::{guests, paths, setup, tool};
 mod boot;
 mod disk;
 mod fleet;
+mod fs;
 mod guest;
 mod layers;
 mod memory;
@@ -51,6 +52,8 @@ pub enum Row {
     Net,
     /// Bytes through vsock
     Vsock,
+    /// A shared folder beside 9p in QEMU
+    Fs,
     /// Twenty VMs at once
     Fleet,
     /// Debian 12 from its name to the first command's end, commands and copies
@@ -91,6 +94,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Layers => layers::measure(&bench),
             Row::Net => net::measure(&bench),
             Row::Vsock => vsock::measure(&bench),
+            Row::Fs => fs::measure(&bench),
             Row::Fleet => fleet::measure(&bench),
             Row::Guest => guest::measure(&bench),
             Row::Snapshot => snapshot::measure(&bench),

@@ -176,7 +176,9 @@ impl Client {
     /// Go on as `state` says, with a new device.
     pub fn restore(&mut self, state: &TransportState) {
         let file = serde_json::to_string(state).unwrap();
-        self.guest.restore(device(&self.folder, room(1).unwrap()), &serde_json::from_str(&file).unwrap()).unwrap();
+        self.guest
+            .restore(device(&self.folder, room(1).unwrap()), &serde_json::from_str(&file).unwrap())
+            .unwrap();
         self.guest.transport().resume();
     }
 
