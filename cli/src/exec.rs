@@ -107,7 +107,7 @@ fn in_guest(guest: &Guest, wish: &Wish) -> Result<u8> {
     let sender = talk.sender();
     let ended = print(talk);
     sender.close();
-    ended
+    ended.map_err(|error| guest.explain(error))
 }
 
 /// Print what it prints until it ends. Says the exit code.

@@ -29,12 +29,15 @@ pub const BOOT: Duration = Duration::from_secs(300);
 const GUESS: Duration = Duration::from_secs(3);
 /// How long a guest may take for each step of a request.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long the process of a VM that has ended may take to go.
+const ENDING: Duration = Duration::from_millis(500);
 /// How often somebody who waits is shown that it goes on.
 const TICK: Duration = Duration::from_millis(100);
 
 /// A guest whose agent takes requests.
 #[derive(Debug)]
 pub struct Guest {
+    store: Store,
     entry: Entry,
     /// Of its socket; otherwise it is in the VM's directory.
     path: Option<PathBuf>,
@@ -57,7 +60,7 @@ impl Guest {
         if !look.is_ready() {
             wait(&look, limit)?;
         }
-        Ok(Self { entry: look.entry, path })
+        Ok(Self { store: store.clone(), entry: look.entry, path })
     }
 
     /// Ask for something.
@@ -72,6 +75,25 @@ impl Guest {
             AgentError::Nobody => anyhow::anyhow!(no_agent(name)),
             error => error.into(),
         })
+    }
+
+    /// What is known of why a request broke off, in place of an `error` that only says so.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(AgentError::Broken(_))) || !self.entry.wait_gone(Some(ENDING))
+        {
+            return error;
+        }
+        let name = self.entry.name();
+        match self.store.get(name).map(|look| look.status()) {
+            Ok(Status::Ended(end)) => {
+                anyhow::anyhow!(
+                    "{name} ended meanwhile ({}): skiff logs {name} shows what it did",
+                    end.word()
+                )
+            }
+            Ok(_) => error,
+            Err(_) => anyhow::anyhow!("{name} was removed meanwhile"),
+        }
     }
 
     fn socket(&self) -> io::Result<UnixStream> {

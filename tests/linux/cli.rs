@@ -135,25 +135,28 @@ impl<'a> Cli<'a> {
         Ok(())
     }
 
-    /// What this result is, with the end of every VM's console if it is an error.
+    /// What this result is, with what is known of every VM if it is an error.
     ///
     /// # Errors
     /// As said.
     pub fn told<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
+            let list = self.run(["ps", "-a"]).unwrap_or_else(|error| format!("{error:#}"));
             let names = self.run(["ps", "-a", "-q"]).unwrap_or_default();
-            let ends =
-                names.lines().map(|vm| format!("\n  the end of {vm}'s console:{}", self.last_words(vm)));
-            anyhow!("{error:#}{}", ends.collect::<String>())
+            let of_vm = |vm| {
+                let log = self.state.join("skiff/vms").join(vm).join("vm.log");
+                let log = fs::read_to_string(&log).unwrap_or_else(|error| error.to_string());
+                let (console, log) = (self.last_words(vm), tail(&log));
+                format!("\n  the end of {vm}'s console:{console}\n  and of its vm.log:{log}")
+            };
+            let vms: String = names.lines().map(of_vm).collect();
+            anyhow!("{error:#}\n  the VMs:{}{vms}", tail(&list))
         })
     }
 
     /// The end of what a VM has printed, to go below a failure.
     fn last_words(&self, vm: &str) -> String {
-        let console = self.run(["logs", vm]).unwrap_or_else(|error| format!("{error:#}"));
-        let lines: Vec<&str> = console.lines().collect();
-        let tail = lines[lines.len().saturating_sub(25)..].iter();
-        tail.map(|line| format!("\n    {}", line.trim_end())).collect()
+        tail(&self.run(["logs", vm]).unwrap_or_else(|error| format!("{error:#}")))
     }
 
     /// One VM's entry of `ps -a`, as JSON text; empty if there is none.
@@ -168,6 +171,13 @@ impl<'a> Cli<'a> {
             .unwrap_or_default()
             .to_owned())
     }
+}
+
+/// The last lines of a text, each indented.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(25)..].iter();
+    tail.map(|line| format!("\n    {}", line.trim_end())).collect()
 }
 
 impl Drop for Cli<'_> {

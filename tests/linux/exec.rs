@@ -50,8 +50,7 @@ pub fn exec(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     ];
     cli.run(guest)?;
     cli.told(checks(&cli, dir))?;
-    cli.run(["kill", "worker"])?;
-    Ok(())
+    killed(&cli)
 }
 
 /// All that is asked of the guest.
@@ -276,6 +275,24 @@ fn trees(cli: &Cli<'_>, dir: &Path) -> Result<()> {
     let file = dir.join("one").display().to_string();
     cli.run(["cp", "worker:/tree/1/1/1", &file])?;
     ensure!(fs::read(&file)? == b"1\n", "a file came as another");
+    Ok(())
+}
+
+/// Of a VM that is killed its commands know why they ended.
+fn killed(cli: &Cli<'_>) -> Result<()> {
+    let mut running = exec_in(cli, &["sh", "-c", "echo runs; sleep 1000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    running.stdout.as_mut().context("no pipe")?.read_exact(&mut [0; 5])?;
+    cli.run(["kill", "worker"])?;
+    let output = running.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(125) && said.contains("worker ended meanwhile (killed)"),
+        "the command of a VM that was killed: {}: {said}",
+        output.status
+    );
     Ok(())
 }
 

@@ -26,6 +26,7 @@ mod packet;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -55,6 +56,8 @@ pub struct Vsock {
     listener: Arc<VsockListener>,
     counters: Arc<Counters>,
     reset: Arc<EventFd>,
+    /// How long the guest may take to accept a connection.
+    answer: Duration,
     /// The connections while it is stopped.
     hub: Option<Hub>,
     worker: Option<Worker<State>>,
@@ -85,7 +88,8 @@ impl Vsock {
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
         let reset = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        Ok(Self { id: id.to_owned(), cid, listener, counters, reset, hub: None, worker: None })
+        let (id, answer) = (id.to_owned(), hub::ANSWER);
+        Ok(Self { id, cid, listener, counters, reset, answer, hub: None, worker: None })
     }
 
     /// What tells the guest that its connections are void.
@@ -99,6 +103,7 @@ impl Vsock {
             Some(hub) => hub,
             None => Hub::new(self.cid, Arc::clone(&self.listener), Arc::clone(&self.counters), FIRST_ID)?,
         };
+        hub.answer = self.answer;
         hub.resume()?;
         Ok(hub)
     }

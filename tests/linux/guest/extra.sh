@@ -78,7 +78,11 @@ do_agent() {
     mkdir -p /tmp /run /root /etc /dev/pts
     mount -t devpts devpts /dev/pts
     echo 'root:x:0:0::/root:/bin/sh' >/etc/passwd
-    while :; do skiff-agent; sleep 1; done &
+    while :; do
+        skiff-agent
+        say "agent ended=$?"
+        sleep 1
+    done &
 }
 
 do_vsock_serve() {

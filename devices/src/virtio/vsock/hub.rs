@@ -38,8 +38,8 @@ const ACCEPT_AT_ONCE: usize = 32;
 
 /// How long a client may take to say what it wants.
 const GREETING: Duration = Duration::from_secs(60);
-/// How long the guest may take to accept a connection: one that is very busy takes seconds. Tests of one that never does need not wait so long.
-const ANSWER: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 20 });
+/// How long the guest may take to accept a connection: one that is very busy takes seconds.
+pub(super) const ANSWER: Duration = Duration::from_secs(20);
 /// When a listener of the host that had no room is tried again, and how often.
 const REDIAL: Duration = Duration::from_millis(10);
 const REDIALS: u16 = 200;
@@ -114,6 +114,8 @@ pub(super) struct Hub {
     acceptable: bool,
     /// The guest is to be told that its connections are gone (5.10.6.7).
     pub(super) reset_due: bool,
+    /// How long it may take to accept a connection.
+    pub(super) answer: Duration,
 }
 
 impl Hub {
@@ -141,6 +143,7 @@ impl Hub {
             next_port: FIRST_PORT,
             acceptable: false,
             reset_due: false,
+            answer: ANSWER,
         })
     }
 
@@ -155,7 +158,7 @@ impl Hub {
                 watch(&self.epoll, connection.host.as_raw_fd(), id)?;
             }
             if connection.deadline.is_some() {
-                let time = connection.time_limit();
+                let time = connection.time_limit(self.answer);
                 self.set_deadline(id, time);
             }
         }
@@ -350,7 +353,7 @@ impl Hub {
         connection.buffer = buffer;
         connection.guest = GuestEnd::Link(Link::asking(self.cid, ports, buffer));
         self.by_ports.insert(ports, id);
-        self.set_deadline(id, Some(ANSWER));
+        self.set_deadline(id, Some(self.answer));
         self.enqueue(id);
     }
 
@@ -525,13 +528,13 @@ impl Hub {
 }
 
 impl Connection {
-    /// How long the state it is in may last.
-    fn time_limit(&self) -> Option<Duration> {
+    /// How long the state it is in may last, if the guest may take `answer` to accept it.
+    fn time_limit(&self, answer: Duration) -> Option<Duration> {
         match &self.guest {
             GuestEnd::Greeting(_) => Some(GREETING),
             GuestEnd::Dialing(..) => Some(REDIAL),
             GuestEnd::Link(link) if link.is_closing() => Some(CLOSING),
-            GuestEnd::Link(link) if link.phase != Phase::Open => Some(ANSWER),
+            GuestEnd::Link(link) if link.phase != Phase::Open => Some(answer),
             GuestEnd::Link(_) => None,
             GuestEnd::Gone => Some(LINGER),
         }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
@@ -39,7 +40,8 @@ impl Bench {
         let path = directory.path().join("sock");
         let listener = Arc::new(VsockListener::bind(&path).unwrap());
         let counters = Arc::<Counters>::default();
-        let device = Vsock::new("vsock0", CID, listener, Arc::clone(&counters)).unwrap();
+        let mut device = Vsock::new("vsock0", CID, listener, Arc::clone(&counters)).unwrap();
+        device.answer = Duration::from_secs(2);
         let reset = device.transport_reset();
         let mut guest = Guest::new(Kind::Mmio, Box::new(device));
         let queues = guest.start(u64::MAX);
