@@ -8,12 +8,13 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::peers::{Peer, Work};
 use super::script::{self, Where};
 use super::table::{Line, Unit};
 use super::{Bench, linux, median};
+use crate::debian::kernel::Flavour;
 use crate::initramfs::Archive;
 use crate::linux_guest::{Guest, add_modules};
 use crate::place::Place;
@@ -87,12 +88,14 @@ const JOBS: [(&str, &str, Unit); 6] = [
 
 /// One guest after the other in one place.
 pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
-    let guest = linux()?;
+    // The cloud flavour has no 9p.
+    let guest = linux(Flavour::Generic)?;
     let initrd = initrd(&guest, &bench.work)?;
     let has_qemu = tool::find("qemu-system-x86_64").is_some();
     let step = Step::start("a shared folder, skiff and QEMU in turn");
     let output = script::run(Where::Anywhere, &script(bench, &guest, &initrd, has_qemu)?)?;
     step.done();
+    ensure!(!output.contains("skiff-guest: problem"), "a guest has a problem:\n{output}");
     lines(&output, has_qemu)
 }
 

@@ -172,9 +172,9 @@ fn others_busy() -> Option<String> {
 }
 
 /// The Linux guest of the rows that boot one.
-fn linux() -> Result<Guest> {
-    let step = Step::start("a stock Debian 12 cloud kernel");
-    let guest = Guest::ensure(Release::Bookworm, Flavour::Cloud)?;
+fn linux(flavour: Flavour) -> Result<Guest> {
+    let step = Step::start("a stock Debian 12 kernel");
+    let guest = Guest::ensure(Release::Bookworm, flavour)?;
     step.done();
     Ok(guest)
 }
