@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod counters;
+mod descriptors;
 pub mod disk;
 pub mod irq;
 pub mod legacy;

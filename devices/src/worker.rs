@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -28,6 +29,10 @@ pub struct Worker<T: Send + 'static> {
     kill: EventFd,
     thread: Option<JoinHandle<T>>,
 }
+
+/// A thread did not end in time. It goes on by itself, with its state.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lost;
 
 impl<T: Send + 'static> Worker<T> {
     /// Start a thread called `name` (15 bytes are shown by `ps -T`) that runs `body` on `state`.
@@ -58,6 +63,25 @@ impl<T: Send + 'static> Worker<T> {
     #[must_use]
     pub fn stop(mut self) -> Option<T> {
         self.join()
+    }
+
+    /// End the thread, but wait no longer than `limit` for that.
+    ///
+    /// # Errors
+    /// If it has not ended by then.
+    pub fn stop_within(mut self, limit: Duration) -> Result<(), Lost> {
+        self.ask_to_stop();
+        let (begin, mut nap) = (Instant::now(), Duration::from_micros(50));
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if begin.elapsed() >= limit {
+                self.thread = None;
+                return Err(Lost);
+            }
+            std::thread::sleep(nap);
+            nap = (nap * 2).min(Duration::from_millis(10));
+        }
+        drop(self.join());
+        Ok(())
     }
 
     fn join(&mut self) -> Option<T> {
@@ -118,6 +142,21 @@ mod tests {
             flag.store(true, Ordering::SeqCst);
         }));
         assert!(ended.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn who_does_not_end_is_left() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (told, state) = std::sync::mpsc::channel();
+        let worker = Worker::start("test", told, move |told, _| {
+            let _ = wait.recv();
+            told.send(1).unwrap();
+        });
+        assert_eq!(worker.unwrap().stop_within(Duration::from_millis(1)), Err(Lost));
+        drop(go);
+        assert_eq!(state.recv(), Ok(1), "it goes on with what it has");
+        let worker = Worker::start("test", (), |(), kill| wait_for(kill)).unwrap();
+        assert_eq!(worker.stop_within(Duration::from_secs(3600)), Ok(()));
     }
 
     #[test]

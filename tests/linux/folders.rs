@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
@@ -14,11 +15,18 @@ use crate::vm::Kernel;
 
 /// Files of a tree that is copied there and back.
 const FILES: usize = 3000;
+/// Files of one that is as large as the sources of a kernel, and in how many directories they are.
+const KERNEL_FILES: usize = 75_000;
+const KERNEL_DIRECTORIES: usize = 4800;
+/// How large a kernel's files are: so many of a hundred are no larger than so many bytes.
+const SIZES: [(usize, usize); 7] =
+    [(10, 400), (30, 1600), (50, 4200), (70, 10_000), (90, 30_000), (98, 90_000), (100, 300_000)];
+/// What makes one number of all files in a directory.
+const SUMS: &str = "find . -type f | sort | xargs sha256sum | sha256sum";
 
 /// Mounts, what programs expect of files, copies by hash, read-only, escapes, and snapshots of a guest that has files open.
 pub fn folders(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     let cli = Cli::new(skiff, dir)?;
-    let initrd = with_agent(&cli, kernel, dir)?;
     let host = dir.join("host");
     for name in ["shared", "given"] {
         fs::create_dir_all(host.join(name))?;
@@ -26,45 +34,100 @@ pub fn folders(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     fs::write(host.join("secret"), "secret")?;
     fs::write(host.join("given/file"), "given")?;
     let volume = |name: &str, to: &str| format!("{}:{to}", host.join(name).display());
-    let image = kernel.image();
-    let (shared, given) = (volume("shared", "/srv/a b"), volume("given", "/given:ro"));
-    let guest = [
-        "run",
-        "-d",
-        "--name",
-        "worker",
-        "-v",
-        &shared,
-        "-v",
-        &given,
-        "--kernel",
-        &image,
-        "--initrd",
-        &initrd,
-        "--memory",
-        "512M",
-        "--transport",
-        kernel.transport,
-        "--cmdline",
-        "console=ttyS0 quiet skiff.do=agent,idle",
-    ];
-    cli.run(guest)?;
-    cli.told(checks(&cli, &host))?;
+    let volumes = [volume("shared", "/srv/a b"), volume("given", "/given:ro")];
+    let shared = host.join("shared");
+    let checks = || {
+        start(&cli, kernel, dir, &volumes)?;
+        programs(&cli, &shared)?;
+        trees(&cli, &shared)?;
+        readonly(&cli, &host)?;
+        escapes(&cli, &host)?;
+        snapshots(&cli, &shared)
+    };
+    cli.told(checks())?;
     cli.run(["kill", "worker"])?;
     ensure!(fs::read_to_string(host.join("secret"))? == "secret", "what is beside the folder was changed");
     ensure!(fs::read_dir(&host)?.count() == 3, "something was made beside the folder");
     Ok(())
 }
 
-/// All that is asked of the guest.
-fn checks(cli: &Cli<'_>, host: &Path) -> Result<()> {
+/// A guest called `worker` that has these volumes.
+fn start(cli: &Cli<'_>, kernel: &Kernel, dir: &Path, volumes: &[String]) -> Result<()> {
+    let initrd = with_agent(cli, kernel, dir)?;
+    let image = kernel.image();
+    let mut words =
+        vec!["run", "-d", "--name", "worker", "--kernel", &image, "--initrd", &initrd, "--memory", "512M"];
+    words.extend(["--transport", kernel.transport, "--cmdline", "console=ttyS0 quiet skiff.do=agent,idle"]);
+    words.extend(volumes.iter().flat_map(|volume| ["-v", volume]));
+    cli.run(words)?;
     cli.run(["wait", "--ready", "--timeout", "240", "worker"])?;
-    let shared = host.join("shared");
-    programs(cli, &shared)?;
-    trees(cli, &shared)?;
-    readonly(cli, host)?;
-    escapes(cli, host)?;
-    snapshots(cli, &shared)
+    Ok(())
+}
+
+/// A tree as large as the sources of a kernel, copied within a folder and compared by hash.
+pub fn large(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
+    let cli = Cli::new(skiff, dir)?;
+    let shared = dir.join("shared");
+    let bytes = kernel_tree(&shared.join("tree"))?;
+    let sums = |name: &str| -> Result<String> {
+        let said = Command::new("sh").args(["-c", SUMS]).current_dir(shared.join(name)).output()?;
+        Ok(String::from_utf8_lossy(&said.stdout).trim_end().to_owned())
+    };
+    let here = sums("tree")?;
+    let mut last = Instant::now();
+    let mut lap = |what: &str| {
+        println!(
+            "{what}: {KERNEL_FILES} files, {} MiB in {:.0} s",
+            bytes >> 20,
+            last.elapsed().as_secs_f64()
+        );
+        last = Instant::now();
+    };
+    let mut checks = || {
+        start(&cli, kernel, dir, &[format!("{}:/shared", shared.display())])?;
+        lap("made, hashed and shared");
+        shell(&cli, "cp -a /shared/tree /shared/copy && sync")?;
+        lap("copied in the guest");
+        ensure!(sums("copy")? == here, "the guest's copy is another");
+        lap("hashed on the host");
+        let there = shell(&cli, &format!("echo 3 >/proc/sys/vm/drop_caches; cd /shared/copy && {SUMS}"))?;
+        ensure!(there == here, "the guest reads other files");
+        lap("hashed in the guest");
+        shell(&cli, "rm -r /shared/copy")?;
+        lap("removed in the guest");
+        ensure!(!shared.join("copy").exists(), "what the guest removed is still there");
+        Ok(())
+    };
+    cli.told(checks())?;
+    cli.run(["kill", "worker"])?;
+    Ok(())
+}
+
+/// Make it, the same every time, and say how many bytes its files have.
+fn kernel_tree(tree: &Path) -> Result<usize> {
+    let noise = noise(1 << 20);
+    let mut bytes = 0;
+    for number in 0..KERNEL_FILES {
+        let directory = number % KERNEL_DIRECTORIES;
+        let below = tree.join(format!("{}/{}/{directory}", directory % 20, directory % 300));
+        if number < KERNEL_DIRECTORIES {
+            fs::create_dir_all(&below)?;
+        }
+        let mixed = number.wrapping_mul(0x9e37_79b9) >> 7;
+        let size = size_of_file(mixed % 100, mixed / 100 % 1000);
+        let from = number * 37 % (noise.len() - size);
+        fs::write(below.join(number.to_string()), &noise[from..from + size])?;
+        bytes += size;
+    }
+    symlink("0/0/0", tree.join("link"))?;
+    Ok(bytes)
+}
+
+/// The size of a file that is larger than `percent` of all, and than so many thousandths of those in its class.
+fn size_of_file(percent: usize, thousandths: usize) -> usize {
+    let class = SIZES.iter().position(|(below, _)| percent < *below).unwrap_or(SIZES.len() - 1);
+    let least = if class == 0 { 0 } else { SIZES[class - 1].1 };
+    least + (SIZES[class].1 - least) * thousandths / 1000
 }
 
 /// What programs expect of files, and what the host sees of it.
@@ -105,10 +168,9 @@ fn trees(cli: &Cli<'_>, shared: &Path) -> Result<()> {
     }
     symlink("0/0/0", tree.join("link"))?;
     fs::write(tree.join("large"), noise(24 << 20))?;
-    let sums = "find . -type f | sort | xargs sha256sum | sha256sum";
-    let here = Command::new("sh").args(["-c", sums]).current_dir(&tree).output()?;
+    let here = Command::new("sh").args(["-c", SUMS]).current_dir(&tree).output()?;
     let here = String::from_utf8_lossy(&here.stdout).trim_end().to_owned();
-    ensure!(shell(cli, &format!("cd '/srv/a b/tree' && {sums}"))? == here, "the guest reads other files");
+    ensure!(shell(cli, &format!("cd '/srv/a b/tree' && {SUMS}"))? == here, "the guest reads other files");
     shell(cli, "cp -a '/srv/a b/tree' '/srv/a b/copy' && sync")?;
     let differ = Command::new("diff")
         .arg("-r")
@@ -163,10 +225,10 @@ fn escapes(cli: &Cli<'_>, host: &Path) -> Result<()> {
 fn snapshots(cli: &Cli<'_>, shared: &Path) -> Result<()> {
     fs::write(shared.join("log"), "")?;
     File::create(shared.join("doomed"))?;
-    shell(
-        cli,
-        "cd '/srv/a b'; (exec 3>>log 4<doomed; while :; do echo beat >&3; cat <&4 >/dev/null 2>>/tmp/doomed; sleep 0.2; done) >/dev/null 2>&1 &",
-    )?;
+    // By read(2), before which the kernel asks the host for the file's attributes. `cat` takes sendfile(2), and that answers for an
+    // empty file (since Linux 6.5), or from memory, without asking anybody.
+    let turns = "while :; do echo beat >&3; dd bs=1 count=1 <&4 2>&1 >/dev/null | grep -i stale >>/tmp/doomed; sleep 0.2; done";
+    shell(cli, &format!("cd '/srv/a b'; (exec 3>>log 4<doomed; {turns}) >/dev/null 2>&1 &"))?;
     let beats = || -> Result<usize> { Ok(fs::read_to_string(shared.join("log"))?.matches("beat").count()) };
     let goes_on = || -> Result<()> {
         let before = beats()?;

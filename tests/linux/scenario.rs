@@ -44,6 +44,8 @@ enum Kind {
     Pipe,
     /// Folders of the host.
     Folders,
+    /// A tree as large as the sources of a kernel in one.
+    FoldersLarge,
     /// One command in many guests.
     Testing,
     /// Ctrl-C while that is done.
@@ -90,6 +92,7 @@ impl Kind {
             Kind::Exec => "exec",
             Kind::Pipe => "pipe",
             Kind::Folders => "folders",
+            Kind::FoldersLarge => "folders-large",
             Kind::Testing => "testing",
             Kind::Interrupts => "interrupts",
             Kind::Button => "button",
@@ -117,6 +120,7 @@ impl Kind {
             Kind::CloudInit | Kind::Build => 90,
             Kind::Example => 150,
             Kind::Live(cpus) if cpus > 1 => 120,
+            Kind::FoldersLarge => 1800,
             Kind::Folders => 130,
             Kind::Exec => 110,
             Kind::Debian(_) => 90,
@@ -179,6 +183,7 @@ const WITH_KERNELS: &[(&str, &str, Kind)] = &[
     ("12-cloud", "pci", Kind::Pipe),
     ("12-cloud", "pci", Kind::Folders),
     ("13-cloud", "mmio", Kind::Folders),
+    ("12-cloud", "pci", Kind::FoldersLarge),
     ("12-cloud", "pci", Kind::Testing),
     ("12-cloud", "pci", Kind::Interrupts),
     ("13-cloud", "pci", Kind::Bridge),
@@ -224,9 +229,9 @@ impl Scenario {
         format!("{kernel}/{}/{}", self.transport, self.kind.word())
     }
 
-    /// Whether it is left out unless somebody names it: what takes minutes in emulation, or does not always pass there.
+    /// Whether it is left out unless somebody names it: what takes minutes in emulation.
     pub fn is_on_demand(&self) -> bool {
-        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::Folders)
+        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::FoldersLarge)
     }
 
     /// Runs it in a directory of its own below `work`.
@@ -272,6 +277,7 @@ impl Scenario {
             Kind::Exec => exec::exec(skiff, &kernel, &dir),
             Kind::Pipe => exec::pipe(skiff, &kernel, &dir),
             Kind::Folders => folders::folders(skiff, &kernel, &dir),
+            Kind::FoldersLarge => folders::large(skiff, &kernel, &dir),
             Kind::Testing => testing::testing(skiff, &kernel, &dir),
             Kind::Interrupts => interrupts::interrupts(skiff, &kernel, &dir),
             Kind::Button => life::button(skiff, &kernel, &dir),

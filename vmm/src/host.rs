@@ -12,7 +12,7 @@ use devices::disk::engine::probe_uring;
 use devices::disk::{Disk, DiskOptions};
 use devices::limit::Limiter;
 use devices::virtio::balloon::BalloonControl;
-use devices::virtio::fs::{Folder, Owners};
+use devices::virtio::fs::{Folder, Owners, TooFewDescriptors};
 use devices::virtio::vsock::VsockListener;
 
 use crate::console::{Console, Hub, Sink};
@@ -92,6 +92,9 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// All folders together need more open files than there can be.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// io_uring was insisted on and cannot be had.
     #[error(
         "the disk {path} asks for io=uring, which this host does not allow: leave io= out, or enable io_uring (sysctl kernel.io_uring_disabled=0)"

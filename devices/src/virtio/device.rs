@@ -168,6 +168,12 @@ pub trait VirtioDevice: Send {
     /// An inactive device returns none.
     fn stop(&mut self) -> Vec<Queue>;
 
+    /// The machine is no more, and nobody wants the queues: end the workers. A device whose work the host may hold up for ever does not wait
+    /// that long.
+    fn end(&mut self) {
+        drop(self.stop());
+    }
+
     /// The driver resets the device (virtio 1.2, 2.4), which is inactive by now: forget what belongs to that driver and
     /// outlived [`VirtioDevice::stop`], such as connections.
     fn reset(&mut self) {}

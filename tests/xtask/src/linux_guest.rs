@@ -117,7 +117,10 @@ fn build(kernel: &Kernel) -> Result<Vec<u8>> {
 }
 
 /// Puts drivers where `init.sh` looks for them, with the order in which each is loaded.
-fn add_modules(archive: &mut Archive, kernel: &Kernel, modules: &[&str]) -> Result<()> {
+///
+/// # Errors
+/// When one cannot be read.
+pub fn add_modules(archive: &mut Archive, kernel: &Kernel, modules: &[&str]) -> Result<()> {
     let mut done = BTreeSet::new();
     for wanted in modules {
         let order = kernel.modules(&[wanted])?;

@@ -12,7 +12,7 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSize};
 use devices::virtio::device::{DeviceKind, VirtioDevice};
-use devices::virtio::fs::Fs;
+use devices::virtio::fs::{self, Fs};
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::MMIO_LEN;
@@ -25,7 +25,7 @@ use super::state::{BoardError, BoardState};
 use super::{Parts, SharedTransport, queues};
 use crate::console::Pace;
 use crate::error::VmError;
-use crate::host::Host;
+use crate::host::{Host, HostError};
 use crate::spec::{DiskIo, Stream, Transport};
 
 /// What the rest of the board needs of them.
@@ -122,10 +122,11 @@ fn add_optional(host: &Host, place: Place<'_>) -> Result<(), VmError> {
         let device = Vsock::new("vsock0", spec.cid, Arc::clone(listener), counters);
         place(Box::new(device.map_err(VmError::resources("make the vsock"))?))?;
     }
+    let most = fs::room(host.folders.len()).map_err(HostError::from)?;
     for ((at, folder), tag) in host.folders.iter().enumerate().zip(host.spec.tags()) {
         let id = format!("fs{at}");
         let counters = host.counters.of(&id, DeviceKind::Fs);
-        place(Box::new(Fs::new(&id, &tag, Arc::clone(folder), host.folders.len(), counters)))?;
+        place(Box::new(Fs::new(&id, &tag, Arc::clone(folder), most, counters)))?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use fuse_backend_rs::api::filesystem::{
 };
 use rustix::io::Errno;
 
-use super::session::Session;
+use super::session::{Library, Session};
 use super::share::Share;
 use super::table::{Handle, Place};
 use super::words::{self, MOST_ATTRIBUTE, MOST_DATA};
@@ -37,6 +37,34 @@ impl Share {
         let parent = session.directory(parent)?;
         let entry = make(&session, &self.owners().acting(context), parent, name)?;
         self.shown(&session, entry)
+    }
+
+    /// Have the library do something with its numbers of an open file and of its node, that changes neither.
+    fn with_open<T>(
+        &self,
+        node: u64,
+        handle: u64,
+        directory: bool,
+        act: impl FnOnce(&Library, u64, u64) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let session = self.session()?;
+        let (inode, opened) = session.open_file(node, handle, directory)?;
+        act(&session.library, inode, opened)
+    }
+
+    /// The guest has the file open no more: neither has the library, if it had.
+    fn close(
+        &self,
+        node: u64,
+        handle: u64,
+        directory: bool,
+        act: impl FnOnce(&Library, u64, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let session = self.session()?;
+        session.tables().handle(node, handle, directory)?;
+        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
+        let Place::Library(opened) = closed.place else { return Ok(()) };
+        act(&session.library, closed.inode, opened)
     }
 
     /// Entries of a directory, each looked up. `add` says how many bytes it took, 0 if there was no room, and whether the guest
@@ -284,15 +312,15 @@ impl FileSystem for Share {
     }
 
     fn flush(&self, context: &Context, node: u64, handle: u64, owner: u64) -> io::Result<()> {
-        let session = self.session()?;
-        let (inode, opened) = session.open_file(node, handle, false)?;
-        session.library.flush(context, inode, opened, owner)
+        self.with_open(node, handle, false, |library, inode, opened| {
+            library.flush(context, inode, opened, owner)
+        })
     }
 
     fn fsync(&self, context: &Context, node: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        let session = self.session()?;
-        let (inode, opened) = session.open_file(node, handle, false)?;
-        session.library.fsync(context, inode, datasync, opened)
+        self.with_open(node, handle, false, |library, inode, opened| {
+            library.fsync(context, inode, datasync, opened)
+        })
     }
 
     fn fallocate(
@@ -320,11 +348,9 @@ impl FileSystem for Share {
         flock: bool,
         owner: Option<u64>,
     ) -> io::Result<()> {
-        let session = self.session()?;
-        session.tables().handle(node, handle, false)?;
-        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
-        let Place::Library(opened) = closed.place else { return Ok(()) };
-        session.library.release(context, closed.inode, flags, opened, flush, flock, owner)
+        self.close(node, handle, false, |library, inode, opened| {
+            library.release(context, inode, flags, opened, flush, flock, owner)
+        })
     }
 
     fn statfs(&self, context: &Context, node: u64) -> io::Result<statvfs64> {
@@ -425,17 +451,15 @@ impl FileSystem for Share {
     }
 
     fn fsyncdir(&self, context: &Context, node: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        let session = self.session()?;
-        let (inode, opened) = session.open_file(node, handle, true)?;
-        session.library.fsyncdir(context, inode, datasync, opened)
+        self.with_open(node, handle, true, |library, inode, opened| {
+            library.fsyncdir(context, inode, datasync, opened)
+        })
     }
 
     fn releasedir(&self, context: &Context, node: u64, flags: u32, handle: u64) -> io::Result<()> {
-        let session = self.session()?;
-        session.tables().handle(node, handle, true)?;
-        let Some(closed) = session.tables().close(handle) else { return Err(Errno::BADF.into()) };
-        let Place::Library(opened) = closed.place else { return Ok(()) };
-        session.library.releasedir(context, closed.inode, flags, opened)
+        self.close(node, handle, true, |library, inode, opened| {
+            library.releasedir(context, inode, flags, opened)
+        })
     }
 
     fn access(&self, context: &Context, node: u64, mask: u32) -> io::Result<()> {
@@ -447,12 +471,12 @@ impl FileSystem for Share {
     }
 
     fn lseek(&self, context: &Context, node: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
-        let session = self.session()?;
         // Of anything else the guest's kernel knows the answer.
         if !matches!(whence as i32, libc::SEEK_DATA | libc::SEEK_HOLE) {
             return Err(Errno::INVAL.into());
         }
-        let (inode, opened) = session.open_file(node, handle, false)?;
-        session.library.lseek(context, inode, opened, offset, whence)
+        self.with_open(node, handle, false, |library, inode, opened| {
+            library.lseek(context, inode, opened, offset, whence)
+        })
     }
 }

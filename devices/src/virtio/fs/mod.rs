@@ -30,6 +30,7 @@ mod words;
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuse_backend_rs::api::server::Server;
 
@@ -43,7 +44,7 @@ use crate::worker::Worker;
 
 pub use owners::{NOBODY, Owners};
 pub use saved::{FsHandle, FsNode, FsSession, FsState};
-pub use share::Folder;
+pub use share::{Folder, TooFewDescriptors, room};
 
 use serve::State;
 use share::Share;
@@ -53,6 +54,10 @@ pub const MAX_TAG: usize = 36;
 
 /// Entries of the queue for what must not wait, and of that for requests. A request of a megabyte has 256 pages and a few more.
 const QUEUE_SIZES: [u16; 2] = [128, 512];
+
+/// How long the VM's end waits for a request that the host works on, such as on a server that is gone: less than who kills a VM does before
+/// taking to harder means.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the guest knows the folder by: `mount -t virtiofs TAG DIRECTORY`. 1 to [`MAX_TAG`] bytes, no NUL.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,15 +101,16 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// A device called `id` that shows `folder` to the guest as `tag`, a [`Tag`]'s text; the VM has so many `devices` like it. It counts requests, and bytes both ways.
+    /// A device called `id` that shows `folder` to the guest as `tag`, a [`Tag`]'s text. The guest can know and open `most` files each ([`room`]).
+    /// It counts requests, and bytes both ways.
     #[must_use]
-    pub fn new(id: &str, tag: &str, folder: Arc<Folder>, devices: usize, counters: Arc<Counters>) -> Self {
+    pub fn new(id: &str, tag: &str, folder: Arc<Folder>, most: usize, counters: Arc<Counters>) -> Self {
         let mut space = [0; MAX_TAG + 4];
         for (place, byte) in space.iter_mut().take(MAX_TAG).zip(tag.bytes()) {
             *place = byte;
         }
         space[MAX_TAG] = 1;
-        let share = Arc::new(Share::new(folder, devices));
+        let share = Arc::new(Share::new(folder, most));
         let server = Arc::new(Server::new(Arc::clone(&share)));
         Self { id: id.to_owned(), space, share, server, counters, worker: None }
     }
@@ -145,6 +151,7 @@ impl VirtioDevice for Fs {
             kicks.push((queue.kick.try_clone().map_err(ActivateError::Events)?, u64::from(queue.index)));
         }
         let sources: Vec<_> = kicks.iter().map(|(kick, token)| (kick, *token)).collect();
+        self.share.set_stopping(false);
         let state = State::new(
             ram,
             interrupt.clone(),
@@ -157,7 +164,20 @@ impl VirtioDevice for Fs {
     }
 
     fn stop(&mut self) -> Vec<Queue> {
+        self.share.set_stopping(true);
         self.worker.take().and_then(Worker::stop).map(State::into_queues).unwrap_or_default()
+    }
+
+    fn end(&mut self) {
+        self.share.set_stopping(true);
+        if let Some(worker) = self.worker.take()
+            && worker.stop_within(PATIENCE).is_err()
+        {
+            log::warn!(
+                "{}: the host does not answer a request on the shared folder, which is given up",
+                self.id
+            );
+        }
     }
 
     fn reset(&mut self) {

@@ -22,8 +22,6 @@ use crate::virtio::queue::{Queue, QueueError};
 const IN_HEADER: usize = 40;
 /// The header of an answer (`struct fuse_out_header`), in bytes.
 const OUT_HEADER: usize = 16;
-/// How many requests are served before the thread looks whether it is to end: each may take as long as the host's disk.
-const BATCH: u16 = 32;
 
 /// The longest request: its data, and what stands before them, in bytes.
 const LONGEST: usize = MOST_DATA as usize + 4096;
@@ -95,23 +93,17 @@ impl Serve for State {
             return Ok(());
         };
         let mut again = queue.second_look()?;
-        let mut served = 0;
         events::serve(queue, ram, interrupt, |chain| {
-            if served == BATCH {
+            // Each may take as long as the host's disk. What is left in the queue is looked at when the device goes on.
+            if share.is_stopping() {
                 return Outcome::Later;
             }
-            served += 1;
             share.trim();
             let next = again.next_avail();
             let descriptors = again.pop_descriptor_chain(&**ram);
             again.set_next_avail(next.wrapping_add(1));
             Outcome::Done(answer(chain, descriptors, ram, server, counters))
-        })?;
-        if served == BATCH {
-            // Fails only with the counter at its maximum, which rings as well.
-            let _ = queue.kick.write(1);
-        }
-        Ok(())
+        })
     }
 }
 

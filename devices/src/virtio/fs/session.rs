@@ -50,9 +50,12 @@ fn wanted() -> FsOptions {
 /// How many nodes are let go of after one request: more than one request gets.
 const TRIMMED: usize = 512;
 
+/// Who works on the host's files.
+pub(super) type Library = PassthroughFs<()>;
+
 /// A mount.
 pub(super) struct Session {
-    pub(super) library: PassthroughFs<()>,
+    pub(super) library: Library,
     /// The shared folder.
     root: OwnedFd,
     read_only: bool,

@@ -9,17 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fuse_backend_rs::abi::fuse_abi::FsOptions;
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::Resource;
 
 use super::owners::Owners;
 use super::saved::{FsSession, FsState};
 use super::session::Session;
+use super::table::SLACK;
+use crate::descriptors;
 use crate::state::RestoreError;
 
 /// The most files that a guest can know or have open at a time, each: as many as a large source tree has.
 const MOST: u64 = 1 << 19;
-/// Descriptors that are not for guests: disks, events, consoles, connections.
-const KEPT: u64 = 512;
+/// The fewest with which a guest gets anywhere.
+const FEWEST: u64 = 16;
 
 /// A folder of the host, opened once: it is the same wherever it is moved.
 #[derive(Debug)]
@@ -58,12 +59,28 @@ pub(super) struct Share {
     mount: Mutex<Mount>,
     /// The thread that works on files has a file mode mask of its own.
     own_mask: AtomicBool,
+    stopping: AtomicBool,
 }
 
 impl Share {
-    /// The folder of one device out of `devices`, which share the descriptors that there are.
-    pub(super) fn new(folder: Arc<Folder>, devices: usize) -> Self {
-        Self { folder, most: most(devices), mount: Mutex::new(Mount::None), own_mask: AtomicBool::new(false) }
+    /// The folder of one device, by which the guest can know `most` files.
+    pub(super) fn new(folder: Arc<Folder>, most: usize) -> Self {
+        Self {
+            folder,
+            most,
+            mount: Mutex::new(Mount::None),
+            own_mask: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the device's thread is to end: it begins no other request.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_stopping(&self, stopping: bool) {
+        self.stopping.store(stopping, Ordering::Relaxed);
     }
 
     fn mount(&self) -> MutexGuard<'_, Mount> {
@@ -182,9 +199,48 @@ impl Share {
     }
 }
 
-/// How many files a guest can know by one device of `devices`, and how many it can have open: each costs a descriptor.
-fn most(devices: usize) -> usize {
-    let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let tables = (devices.max(1) as u64).saturating_mul(2);
-    usize::try_from((limit.saturating_sub(KEPT) / tables).clamp(16, MOST)).unwrap_or(16)
+/// This process can have too few files open for so many shared folders.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "too few files can be open at once for {devices} shared folders: raise the limit to {wanted} (ulimit -n {wanted})"
+)]
+pub struct TooFewDescriptors {
+    devices: usize,
+    wanted: u64,
+}
+
+/// How many files the guest can know by each of so many devices, and how many it can have open: what [`Fs::new`](super::Fs::new) is given.
+///
+/// # Errors
+/// If the limit on open files is too low for that.
+pub fn room(devices: usize) -> Result<usize, TooFewDescriptors> {
+    split(descriptors::shared_files(), devices)
+}
+
+fn split(files: u64, devices: usize) -> Result<usize, TooFewDescriptors> {
+    let count = devices.max(1) as u64;
+    let each = (files / count).saturating_sub(SLACK as u64) / 2;
+    if each < FEWEST {
+        let wanted = descriptors::limit_for((SLACK as u64 + 2 * FEWEST).saturating_mul(count));
+        return Err(TooFewDescriptors { devices, wanted });
+    }
+    Ok(usize::try_from(each.min(MOST)).unwrap_or(FEWEST as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_devices_have_is_what_there_is() {
+        for (files, devices) in [(512, 1), (300, 1), (100_000, 7), (u64::MAX, 1)] {
+            let each = split(files, devices).unwrap() as u64;
+            assert!((2 * each + SLACK as u64) * devices as u64 <= files, "{files} {devices}");
+        }
+        assert_eq!(split(512, 1), Ok(128));
+        assert_eq!(split(1 << 40, 1), Ok(1 << 19));
+        let error = split(512, 2).unwrap_err();
+        assert_eq!(error, TooFewDescriptors { devices: 2, wanted: 1152 });
+        assert!(error.to_string().contains("ulimit -n 1152"));
+    }
 }

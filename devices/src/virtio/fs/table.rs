@@ -17,7 +17,7 @@ pub(super) const ROOT: u64 = 1;
 pub(super) const MOST_NODES: usize = 1 << 20;
 
 /// How many more than it may the library has while a request is served: as many as a list of a directory gives.
-const SLACK: usize = 256;
+pub(super) const SLACK: usize = 256;
 /// How long all names are together, in bytes. What has no room among them is gone for the guest (ESTALE).
 const MOST_NAMED: usize = 64 << 20;
 

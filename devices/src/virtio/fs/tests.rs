@@ -3,5 +3,6 @@
 mod client;
 mod escapes;
 mod files;
+mod hung;
 mod lies;
 mod moved;

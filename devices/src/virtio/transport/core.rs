@@ -545,7 +545,7 @@ impl Drop for Core {
     fn drop(&mut self) {
         // Threads that outlive their registers would interrupt a transport that is gone.
         if self.phase == Phase::Active {
-            drop(self.device.stop());
+            self.device.end();
         }
     }
 }

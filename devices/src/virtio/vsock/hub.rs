@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::Resource;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::host::{HostEnd, Read};
@@ -19,10 +18,9 @@ use super::link::{Due, Link, Phase, Ports};
 use super::listener::VsockListener;
 use super::packet::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::counters::Counters;
+use crate::descriptors;
 use crate::ratelog;
 
-/// Connections that either side can have opened, where the host's limit on open files allows it.
-const MOST: usize = 1024;
 /// Answers to packets of no connection that wait for the guest to make room. No more packets are looked at then.
 const MOST_STRAYS: usize = 256;
 /// The buffer of a connection, in bytes, and of one that comes when [`POOL`] is given out.
@@ -139,7 +137,7 @@ impl Hub {
             strays: VecDeque::new(),
             deadlines: BTreeSet::new(),
             opened: [0; 2],
-            most: most(rustix::process::getrlimit(Resource::Nofile).current),
+            most: descriptors::connections(),
             granted: 0,
             next_id: first_id.max(ACCEPT_AGAIN + 1),
             next_port: FIRST_PORT,
@@ -565,13 +563,6 @@ fn parse_line(line: &[u8]) -> Option<u32> {
     let verb = words.next()?;
     let port = words.next()?;
     if verb.eq_ignore_ascii_case("connect") { port.parse().ok() } else { None }
-}
-
-/// How many connections each side can open under this limit on open files: not more than a quarter of it, so that the
-/// VM has what it needs for everything else.
-fn most(limit: Option<u64>) -> usize {
-    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    (limit / 4).clamp(1, MOST)
 }
 
 /// Watch a socket for everything, edge-triggered.

@@ -21,14 +21,6 @@ fn clients_ask_as_they_do_elsewhere() {
 }
 
 #[test]
-fn connections_leave_files_for_everything_else() {
-    assert_eq!(most(None), MOST);
-    assert_eq!(most(Some(1024)), 256);
-    assert_eq!(most(Some(1 << 20)), MOST);
-    assert_eq!(most(Some(2)), 1);
-}
-
-#[test]
 fn a_guest_that_takes_nothing_and_calls_without_end_fills_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("sock");

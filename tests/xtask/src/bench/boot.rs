@@ -12,6 +12,7 @@ use super::peers::{Peer, Work};
 use super::script::{self, Where};
 use super::table::{Line, Target, Unit};
 use super::{Bench, linux};
+use crate::debian::kernel::Flavour;
 use crate::linux_guest::Guest;
 use crate::progress::Step;
 
@@ -25,7 +26,7 @@ const MARK: &str = "skiff-guest: init uptime=";
 
 /// Boots with each, one after the other, in one box.
 pub fn measure(bench: &Bench) -> Result<Vec<Line>> {
-    let guest = linux()?;
+    let guest = linux(Flavour::Cloud)?;
     let peers = Peer::found();
     let step =
         Step::start(format!("booting Linux with {} in a box that counts instructions", 1 + peers.len()));

@@ -13,6 +13,7 @@ use super::net::Tap;
 use super::script::{self, Where};
 use super::table::{Line, Target, Unit};
 use super::{Bench, linux};
+use crate::debian::kernel::Flavour;
 use crate::progress::Step;
 
 const MEBIBYTES: u64 = 128;
@@ -85,7 +86,7 @@ fn vm_of(front: u32) -> Result<u32> {
 }
 
 fn with_linux(bench: &Bench, disk: &Path) -> Result<Private> {
-    let guest = linux()?;
+    let guest = linux(Flavour::Cloud)?;
     let step = Step::start("looking at the memory of a VM with Linux");
     let mut rest = vec!["--serial", "file=/run/skiff-bench.log", "--cmdline", "console=ttyS0 skiff.do=idle"];
     let initrd = guest.initramfs.to_str().context("the target directory's name is not UTF-8")?;

@@ -19,6 +19,7 @@ use crate::{guests, paths, setup, tool};
 mod boot;
 mod disk;
 mod fleet;
+mod fs;
 mod guest;
 mod layers;
 mod matrix;
@@ -52,6 +53,8 @@ pub enum Row {
     Net,
     /// Bytes through vsock
     Vsock,
+    /// A shared folder beside 9p in QEMU
+    Fs,
     /// Twenty VMs at once
     Fleet,
     /// Debian 12 from its name to the first command's end, commands and copies
@@ -94,6 +97,7 @@ pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
             Row::Layers => layers::measure(&bench),
             Row::Net => net::measure(&bench),
             Row::Vsock => vsock::measure(&bench),
+            Row::Fs => fs::measure(&bench),
             Row::Fleet => fleet::measure(&bench),
             Row::Guest => guest::measure(&bench),
             Row::Matrix => matrix::measure(&bench),
@@ -172,9 +176,9 @@ fn others_busy() -> Option<String> {
 }
 
 /// The Linux guest of the rows that boot one.
-fn linux() -> Result<Guest> {
-    let step = Step::start("a stock Debian 12 cloud kernel");
-    let guest = Guest::ensure(Release::Bookworm, Flavour::Cloud)?;
+fn linux(flavour: Flavour) -> Result<Guest> {
+    let step = Step::start("a stock Debian 12 kernel");
+    let guest = Guest::ensure(Release::Bookworm, flavour)?;
     step.done();
     Ok(guest)
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::device::VirtioDevice;
-use crate::virtio::fs::{Folder, Fs, Owners};
+use crate::virtio::fs::{Folder, Fs, Owners, room};
 use crate::virtio::testing::{Buf, Guest, GuestQueue, Kind, RAM};
 use crate::virtio::transport::TransportState;
 
@@ -134,19 +134,19 @@ impl Client {
         std::fs::create_dir(host.path().join("share")).unwrap();
         std::fs::write(host.path().join("secret"), "secret").unwrap();
         let folder = Folder::open(&host.path().join("share"), read_only, owners).unwrap();
-        Self::on(Arc::new(host), Arc::new(folder), 1)
+        Self::on(Arc::new(host), Arc::new(folder), room(1).unwrap())
     }
 
-    /// One of so many devices that each has as few descriptors as can be.
+    /// A device that has few descriptors.
     pub fn few() -> Self {
         let client = Self::unmounted(false, Owners::Same);
-        let mut few = Self::on(Arc::clone(&client.host), Arc::clone(&client.folder), usize::MAX);
+        let mut few = Self::on(Arc::clone(&client.host), Arc::clone(&client.folder), 16);
         few.init().unwrap();
         few
     }
 
-    fn on(host: Arc<TempDir>, folder: Arc<Folder>, devices: usize) -> Self {
-        let mut guest = Guest::new(Kind::Mmio, device(&folder, devices));
+    fn on(host: Arc<TempDir>, folder: Arc<Folder>, most: usize) -> Self {
+        let mut guest = Guest::new(Kind::Mmio, device(&folder, most));
         let queues = guest.start(u64::MAX);
         Self { guest, queues, host, folder }
     }
@@ -176,12 +176,14 @@ impl Client {
     /// Go on as `state` says, with a new device.
     pub fn restore(&mut self, state: &TransportState) {
         let file = serde_json::to_string(state).unwrap();
-        self.guest.restore(device(&self.folder, 1), &serde_json::from_str(&file).unwrap()).unwrap();
+        self.guest
+            .restore(device(&self.folder, room(1).unwrap()), &serde_json::from_str(&file).unwrap())
+            .unwrap();
         self.guest.transport().resume();
     }
 
-    /// Send bytes as they are; what came back, and how much of it the device says it wrote.
-    pub fn send(&mut self, queue: usize, request: &[u8], room: u32) -> Vec<u8> {
+    /// Put a request into the guest's memory: its buffers, and those for the answer.
+    pub fn put(&self, request: &[u8], room: u32) -> Vec<Buf> {
         self.guest.ram.write_slice(request, GuestAddress(REQUEST)).unwrap();
         let mut buffers = Vec::new();
         // No buffer has a length of 0. The first is cut where no structure ends.
@@ -193,6 +195,12 @@ impl Client {
         buffers
             .extend([Buf::writable(ANSWER, room.min(7)), Buf::writable(ANSWER + 7, room.saturating_sub(7))]);
         buffers.retain(|buffer| buffer.len > 0);
+        buffers
+    }
+
+    /// Send bytes as they are; what came back, and how much of it the device says it wrote.
+    pub fn send(&mut self, queue: usize, request: &[u8], room: u32) -> Vec<u8> {
+        let buffers = self.put(request, room);
         let len = self.guest.request(&mut self.queues[queue], &buffers);
         assert!(len <= room, "no more than there is room for");
         self.guest.get(ANSWER, len as usize)
@@ -337,6 +345,6 @@ impl Client {
     }
 }
 
-fn device(folder: &Arc<Folder>, devices: usize) -> Box<dyn VirtioDevice> {
-    Box::new(Fs::new("fs0", "src", Arc::clone(folder), devices, Arc::default()))
+fn device(folder: &Arc<Folder>, most: usize) -> Box<dyn VirtioDevice> {
+    Box::new(Fs::new("fs0", "src", Arc::clone(folder), most, Arc::default()))
 }
