@@ -221,3 +221,34 @@ fn what_is_not_there_is_refused() {
         assert!(matches!(agent.refused(&request), Refusal::Failed(_)), "{name}");
     }
 }
+
+#[test]
+fn fractions_of_a_second_and_attributes_are_kept() {
+    let agent = Agent::start();
+    let (to, mut archive) = (tempfile::tempdir().unwrap(), Builder::new(Vec::new()));
+    let said: [(&str, &[u8]); 3] = [
+        ("mtime", b"1700000000.25"),
+        ("SCHILY.xattr.user.note", b"kept"),
+        ("SCHILY.xattr.trusted.note", b"for nobody"),
+    ];
+    archive.append_pax_extensions(said).unwrap();
+    let mut header = Header::new_ustar();
+    header.set_size(2);
+    header.set_mode(0o640);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_cksum();
+    archive.append_data(&mut header, "file", &b"hi"[..]).unwrap();
+    let ended = unpack(&agent, to.path(), None, &archive.into_inner().unwrap());
+    assert_eq!(ended, Ended::Exited(0));
+    let file = to.path().join("file");
+    let found = fs::metadata(&file).unwrap();
+    assert_eq!((found.mtime(), found.mtime_nsec()), (1_700_000_000, 250_000_000));
+    let mut value = [0; 16];
+    match rustix::fs::getxattr(&file, "user.note", &mut value) {
+        // Not every file system has attributes.
+        Err(rustix::io::Errno::OPNOTSUPP) => {}
+        length => assert_eq!(&value[..length.unwrap()], b"kept"),
+    }
+    assert!(rustix::fs::getxattr(&file, "trusted.note", &mut value).is_err());
+}

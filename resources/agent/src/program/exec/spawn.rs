@@ -1,7 +1,10 @@
 //! The start of a command: what a login does between `fork` and `exec`.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use agent::message::{Exec, Refusal};
 use super::prepare::Plan;
 use super::{failed, pty};
 use crate::children::Child;
-use crate::{limits, sys};
+use crate::{limits, power, sys};
 
 /// A command that runs, and our ends of what it reads and writes.
 #[derive(Debug)]
@@ -98,6 +101,10 @@ fn become_the_user(command: &mut Command, plan: &Plan, terminal: bool) -> Result
     let groups = plan.user.groups.clone();
     let cwd = plan.cwd.clone();
     let asked = plan.cwd_is_asked;
+    if asked && power::is_init() {
+        // As container engines do. If it cannot be made, the command says so when it starts.
+        let _ = fs::create_dir_all(OsStr::from_bytes(cwd.as_bytes()));
+    }
     let limits = limits::of_commands();
     let enter = move || {
         // SAFETY: system calls on values that were made before the fork. Nothing allocates, locks or touches shared memory.

@@ -7,11 +7,13 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fsetxattr,
+};
 use rustix::fs::{chmod, chownat, fchmod, fchown, futimens, linkat, mkdirat, mknodat, openat};
 use rustix::fs::{statat, symlinkat, unlinkat, utimensat};
 use rustix::io::Errno;
@@ -58,17 +60,70 @@ pub struct Unpacker {
 }
 
 /// What an entry says of itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Facts {
     mode: Mode,
     /// `None` for an agent that cannot give files away.
     owner: Option<(Uid, Gid)>,
     times: Option<Timespec>,
+    /// Extended attributes.
+    attributes: Vec<(String, Vec<u8>)>,
 }
 
 impl Facts {
     fn timestamps(&self) -> Option<Timestamps> {
         self.times.map(|time| Timestamps { last_access: time, last_modification: time })
+    }
+
+    /// Set the attributes of a file or directory. After its owner and mode, which take some away.
+    fn set_attributes(&self, of: impl AsFd) -> io::Result<()> {
+        for (name, value) in &self.attributes {
+            match fsetxattr(&of, name.as_str(), value, XattrFlags::empty()) {
+                // The file system has none, or this is for others to set: the file is of use without.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the extended header of an entry says ("pax Interchange Format"): a time below the second, and attributes.
+#[derive(Default)]
+struct Extended {
+    mtime: Option<Timespec>,
+    attributes: Vec<(String, Vec<u8>)>,
+}
+
+impl Extended {
+    /// That of `entry`. Privileges are taken `with_owners` only: they are of no use to another.
+    fn of(entry: &mut Entry<'_, impl Read>, with_owners: bool) -> io::Result<Self> {
+        let mut all = Self::default();
+        for record in entry.pax_extensions()?.into_iter().flatten() {
+            let record = record?;
+            let Ok(key) = record.key() else { continue };
+            if key == "mtime" {
+                all.mtime = record.value().ok().and_then(moment);
+            } else if let Some(name) = key.strip_prefix("SCHILY.xattr.")
+                && (name.starts_with("user.") || with_owners && name == "security.capability")
+            {
+                all.attributes.push((name.to_owned(), record.value_bytes().to_vec()));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Seconds since 1970 with a fraction, as pax writes them.
+fn moment(text: &str) -> Option<Timespec> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let tv_sec: i64 = seconds.parse().ok()?;
+    let digits = format!("{fraction:0<9}");
+    let tv_nsec: i64 = digits.get(..9)?.parse().ok().filter(|nanoseconds| *nanoseconds >= 0)?;
+    match seconds.starts_with('-') && tv_nsec > 0 {
+        // The fraction leads on, away from zero.
+        true => Some(Timespec { tv_sec: tv_sec.checked_sub(1)?, tv_nsec: 1_000_000_000 - tv_nsec }),
+        false => Some(Timespec { tv_sec, tv_nsec }),
     }
 }
 
@@ -125,19 +180,19 @@ impl Unpacker {
                 Ok(())
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                clear(&parent, name).and_then(|()| file(&parent, name, entry, facts))
+                clear(&parent, name).and_then(|()| file(&parent, name, entry, &facts))
             }
             EntryType::Symlink => {
                 let target = target(entry)?;
                 clear(&parent, name)?;
                 symlinkat(&target, &parent, name)?;
-                finish_link(&parent, name, facts)
+                finish_link(&parent, name, &facts)
             }
             EntryType::Link => self.hard_link(&parent, name, &target(entry)?),
             EntryType::Fifo => {
                 clear(&parent, name)?;
                 mknodat(&parent, name, FileType::Fifo, facts.mode, 0)?;
-                finish(&parent, name, facts, OFlags::empty())
+                finish(&parent, name, &facts, OFlags::empty())
             }
             EntryType::Char | EntryType::Block => Err(io::Error::other("a device node is not copied")),
             _ => Err(io::Error::other("the archive has an entry of an unknown kind")),
@@ -146,7 +201,8 @@ impl Unpacker {
         made
     }
 
-    fn facts(&self, entry: &Entry<'_, impl Read>) -> io::Result<Facts> {
+    fn facts(&self, entry: &mut Entry<'_, impl Read>) -> io::Result<Facts> {
+        let extended = Extended::of(entry, self.owner.is_none())?;
         let header = entry.header();
         let id = |id: io::Result<u64>| -> io::Result<u32> { u32::try_from(id?).map_err(io::Error::other) };
         let (uid, gid) = match self.owner {
@@ -159,7 +215,8 @@ impl Unpacker {
         Ok(Facts {
             mode: Mode::from_raw_mode(header.mode()? & 0o7777),
             owner,
-            times: seconds.map(|tv_sec| Timespec { tv_sec, tv_nsec: 0 }),
+            times: extended.mtime.or(seconds.map(|tv_sec| Timespec { tv_sec, tv_nsec: 0 })),
+            attributes: extended.attributes,
         })
     }
 
@@ -207,7 +264,7 @@ impl Unpacker {
             let Some((name, parents)) = names.split_last() else { continue };
             // It may have been replaced meanwhile; then it is none of ours any more.
             let Ok(parent) = self.parent(parents) else { continue };
-            let _ = finish(&parent, name, facts, OFlags::DIRECTORY);
+            let _ = finish(&parent, name, &facts, OFlags::DIRECTORY);
             self.last = Some((parents.to_vec(), parent));
         }
     }
@@ -266,7 +323,12 @@ fn is_dir(parent: &OwnedFd, name: &OsString) -> bool {
 }
 
 /// A file with its content. Half of one does not stay.
-fn file(parent: &OwnedFd, name: &OsString, entry: &mut Entry<'_, impl Read>, facts: Facts) -> io::Result<()> {
+fn file(
+    parent: &OwnedFd,
+    name: &OsString,
+    entry: &mut Entry<'_, impl Read>,
+    facts: &Facts,
+) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = openat(parent, name, flags, Mode::from_raw_mode(0o600))?;
     let mut file = File::from(fd);
@@ -276,6 +338,7 @@ fn file(parent: &OwnedFd, name: &OsString, entry: &mut Entry<'_, impl Read>, fac
         }
         // After the owner: a new one takes the bits of another user away.
         fchmod(&file, facts.mode)?;
+        facts.set_attributes(&file)?;
         Ok(facts.timestamps().map_or(Ok(()), |times| futimens(&file, &times))?)
     });
     if written.is_err() {
@@ -310,7 +373,7 @@ fn fill(file: &mut File, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
 }
 
 /// Owner and time of a link, which has no mode.
-fn finish_link(parent: &OwnedFd, name: &OsString, facts: Facts) -> io::Result<()> {
+fn finish_link(parent: &OwnedFd, name: &OsString, facts: &Facts) -> io::Result<()> {
     let itself = AtFlags::SYMLINK_NOFOLLOW;
     if let Some((uid, gid)) = facts.owner {
         chownat(parent, name, Some(uid), Some(gid), itself)?;
@@ -320,7 +383,7 @@ fn finish_link(parent: &OwnedFd, name: &OsString, facts: Facts) -> io::Result<()
 
 /// Owner, mode and time of a directory or pipe. By its descriptor: its name may be another thing's by now, if the directory around it is
 /// a user's.
-fn finish(parent: &OwnedFd, name: &OsString, facts: Facts, is: OFlags) -> io::Result<()> {
+fn finish(parent: &OwnedFd, name: &OsString, facts: &Facts, is: OFlags) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | is;
     let fd = openat(parent, name, flags, Mode::empty())?;
     let through = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -328,5 +391,29 @@ fn finish(parent: &OwnedFd, name: &OsString, facts: Facts, is: OFlags) -> io::Re
         chownat(&fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }
     chmod(&*through, facts.mode)?;
+    if !facts.attributes.is_empty() {
+        // A descriptor of the path alone sets none.
+        let opened =
+            rustix::fs::open(&*through, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        facts.set_attributes(opened)?;
+    }
     Ok(facts.timestamps().map_or(Ok(()), |times| utimensat(CWD, &*through, &times, AtFlags::empty()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_fraction_on_both_sides_of_1970() {
+        let read = |text| moment(text).map(|time| (time.tv_sec, time.tv_nsec));
+        assert_eq!(read("17"), Some((17, 0)));
+        assert_eq!(read("1700000000.25"), Some((1_700_000_000, 250_000_000)));
+        assert_eq!(read("1.0000000019"), Some((1, 1)));
+        assert_eq!(read("-1.25"), Some((-2, 750_000_000)));
+        assert_eq!(read("-0.5"), Some((-1, 500_000_000)));
+        for text in ["", "x", "1.x", "1.-5", "99999999999999999999"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
 }
