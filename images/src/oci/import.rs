@@ -223,16 +223,10 @@ impl Place {
         let mut different: Vec<_> = names.clone();
         different.sort();
         different.dedup();
-        if name.is_none()
-            && different.len() > 1
-            && index
-                .manifests
-                .iter()
-                .map(|entry| entry.digest)
-                .collect::<std::collections::BTreeSet<_>>()
-                .len()
-                > 1
-        {
+        // One image may have several names.
+        let mut seen = std::collections::BTreeSet::new();
+        index.manifests.retain(|entry| seen.insert(entry.digest));
+        if name.is_none() && different.len() > 1 && index.manifests.len() > 1 {
             return Err(Error::Several { path: self.path().to_owned(), names: different });
         }
         let reference = name.map(str::to_owned).or_else(|| different.pop());

@@ -2,7 +2,7 @@
 
 use super::{MAX_SMALL, Store, StoreError, digest_of, file_name};
 use crate::digest::Digest;
-use crate::manifest::{Manifest, SCHEMA};
+use crate::manifest::{Manifest, SCHEMA, Source};
 use crate::name::Name;
 
 /// The fewest digits of an ID that stand for it.
@@ -158,7 +158,30 @@ impl Store {
                 }
             }
         }
+        if let Some((_, digest)) = text.rsplit_once('@')
+            && let Ok(digest) = digest.parse()
+            && let Some(id) = self.fetched(&digest)?
+        {
+            return Ok(id);
+        }
         Err(self.unknown(text)?)
+    }
+
+    /// The image that came from a registry as `digest`, whichever it was.
+    fn fetched(&self, digest: &Digest) -> Result<Option<Digest>, StoreError> {
+        let at_its_end = format!("@{digest}");
+        for id in self.ids()? {
+            match self.get(&id).map(|image| image.source) {
+                Ok(Source::Oci { digest: own, .. }) if own == *digest => return Ok(Some(id)),
+                // Of a list of images for several machines its digest is not the image's own.
+                Ok(Source::Oci { reference: Some(from), .. }) if from.ends_with(&at_its_end) => {
+                    return Ok(Some(id));
+                }
+                // One that is damaged is another's to tell.
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 
     fn unknown(&self, text: &str) -> Result<StoreError, StoreError> {

@@ -163,10 +163,17 @@ impl<R: Read> Tar<R> {
 
     fn skip_rest(&mut self) -> Result<(), Error> {
         let mut buffer = [0; 16 << 10];
-        self.left =
-            self.left.checked_add(self.padding).ok_or_else(|| self.wrong("a size that no file has"))?;
-        self.padding = 0;
         while self.data(&mut buffer)? > 0 {}
+        // Some programs leave it out behind the last file, with the end.
+        let mut padding = usize::try_from(std::mem::take(&mut self.padding)).unwrap_or_default();
+        while let Some(rest) = buffer.get_mut(..padding).filter(|rest| !rest.is_empty()) {
+            let got = read(&mut self.from, rest)?;
+            if got == 0 {
+                break;
+            }
+            self.at = self.at.saturating_add(got as u64);
+            padding = padding.saturating_sub(got);
+        }
         Ok(())
     }
 
