@@ -63,13 +63,20 @@ impl Store {
         Ok(needs)
     }
 
-    /// Free what nobody needs of the images: nothing that has a name. Says how many bytes.
-    pub fn sweep_images(&self) -> Result<u64> {
+    /// Free what only the images `gone` need, of which none has a name or a user any more. Says how many bytes. Others without a name are left to
+    /// a prune.
+    pub fn sweep_images(&self, gone: &[Digest]) -> Result<u64> {
         if self.forget_stale_bases()? > 0 {
             // What only they need of images is free after them.
             self.snapshots().sweep(&|| self.users(), &mut |_, _| {})?;
         }
-        Ok(self.images().prune(false, || self.image_needs())?.bytes)
+        let images = self.images();
+        let needs = || {
+            let mut needs = self.image_needs()?;
+            images.ids()?.into_iter().filter(|id| !gone.contains(id)).for_each(|id| needs.add(id));
+            anyhow::Ok(needs)
+        };
+        Ok(images.prune(false, needs)?.bytes)
     }
 
     /// The VMs of an image.

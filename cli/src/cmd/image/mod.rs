@@ -61,7 +61,8 @@ pub const IMAGES: Operand = Operand {
     help: "The images, by their names or IDs",
 };
 
-/// Make the image `text`, which is not there, if there is a recipe for it. Says whether there is.
+/// Make the image `text`, which is not there, if there is a recipe for it, or fetch it, if a registry is named. Says whether it is there now.
 pub fn make(images: &Images, text: &str) -> Result<bool> {
-    distribution::by_name(images, text, &mut Steps::new(false))
+    let mut steps = Steps::new(false);
+    Ok(distribution::by_name(images, text, &mut steps)? || pull::by_reference(images, text, &mut steps)?)
 }

@@ -4,8 +4,10 @@ use std::ffi::OsStr;
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
+use images::digest::Digest;
 use images::name::Name;
 use images::registry::{self, Options, Reference, ReferenceError};
+use images::store::Store as Images;
 
 use super::container::with_machine;
 use crate::cmd::{Verb, print};
@@ -141,22 +143,43 @@ pub fn reference(text: &str) -> Result<Reference> {
     text.parse().map_err(|error: ReferenceError| Usage(error.to_string()).into())
 }
 
+/// Fetch the image `text`, if that names a registry. Says whether it does.
+pub fn by_reference(images: &Images, text: &str, steps: &mut Steps) -> Result<bool> {
+    let named = |host: &str| host == "localhost" || host.contains(['.', ':']);
+    if !text.split_once('/').is_some_and(|(host, _)| named(host)) {
+        return Ok(false);
+    }
+    fetch(images, &reference(text)?, &Options::default(), None, None, steps).map(|_| true)
+}
+
+/// Fetch an image, and call it `name`, or as `reference` does.
+fn fetch(
+    images: &Images,
+    reference: &Reference,
+    options: &Options,
+    kernel_from: Option<&str>,
+    name: Option<Name>,
+    steps: &mut Steps,
+) -> Result<(Digest, Option<Name>)> {
+    let id = with_machine(kernel_from, |machine| {
+        registry::pull(images, reference, options, kernel_from.is_some(), machine, steps)
+    });
+    let id = id.with_context(|| format!("cannot pull {reference}"))?;
+    let name = name.or_else(|| reference.name());
+    if let Some(name) = &name {
+        images.tag(name, &id)?;
+    }
+    Ok((id, name))
+}
+
 fn pull(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let reference = reference(&REFERENCE.one(matches))?;
     let images = Store::open()?.images();
     let mut steps = Steps::new(asked.quiet);
-    let anew = asked.kernel_from.is_some();
-    let options = asked.speech.options();
-    let id = with_machine(asked.kernel_from.as_deref(), |machine| {
-        registry::pull(&images, &reference, &options, anew, machine, &mut steps)
-    });
-    let id = id.with_context(|| format!("cannot pull {reference}"))?;
-    let name = asked.tag.or_else(|| reference.name());
-    if let Some(name) = &name {
-        images.tag(name, &id)?;
-    }
+    let (options, kernel_from) = (asked.speech.options(), asked.kernel_from.as_deref());
+    let (id, name) = fetch(&images, &reference, &options, kernel_from, asked.tag, &mut steps)?;
     drop(steps);
     print(name.map_or_else(|| id.to_string(), |name| name.to_string()) + "\n")
 }

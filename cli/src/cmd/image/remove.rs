@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::ArgMatches;
+use images::digest::Digest;
 use images::name::Name;
 
 use super::IMAGES;
@@ -43,16 +44,18 @@ fn rm(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let store = Store::open()?;
-    let removed = IMAGES.given(matches).iter().map(|text| remove(&store, text, asked.force)).collect();
+    let mut gone = Vec::new();
+    let removed =
+        IMAGES.given(matches).iter().map(|text| remove(&store, text, asked.force, &mut gone)).collect();
     let code = many::tell(removed)?;
-    store.sweep_images()?;
+    store.sweep_images(&gone)?;
     // One that was warm may have had a snapshot of its own.
     store.sweep_behind();
     Ok(code)
 }
 
-/// Says what is gone, a line each.
-fn remove(store: &Store, text: &str, force: bool) -> Result<String> {
+/// Says what is gone, a line each. Of which image is put into `gone`.
+fn remove(store: &Store, text: &str, force: bool, gone: &mut Vec<Digest>) -> Result<String> {
     let images = store.images();
     let image = images.resolve(text)?;
     let name = text.parse::<Name>().ok().filter(|name| image.names.contains(name));
@@ -68,6 +71,7 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<String> {
         images.untag(name)?;
         lines.push_str(&format!("{name}\n"));
     }
+    gone.push(image.id);
     if going.is_empty() {
         lines.push_str(&format!("{}\n", image.id.short()));
     }
