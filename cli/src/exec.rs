@@ -11,6 +11,7 @@ use std::sync::mpsc::sync_channel;
 use agent::frame::MAX_FRAME;
 use agent::message::{Control, Ended, Exec, Request, Terminal};
 use anyhow::{Context as _, Result};
+use images::manifest::Defaults;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm::agent::client::{AgentError, Said, Sender, Talk};
 
@@ -58,6 +59,16 @@ impl Wish {
         Ok(())
     }
 
+    /// It, with what an image says of the commands in its VMs where nothing else is said.
+    pub fn over(&self, defaults: &Defaults) -> Self {
+        let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+        let user = self.user.clone().or_else(|| given(&defaults.user));
+        let cwd = self.cwd.clone().or_else(|| given(&defaults.cwd));
+        // The last of two values counts.
+        let env = defaults.env.iter().chain(&self.env).cloned().collect();
+        Self { env, user, cwd, ..self.clone() }
+    }
+
     fn request(&self) -> Request {
         let (rows, columns) = window_size().unwrap_or(SIZE);
         let term = || std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
@@ -89,7 +100,7 @@ pub fn run(guest: impl FnOnce() -> Result<Guest>, wish: &Wish) -> u8 {
 
 fn in_guest(guest: &Guest, wish: &Wish) -> Result<u8> {
     terminal::restore_on_panic();
-    let talk = guest.ask(&wish.request())?;
+    let talk = guest.ask(&wish.over(&guest.defaults()).request())?;
     if wish.detach {
         return Ok(exit::SUCCESS);
     }
@@ -207,4 +218,26 @@ fn window_size() -> Option<(u16, u16)> {
         .into_iter()
         .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok())?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_wins_over_the_image() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let image = Defaults {
+            env: words("A=1 B=2"),
+            user: "www".to_owned(),
+            cwd: "/srv".to_owned(),
+            ..Defaults::default()
+        };
+        let wish = Wish { env: words("A=3"), ..Wish::default() }.over(&image);
+        assert_eq!(wish.env, ["A=1", "B=2", "A=3"]);
+        assert_eq!((wish.user.as_deref(), wish.cwd.as_deref()), (Some("www"), Some("/srv")));
+        let root = Wish { user: Some("root".to_owned()), ..Wish::default() };
+        assert_eq!(root.over(&image).user.as_deref(), Some("root"));
+        assert_eq!(root.over(&Defaults::default()), root);
+    }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use agent::message::Request;
 use anyhow::{Context as _, Result, bail};
+use images::digest::Digest;
+use images::manifest::Defaults;
 use vmm::agent::Agent;
 use vmm::agent::client::{AgentError, Connection, Talk};
 use vmm::api::client::{ClientError, Waited};
@@ -39,6 +41,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Guest {
     store: Store,
     entry: Entry,
+    /// The image that the VM is of.
+    image: Option<Digest>,
     /// Of its socket; otherwise it is in the VM's directory.
     path: Option<PathBuf>,
 }
@@ -60,7 +64,14 @@ impl Guest {
         if !look.is_ready() {
             wait(&look, limit)?;
         }
-        Ok(Self { store: store.clone(), entry: look.entry, path })
+        let image = look.state.as_ref().and_then(|state| state.image.as_ref()).map(|image| image.id);
+        Ok(Self { store: store.clone(), entry: look.entry, image, path })
+    }
+
+    /// What the VM's image says of commands in it. One that is gone says nothing.
+    pub fn defaults(&self) -> Defaults {
+        let image = self.image.and_then(|id| self.store.images().get(&id).ok());
+        image.map(|image| image.defaults).unwrap_or_default()
     }
 
     /// Ask for something.

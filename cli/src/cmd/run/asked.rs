@@ -87,6 +87,9 @@ pub struct Asked {
     /// The command that is to run in it.
     #[serde(skip)]
     pub wish: Wish,
+    /// What is run in place of the image's own program.
+    #[serde(skip)]
+    pub entrypoint: Option<String>,
 }
 
 impl Wishes for Asked {
@@ -185,6 +188,7 @@ impl Asked {
             keep: self.keep || file.keep,
             image: self.image.or(file.image),
             wish: self.wish,
+            entrypoint: self.entrypoint.or(file.entrypoint),
         }
     }
 

@@ -14,33 +14,50 @@ use crate::launch::{Launch, Which};
 /// How long a guest that stays may take to switch itself off.
 const STOPPING: Duration = Duration::from_secs(30);
 
-/// The command that `words` come to in a VM of the image, if any is to run: flags win, and what the image says stands before what was typed.
-pub fn wish(mut words: Wish, image: Option<&Manifest>) -> Result<Option<Wish>> {
-    // A container's, or one that a file gives to a distribution.
-    let has_own = image.is_some_and(|image| {
-        image.agent == Agent::Init
-            || !image.defaults.entrypoint.is_empty()
-            || !image.defaults.command.is_empty()
-    });
-    if words.argv.is_empty() && !has_own {
-        let alone = Wish::default();
-        return match words == alone {
-            true => Ok(None),
-            false => {
-                Err(Usage("-i, -t, -u, -w and -e go with a CMD: write one after the image".to_owned()).into())
-            }
-        };
+/// What was asked for of a command, and of what VM.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// What was typed.
+    pub words: Wish,
+    /// What takes the place of the image's own program, and of what it would be told.
+    pub entrypoint: Option<String>,
+    /// The VM goes on from a snapshot: the image's own command was started in it before.
+    pub from: bool,
+    /// Nobody stays to see it.
+    pub detach: bool,
+}
+
+/// The command that `said` comes to in a VM of the image, if any is to run: what the image says stands before what was typed. Whose it is and where
+/// it starts is the image's to say when it is started ([`Wish::over`]).
+pub fn wish(said: Said, image: Option<&Manifest>) -> Result<Option<Wish>> {
+    let Said { mut words, entrypoint, from, detach } = said;
+    let typed = std::mem::take(&mut words.argv);
+    words.argv = match (entrypoint, image) {
+        (Some(program), _) => {
+            Some(program).filter(|text| !text.is_empty()).into_iter().chain(typed).collect()
+        }
+        (None, Some(image)) if !from => {
+            let defaults = &image.defaults;
+            let rest = if typed.is_empty() { &defaults.command } else { &typed };
+            defaults.entrypoint.iter().chain(rest).cloned().collect()
+        }
+        (None, _) => typed,
+    };
+    // A container's without a command is refused by the agent, which says so.
+    let runs = !words.argv.is_empty() || (!from && image.is_some_and(|image| image.agent == Agent::Init));
+    let wants_shell = words.interactive && words.terminal && (from || image.is_some());
+    match words == Wish::default() {
+        _ if runs => Ok(Some(words)),
+        // There is nobody to type into it.
+        _ if wants_shell && detach => Ok(None),
+        _ if wants_shell => Ok(Some(words)),
+        true => Ok(None),
+        false => {
+            let message =
+                "-i, -t, -u, -w and -e go with a CMD: write one after the image, or -it alone for a shell";
+            Err(Usage(message.to_owned()).into())
+        }
     }
-    let Some(defaults) = image.map(|image| &image.defaults) else { return Ok(Some(words)) };
-    let said = std::mem::take(&mut words.argv);
-    let rest = if said.is_empty() { &defaults.command } else { &said };
-    words.argv = defaults.entrypoint.iter().chain(rest).cloned().collect();
-    // The last of two values counts.
-    words.env.splice(0..0, defaults.env.iter().cloned());
-    let given = |text: &String| (!text.is_empty()).then(|| text.clone());
-    words.user = words.user.or_else(|| given(&defaults.user));
-    words.cwd = words.cwd.or_else(|| given(&defaults.cwd));
-    Ok(Some(words))
 }
 
 /// Start the VM, and run the command in it. Says the exit code: the command's, if it came to that.
@@ -115,25 +132,49 @@ mod tests {
         }
     }
 
+    fn typed(words: &[&str]) -> Said {
+        let argv = words.iter().map(|word| (*word).to_owned()).collect();
+        Said { words: Wish { argv, ..Wish::default() }, ..Said::default() }
+    }
+
+    fn argv(said: Said, image: Option<&Manifest>) -> Vec<String> {
+        wish(said, image).unwrap().unwrap().argv
+    }
+
     #[test]
     fn what_was_typed_takes_the_place_of_the_images_command_and_stands_behind_its_entrypoint() {
-        let typed = Wish { argv: vec!["ls".to_owned()], env: vec!["A=3".to_owned()], ..Wish::default() };
-        let wish = wish(typed, Some(&image(Agent::Init))).unwrap().unwrap();
-        assert_eq!(wish.argv, ["/entry", "-x", "ls"]);
-        assert_eq!(wish.env, ["A=1", "B=2", "A=3"]);
-        assert_eq!((wish.user.as_deref(), wish.cwd.as_deref()), (Some("www"), Some("/srv")));
+        let image = image(Agent::Init);
+        assert_eq!(argv(typed(&["ls"]), Some(&image)), ["/entry", "-x", "ls"]);
+        assert_eq!(argv(typed(&[]), Some(&image)), ["/entry", "-x", "serve"]);
+        let other = |words| Said { entrypoint: Some("sh".to_owned()), ..typed(words) };
+        assert_eq!(argv(other(&["-c", "ls"]), Some(&image)), ["sh", "-c", "ls"]);
+        assert_eq!(argv(other(&[]), Some(&image)), ["sh"]);
+        let none = Said { entrypoint: Some(String::new()), ..typed(&["ls"]) };
+        assert_eq!(argv(none, Some(&image)), ["ls"]);
+    }
+
+    #[test]
+    fn a_snapshot_has_the_images_command_in_it_already() {
+        let image = image(Agent::Init);
+        let from = |words| Said { from: true, ..typed(words) };
+        assert_eq!(argv(from(&["ls"]), Some(&image)), ["ls"]);
+        assert_eq!(wish(from(&[]), Some(&image)).unwrap(), None);
     }
 
     #[test]
     fn a_distribution_has_a_command_of_its_own_only_if_somebody_gave_it_one() {
-        let container = wish(Wish::default(), Some(&image(Agent::Init))).unwrap().unwrap();
-        assert_eq!(container.argv, ["/entry", "-x", "serve"]);
-        let given = wish(Wish::default(), Some(&image(Agent::Service))).unwrap().unwrap();
-        assert_eq!(given.argv, container.argv);
+        assert_eq!(argv(typed(&[]), Some(&image(Agent::Service))), ["/entry", "-x", "serve"]);
         let plain = Manifest { defaults: Defaults::default(), ..image(Agent::Service) };
-        assert_eq!(wish(Wish::default(), Some(&plain)).unwrap(), None);
-        assert_eq!(wish(Wish::default(), None).unwrap(), None);
-        let lost = Wish { interactive: true, ..Wish::default() };
-        assert!(wish(lost, None).unwrap_err().to_string().contains("go with a CMD"));
+        assert_eq!(wish(typed(&[]), Some(&plain)).unwrap(), None);
+        assert_eq!(wish(typed(&[]), None).unwrap(), None);
+        let terminal = Wish { interactive: true, terminal: true, ..Wish::default() };
+        let shell = || Said { words: terminal.clone(), ..Said::default() };
+        assert_eq!(argv(shell(), Some(&plain)), [""; 0], "the login shell");
+        assert_eq!(wish(Said { detach: true, ..shell() }, Some(&plain)).unwrap(), None);
+        for image in [None, Some(&plain)] {
+            let lost = Wish { interactive: true, ..Wish::default() };
+            let said = Said { words: lost, ..Said::default() };
+            assert!(wish(said, image).unwrap_err().to_string().contains("go with a CMD"));
+        }
     }
 }

@@ -7,6 +7,7 @@ use images::store::{Store as Images, StoreError};
 use vmm::spec::{Stream, VmSpec};
 
 use self::asked::Asked;
+use self::command::Said;
 use self::seed::SeedAsked;
 use super::point::Point;
 use super::{Verb, clone};
@@ -67,6 +68,7 @@ Examples:
   skiff run debian:12
   skiff run debian:12 uname -a
   skiff run -it -e LANG=C debian:12 bash
+  skiff run -it --rm --entrypoint sh web:1
   skiff run -d --name web --memory 2G -p 8080:80 web:1
   skiff run --kernel /boot/vmlinuz-6.1.0-28-cloud-amd64 --initrd initrd.img
   skiff run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda1'
@@ -95,7 +97,12 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         asked = asked.over(Asked::from_file(&path)?);
     }
     let dry_run = asked.dry_run == Some(true);
-    let words = std::mem::take(&mut asked.wish);
+    let said = Said {
+        words: std::mem::take(&mut asked.wish),
+        entrypoint: asked.entrypoint.take(),
+        from: asked.from.is_some(),
+        detach: asked.detach == Some(true),
+    };
     let (verbose, file) = (asked.verbose.unwrap_or(0), asked.log_file.take());
     let (name, detach, remove) = (asked.name.take(), asked.detach == Some(true), asked.rm == Some(true));
     if asked.keep && remove {
@@ -110,7 +117,7 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         return print(&spec);
     }
     let manifest = of.as_ref().and_then(|of| images.get(&of.id).ok());
-    let wish = command::wish(words, manifest.as_ref())?;
+    let wish = command::wish(said, manifest.as_ref())?;
     // Whoever asks for a command says that there is an agent to run it.
     let has_agent = has_agent || wish.is_some();
     let guest_on_stdout = wish.is_none() && (spec.serial == Stream::Stdio || spec.console == Stream::Stdio);

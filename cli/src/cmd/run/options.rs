@@ -21,6 +21,7 @@ pub const FLAGS: &[Flag<Asked>] = &[
     NAME,
     DETACH,
     RM,
+    ENTRYPOINT,
     FROM,
     KEEP,
     exec::interactive(),
@@ -118,7 +119,7 @@ const CPUS: Flag<Asked> = Flag {
 
 const MEMORY: Flag<Asked> = Flag {
     name: "memory",
-    short: None,
+    short: Some('m'),
     takes: Takes::Text("SIZE[,KEY=VALUE]…"),
     help: "How much memory: a number with M or G, at least 64M [default: 512M]",
     long: "Whole MiB. The host gives memory to the guest as the guest touches it. Keys after the size:
@@ -397,6 +398,19 @@ const DETACH: Flag<Asked> = Flag {
     example: Example { args: &["-d"], toml: "detach = true" },
     apply: |asked, _| {
         asked.detach = Some(true);
+        Ok(())
+    },
+};
+
+const ENTRYPOINT: Flag<Asked> = Flag {
+    name: "entrypoint",
+    short: None,
+    takes: Takes::Text("PROGRAM"),
+    help: "Run this in place of the image's own program, with CMD as its arguments",
+    long: "What the image would tell its program is left out. Nothing, as in --entrypoint '', runs CMD itself.",
+    example: Example { args: &["--entrypoint", "sh"], toml: "" },
+    apply: |asked, value| {
+        asked.entrypoint = Some(utf8(value)?.to_owned());
         Ok(())
     },
 };
