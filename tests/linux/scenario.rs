@@ -118,7 +118,7 @@ impl Kind {
             Kind::Pipe => 300,
             Kind::Packages => 240,
             Kind::CloudInit | Kind::Build => 90,
-            Kind::Example => 150,
+            Kind::Example => 350,
             Kind::Live(cpus) if cpus > 1 => 120,
             Kind::FoldersLarge => 1800,
             Kind::Folders => 130,
@@ -231,7 +231,7 @@ impl Scenario {
 
     /// Whether it is left out unless somebody names it: what takes minutes in emulation.
     pub fn is_on_demand(&self) -> bool {
-        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::FoldersLarge)
+        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::FoldersLarge | Kind::Example)
     }
 
     /// Runs it in a directory of its own below `work`.
