@@ -37,7 +37,7 @@ do_shared() {
     mkdir /shared
     if mount -t virtiofs shared /shared 2>/dev/null; then
         # As the agent does.
-        echo 1024 >/sys/class/bdi/$(mountpoint -d /shared)/read_ahead_kb || say "problem read-ahead=failed"
+        echo 1024 >/sys/class/bdi/0:$(stat -c %d /shared)/read_ahead_kb || say "problem read-ahead=failed"
     else
         load 9pnet_virtio
         load 9p
