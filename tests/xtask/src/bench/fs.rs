@@ -35,7 +35,10 @@ const EXTRA: &str = r#"
 do_shared() {
     /bin/busybox --install -s /bin
     mkdir /shared
-    if ! mount -t virtiofs shared /shared 2>/dev/null; then
+    if mount -t virtiofs shared /shared 2>/dev/null; then
+        # As the agent does.
+        echo 1024 >/sys/class/bdi/0:$(stat -c %d /shared)/read_ahead_kb || say "problem read-ahead=failed"
+    else
         load 9pnet_virtio
         load 9p
         options=trans=virtio,version=9p2000.L,msize=1048576
