@@ -410,7 +410,9 @@ const ENTRYPOINT: Flag<Asked> = Flag {
     long: "What the image would tell its program is left out. Nothing, as in --entrypoint '', runs CMD itself.",
     example: Example { args: &["--entrypoint", "sh"], toml: "" },
     apply: |asked, value| {
-        asked.entrypoint = Some(utf8(value)?.to_owned());
+        let text = utf8(value)?;
+        anyhow::ensure!(!text.ends_with('/'), "'{text}' is a directory: name a program");
+        asked.entrypoint = Some(text.to_owned());
         Ok(())
     },
 };

@@ -33,7 +33,7 @@ fn refused(args: &[&str]) -> String {
 }
 
 /// They are said of a command in the guest.
-const OF_A_COMMAND: [&str; 5] = ["interactive", "tty", "user", "workdir", "env"];
+const OF_A_COMMAND: [&str; 6] = ["interactive", "tty", "user", "workdir", "env", "entrypoint"];
 
 fn wrong_file(text: &str) -> (usize, String) {
     Asked::from_toml(text).unwrap_err()
@@ -110,6 +110,7 @@ fn every_flag_with_a_value_refuses_what_it_cannot_use() {
         ("cpu-template", "", "--cpu-template: the path is empty: name a file"),
         ("user", "", "--user: the user has no name: write USER or USER:GROUP"),
         ("workdir", "", "--workdir: the directory has no name: write its path in the guest"),
+        ("entrypoint", "/bin/", "--entrypoint: '/bin/' is a directory: name a program"),
         ("env", "=1", "--env: '=1' names no variable: write KEY=VALUE"),
         ("user-data", "", "--user-data: the path is empty: name a file"),
         ("meta-data", "", "--meta-data: the path is empty: name a file"),
