@@ -132,7 +132,7 @@ pub const fn user<T: Wishes>() -> Flag<T> {
         name: "user",
         short: Some('u'),
         takes: Takes::Text("USER[:GROUP]"),
-        help: "Whose the command is, by name or number [default: root]",
+        help: "Whose the command is, by name or number [default: as the image says, or root]",
         long: "",
         example: Example { args: &["-u", "www-data"], toml: "" },
         apply: |asked, value| {
@@ -153,7 +153,7 @@ pub const fn workdir<T: Wishes>() -> Flag<T> {
         name: "workdir",
         short: Some('w'),
         takes: Takes::Text("DIR"),
-        help: "The directory in which the command starts [default: the user's home]",
+        help: "The directory in which the command starts [default: as the image says, or the user's home]",
         long: "",
         example: Example { args: &["-w", "/srv"], toml: "" },
         apply: |asked, value| {

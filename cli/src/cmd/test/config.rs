@@ -43,7 +43,7 @@ use images::file::parse::{
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
-use vmm::spec::Memory;
+use vmm::spec::{MAX_CPUS, MIN_MEMORY, Memory, ParseError, SpecError};
 
 use super::suite::{MOST_RUNS, Suite};
 use crate::cmd::run::volume::Volume;
@@ -154,7 +154,7 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<Suite, FileError> {
     let artifacts = raw.artifacts.iter().map(|path| artifact(at, path, workdir.as_deref()));
     Ok(Suite {
         on: texts(&raw.on, "an image")?,
-        cpus: each_once(at, "cpus", &raw.matrix.cpus, read_cpus)?,
+        cpus: each_once(at, "cpus", &raw.matrix.cpus, read_vcpus)?,
         memory: each_once(at, "memory", &raw.matrix.memory, read_memory)?,
         env_matrix: raw
             .matrix
@@ -194,8 +194,23 @@ fn count(at: &Text<'_>, number: &Spanned<i64>, least: u32) -> Result<u32, FileEr
     })
 }
 
+/// What a VM can have, said before one is made.
 fn read_memory(at: &Text<'_>, text: &Spanned<String>) -> Result<Memory, FileError> {
-    text.get_ref().parse::<Memory>().map_err(|error| at.error(&text.span(), error.to_string()))
+    let memory: Memory =
+        text.get_ref().parse().map_err(|error: ParseError| at.error(&text.span(), error.to_string()))?;
+    match memory.0 < MIN_MEMORY {
+        true => Err(at.error(&text.span(), SpecError::MemoryTooSmall(memory).to_string())),
+        false => Ok(memory),
+    }
+}
+
+/// The same of vCPUs.
+fn read_vcpus(at: &Text<'_>, number: &Spanned<i64>) -> Result<u8, FileError> {
+    let cpus = read_cpus(at, number)?;
+    match cpus > MAX_CPUS {
+        true => Err(at.error(&number.span(), SpecError::Cpus(cpus.into()).to_string())),
+        false => Ok(cpus),
+    }
 }
 
 fn read_volume(at: &Text<'_>, text: &Spanned<String>) -> Result<Volume, FileError> {
@@ -334,6 +349,8 @@ env.LANG = ["C", "de_DE.UTF-8"]
             ("retry = -1", 1, "-1 is not from 0"),
             ("flaky = 0", 1, "0 is not from 1"),
             ("[matrix]\ncpus = [0]", 2, "write one from 1"),
+            ("[matrix]\ncpus = [65]", 2, "cpus cannot be 65: a VM has 1 to 64"),
+            ("[matrix]\nmemory = [\"2M\"]", 2, "memory cannot be 2M: a VM has at least 64M"),
             ("[matrix]\nmemory = [\"much\"]", 2, "'much'"),
             ("[matrix]\nenv.A = []", 2, "A has no values"),
             ("[matrix]\nenv.\"\" = [\"a\"]", 2, "'' cannot be a variable's name"),
@@ -372,7 +389,7 @@ env.LANG = ["C", "de_DE.UTF-8"]
         }
 
         #[test]
-        fn what_is_within_bounds_is_read(cpus in prop::collection::hash_set(1_u8..=255, 0..5), retry in 0..=MOST_RUNS) {
+        fn what_is_within_bounds_is_read(cpus in prop::collection::hash_set(1..=MAX_CPUS, 0..5), retry in 0..=MOST_RUNS) {
             let cpus: Vec<u8> = cpus.into_iter().collect();
             let text = format!("retry = {retry}\n[matrix]\ncpus = {cpus:?}\n");
             let suite = parse(&text).unwrap();

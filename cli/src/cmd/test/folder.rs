@@ -36,8 +36,9 @@ const RESULT: &str = "result.json";
 pub const SETUP_LOG: &str = "setup.log";
 /// What was fetched.
 const ARTIFACTS: &str = "artifacts";
-/// Whose the directory is.
+/// Whose the directory is, and that it is one of these.
 const LOCK: &str = ".lock";
+const MARK: &[u8] = b"results of skiff test\n";
 /// The most that is kept of what a command prints, in bytes.
 const MOST: u64 = 256 << 20;
 
@@ -53,11 +54,25 @@ pub fn of_turn(output: &Path, slug: &str, turn: Turn) -> PathBuf {
     dir
 }
 
-/// Make the directory of all results. It is this run's as long as what this returns is there.
+/// Make the directory of all results, or use one that a run before has made: what is in it goes. It is this run's as long as what this
+/// returns is there.
 pub fn begin(output: &Path) -> Result<File> {
     let failed = || format!("cannot write in {}: choose another directory with --output", output.display());
     fs::create_dir_all(output).with_context(failed)?;
-    let lock = create(&output.join(LOCK)).with_context(failed)?;
+    let path = output.join(LOCK);
+    if !fs::read(&path).is_ok_and(|text| text == MARK) {
+        for entry in fs::read_dir(output).with_context(failed)? {
+            // A run that was killed at its very beginning has left it empty.
+            if entry.with_context(failed)?.file_name() != LOCK {
+                bail!(
+                    "{} has files that skiff test has not written: choose a new or empty directory with --output",
+                    output.display()
+                );
+            }
+        }
+    }
+    // As it is, for it may be another run's.
+    let mut lock = open(&path).with_context(failed)?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => bail!(
             "another skiff test writes its results to {}: wait for it, or choose another directory with --output",
@@ -65,6 +80,7 @@ pub fn begin(output: &Path) -> Result<File> {
         ),
         locked => locked.with_context(failed)?,
     }
+    lock.set_len(0).and_then(|()| lock.write_all(MARK)).with_context(failed)?;
     match OpenOptions::new().write(true).create_new(true).open(output.join(".gitignore")) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         file => file.and_then(|mut file| file.write_all(b"*\n")).with_context(failed)?,
@@ -166,8 +182,15 @@ impl Folder {
 
 /// A new file. No link is followed: guests have made some in directories beside.
 pub fn create(path: &Path) -> io::Result<File> {
+    let file = open(path)?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// The file at `path` as it is, or a new one.
+fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(path)
+    options.write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
 #[cfg(test)]
@@ -227,6 +250,11 @@ mod tests {
     #[test]
     fn a_directory_that_is_none_of_these_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("home")).unwrap();
+        fs::write(dir.path().join("home/notes"), "x").unwrap();
+        let error = format!("{:#}", begin(&dir.path().join("home")).unwrap_err());
+        assert!(error.contains("has not written") && error.contains("--output"), "{error}");
+        assert!(!dir.path().join("home/.gitignore").exists());
         fs::create_dir(dir.path().join("a")).unwrap();
         fs::write(dir.path().join("a/thesis.tex"), "x").unwrap();
         clear(dir.path(), "a").unwrap();

@@ -215,6 +215,12 @@ fn check(suite: &Suite, has_file: bool) -> Result<(), Usage> {
 
 fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Result<u8> {
     let (started, begin) = (time::now(), Instant::now());
+    if [&asked.junit, &asked.json].iter().all(|path| path.as_deref().is_some_and(is_stdout)) {
+        return Err(Usage(
+            "--junit and --json cannot both be standard output: name a file for one".to_owned(),
+        )
+        .into());
+    }
     let output = std::path::absolute(suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))
         .context("cannot tell the current directory")?;
     let _lock = folder::begin(&output)?;
@@ -282,8 +288,12 @@ fn rules(suite: &Suite, largest: u64) -> Rules {
 
 /// The files to which reports are written.
 fn report_files(asked: &Asked) -> impl Iterator<Item = &Path> {
-    let files = asked.junit.iter().chain(asked.json.iter().filter(|path| path.as_os_str() != "-"));
-    files.map(PathBuf::as_path)
+    asked.junit.iter().chain(&asked.json).filter(|path| !is_stdout(path)).map(PathBuf::as_path)
+}
+
+/// `-` is standard output.
+fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
 /// Whether a report can be written to `path`: to be known before all tests have run. What is there stays as it is.
@@ -337,10 +347,9 @@ fn jobs(memory: u64) -> usize {
 fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> bool {
     let summary = people::summary(report, output);
     let mut written = Vec::new();
-    if asked.json.as_ref().is_some_and(|path| path.as_os_str() == "-") {
-        // Standard output is the JSON's.
+    if asked.junit.iter().chain(&asked.json).any(|path| is_stdout(path)) {
+        // Standard output is the report's.
         eprint!("{summary}");
-        written.push(super::print_json(report).map(|_| ()));
     } else {
         written.push(print(summary).map(|_| ()));
     }
@@ -348,7 +357,7 @@ fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> bool {
         let name = project.file_name().and_then(|name| name.to_str()).unwrap_or("skiff");
         written.push(junit::xml(report, name, junit::last_of_log).and_then(|xml| write(path, &xml)));
     }
-    if let Some(path) = asked.json.as_ref().filter(|path| path.as_os_str() != "-") {
+    if let Some(path) = &asked.json {
         written.push(super::json(report).and_then(|json| write(path, &json)));
     }
     let failed: Vec<_> = written.into_iter().filter_map(Result::err).collect();
@@ -357,6 +366,9 @@ fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> bool {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
+    if is_stdout(path) {
+        return print(text).map(|_| ());
+    }
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 

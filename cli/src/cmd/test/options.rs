@@ -307,7 +307,7 @@ pub const FLAGS: &[Flag<Asked>] = &[
         "junit",
         None,
         Takes::File("FILE"),
-        "Write the results as JUnit's XML, which CI servers read",
+        "Write the results as JUnit's XML, which CI servers read; - is standard output",
         &["--junit", "results.xml"],
         "",
         |asked, value| {
