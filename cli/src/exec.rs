@@ -13,6 +13,7 @@ use agent::message::{Control, Ended, Exec, Request, Terminal};
 use anyhow::{Context as _, Result};
 use images::manifest::Defaults;
 use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
 use vmm::agent::client::{AgentError, Said, Sender, Talk};
 
 use crate::exit::{self, Usage};
@@ -26,7 +27,7 @@ const WAITING: usize = 64;
 const SIZE: (u16, u16) = (24, 80);
 
 /// A command that is to run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wish {
     /// The program and its arguments; empty: the login shell.
     pub argv: Vec<String>,
@@ -98,12 +99,17 @@ pub fn run(guest: impl FnOnce() -> Result<Guest>, wish: &Wish) -> u8 {
     })
 }
 
+/// Start it, and leave it to itself.
+pub fn start(guest: &Guest, wish: &Wish) -> Result<()> {
+    guest.ask(&wish.over(&guest.defaults()).request()).map(drop)
+}
+
 fn in_guest(guest: &Guest, wish: &Wish) -> Result<u8> {
     terminal::restore_on_panic();
-    let talk = guest.ask(&wish.over(&guest.defaults()).request())?;
     if wish.detach {
-        return Ok(exit::SUCCESS);
+        return start(guest, wish).map(|()| exit::SUCCESS);
     }
+    let talk = guest.ask(&wish.over(&guest.defaults()).request())?;
     // Until now they end this program, and the guest's agent the command.
     let signals = Signals::block_to_forward().context("cannot block signals")?;
     forward(signals, talk.sender(), wish.terminal)?;

@@ -140,6 +140,11 @@ fn commands(cli: &Cli<'_>) -> Result<()> {
     let status = cli.status("job")?;
     ensure!(status.contains("Finished (7)"), "ps shows {status:?}");
     ensure!(cli.run(["logs", "job"])?.contains("worked"), "the log has not what the command printed");
+    // Started again, it does it again.
+    cli.run(["start", "job"])?;
+    let output = cli.output(&["wait", "job"])?;
+    ensure!(output.status.code() == Some(7), "a command's VM that was started again: {output:?}");
+    ensure!(cli.run(["logs", "job"])?.matches("worked").count() == 2, "the command was not run again");
     cli.run(["rm", "job"])?;
     // A VM that was only to be there for a command is not left by a front end that was killed.
     let words = ["run", "--rm", "--name", "left", "web", "--", "sh", "-c", "echo begun; exec sleep 1000"];

@@ -1,22 +1,25 @@
 //! `skiff start` and `skiff attach`.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ArgMatches;
 
 use super::Verb;
 use super::many::{self, RUNNING_VM, STOPPED};
+use crate::exec;
 use crate::exit::{SUCCESS, Usage};
 use crate::flags::{self, Example, Flag, Takes};
 use crate::front;
+use crate::guest::{BOOT, Guest};
 use crate::launch::{Launch, Which};
 use crate::logging::Logging;
-use crate::store::Store;
+use crate::store::{Store, command};
 
 /// `skiff start`.
 pub const START: Verb = Verb {
     name: "start",
     about: "Start VMs that have stopped, as they were",
-    long: "Start VMs that have stopped, with the spec that they were first run with, in the background. Prints the names.",
+    long: "Start VMs that have stopped, with the spec that they were first run with, in the background. The command of skiff run -d IMAGE CMD \
+           runs again. Prints the names.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[STOPPED],
@@ -62,7 +65,11 @@ fn start(matches: &ArgMatches) -> Result<u8> {
         return Err(Usage("--attach goes with one VM: name one, or leave it out".to_owned()).into());
     }
     // One after the other: a fork wants a program without threads.
-    let code = many::tell(names.iter().map(|name| start_one(&store, name, asked.attach)).collect())?;
+    let started: Vec<_> = names.iter().map(|name| start_one(&store, name, asked.attach)).collect();
+    let runs = |(name, started): (&String, Result<String>)| {
+        started.and_then(|line| run_again(&store, name).map(|()| line))
+    };
+    let code = many::tell(names.iter().zip(started).map(runs).collect())?;
     match names.first() {
         Some(name) if asked.attach && code == SUCCESS => front::view(&store, &store.get(name)?.entry),
         _ => Ok(code),
@@ -76,6 +83,13 @@ fn start_one(store: &Store, name: &str, quiet: bool) -> Result<String> {
     let launch = Launch { store: store.clone(), which, foreground: false, logging };
     let name = launch.fork()?.started()?;
     Ok(if quiet { String::new() } else { format!("{name}\n") })
+}
+
+/// Run the command again that the VM is there for, if it is for one.
+fn run_again(store: &Store, name: &str) -> Result<()> {
+    let Some(wish) = command::recall(&store.get(name)?.entry)? else { return Ok(()) };
+    let started = Guest::find(store, name, Some(BOOT)).and_then(|guest| exec::start(&guest, &wish));
+    started.with_context(|| format!("the command of {name} cannot be run again"))
 }
 
 fn attach(matches: &ArgMatches) -> Result<u8> {

@@ -29,6 +29,7 @@ use rustix::fs::FlockOperation;
 use vmm::spec::VmSpec;
 
 pub mod bases;
+pub mod command;
 pub mod entry;
 pub mod events;
 pub mod follow;

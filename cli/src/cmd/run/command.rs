@@ -10,6 +10,7 @@ use crate::exec::{self, Wish};
 use crate::exit::{self, Usage};
 use crate::guest::{BOOT, Guest};
 use crate::launch::{Launch, Which};
+use crate::store::command;
 
 /// How long a guest that stays may take to switch itself off.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -80,7 +81,13 @@ pub fn run(launch: Launch, mut wish: Wish) -> Result<u8> {
     let code = exec::run(|| Guest::find(&store, &name, Some(BOOT)), &wish);
     if detach {
         return match code {
-            exit::SUCCESS => print(format!("{name}\n")),
+            exit::SUCCESS => {
+                // Started again, the VM does it again.
+                if let Some(entry) = store.find(&name).filter(|_| !remove) {
+                    command::remember(&entry, &wish)?;
+                }
+                print(format!("{name}\n"))
+            }
             code => {
                 many::running(&store, &name).and_then(|look| many::kill(&store, &look.entry)).map(|()| code)
             }
