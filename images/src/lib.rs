@@ -4,6 +4,7 @@
 //! registries) is hostile: it is parsed once into owned values and checked, and no file of it is ever written outside the place that is
 //! its own. No threads but where a module says so; VMs are not known here.
 
+mod child;
 pub mod compress;
 pub mod debian;
 pub mod digest;

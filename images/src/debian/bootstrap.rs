@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use super::follow::Follower;
 use super::recipe::{Recipe, Source};
 use super::{Error, Mirror, newest};
+use crate::child;
 use crate::progress::Progress;
 
 const PROGRAM: &str = "mmdebstrap";
@@ -65,7 +66,8 @@ pub fn bootstrap(
             }
         }
     }
-    let status = child.wait().map_err(|source| Error::Io { doing: format!("wait for {PROGRAM}"), source })?;
+    let status =
+        child::end(child).map_err(|source| Error::Io { doing: format!("wait for {PROGRAM}"), source })?;
     if status.success() {
         return Ok(());
     }

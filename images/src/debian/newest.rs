@@ -10,6 +10,7 @@ use super::bootstrap::{KEYRING, hint, line};
 use super::follow::Follower;
 use super::recipe::Recipe;
 use super::{Error, Mirror, failed};
+use crate::child;
 use crate::progress::Progress;
 
 /// The packages of `recipe`, each with its whole name.
@@ -95,6 +96,7 @@ impl Apt {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
+        child::settle(output.status);
         let mut follower = Follower::default();
         String::from_utf8_lossy(&output.stderr).lines().for_each(|line| follower.line(line, &mut ()));
         Err(Error::Failed { program, said: follower.reasons(), hint: hint(&follower.all(), mirror) })

@@ -15,6 +15,7 @@ use devices::storage::HostStorage;
 use super::Format;
 use super::error::{DiskError, copy_failed, write_failed};
 use super::raw::{self, Room};
+use crate::child;
 use crate::progress::Progress;
 use crate::unfinished::Unfinished;
 
@@ -154,7 +155,7 @@ fn watch(mut child: Child, progress: &mut dyn Progress) -> io::Result<Option<Str
             }
         }
     }
-    let status = child.wait()?;
+    let status = child::end(child)?;
     let said = String::from_utf8_lossy(&complaints.join().unwrap_or_default()).trim().replace('\n', ", ");
     Ok((!status.success()).then_some(said))
 }
