@@ -95,6 +95,25 @@ fn images_are_listed_tagged_removed_and_freed() {
 }
 
 #[test]
+fn an_image_goes_to_standard_output_as_it_goes_to_a_file() {
+    let Some(home) = Home::new() else { return };
+    keep(&home, "tiny", "one");
+    let file = home.data().join("tiny.raw");
+    home.ok(&["image", "export", "-q", "tiny", file.to_str().unwrap()]);
+    let disk = std::fs::read(file).unwrap();
+    assert!(disk.len() == 2 << 20 && disk.starts_with(b"one"));
+    let export = |words: &[&str]| {
+        home.skiff().args(["image", "export", "-q", "tiny", "-"]).args(words).output().unwrap()
+    };
+    let piped = export(&["--format", "raw"]);
+    assert!(piped.status.success() && piped.stdout == disk, "{piped:?}");
+    assert_eq!(count(&home, "images/scratch"), 0);
+    let asked = export(&[]);
+    assert_eq!(asked.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("Choose with --format: qcow2, raw"), "{asked:?}");
+}
+
+#[test]
 fn a_vm_of_an_image_is_thrown_away_with_what_it_wrote() {
     let Some(home) = Home::new() else { return };
     let id = keep(&home, "tiny", "one");

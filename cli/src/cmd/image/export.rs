@@ -1,16 +1,18 @@
 //! `skiff image export`: an image as a file for other programs.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use images::progress::Progress;
-use images::store::{Image, Store as Images};
+use images::store::{Image, Scratch, Store as Images};
 
 use super::{IMAGE, container, disk, rootfs};
 use crate::cmd::Verb;
-use crate::exit::SUCCESS;
+use crate::exit::{SUCCESS, Usage};
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes, utf8};
 use crate::progress::Steps;
 use crate::store::Store;
@@ -20,7 +22,7 @@ pub const VERB: Verb = Verb {
     name: "export",
     about: "Write an image to a file",
     long: "Write an image to a file: its disk for other hypervisors, its files, or an image for container tools. Without --format the ending of FILE tells \
-           which: .qcow2, .raw or .img, .vmdk, .vhdx, .tar; a name without an ending is a directory with an OCI layout.",
+           which: .qcow2, .raw or .img, .vmdk, .vhdx, .tar; a name without an ending is a directory with an OCI layout. - is standard output.",
     after: String::new,
     flags: || flags::describe(FLAGS),
     operands: &[IMAGE, FILE],
@@ -31,7 +33,7 @@ const FILE: Operand = Operand {
     name: "FILE",
     count: Count::One,
     completes: Completes::Files,
-    help: "The file to write, which must not be there",
+    help: "The file to write, which must not be there; - is standard output",
 };
 
 /// What is written, each by its function.
@@ -63,7 +65,7 @@ const FLAGS: &[Flag<Asked>] = &[
         takes: Takes::Choice("FORMAT", FORMATS),
         help: "What to write [default: by the ending of FILE]",
         long: "qcow2, raw, vmdk and vhdx are the root disk. tar has the files of its root file system. oci is an OCI layout: a directory or, if FILE \
-               ends in .tar, a tar of one. docker is what docker load reads. What came from a container goes out as it came, to the byte; \
+               ends in .tar or is -, a tar of one. docker is what docker load reads. What came from a container goes out as it came, to the byte; \
                of any other image the files of the root file system become one layer, without a kernel for it. tar, oci and docker \
                take files out of ext4 alone, and leave device nodes out.",
         example: Example { args: &["--format", "qcow2"], toml: "" },
@@ -82,9 +84,13 @@ fn export(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let file = FILE.one(matches);
-    let path: PathBuf =
-        std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?;
     let images = Store::open()?.images();
+    // Formats are written in any order, so standard output gets what is whole.
+    let scratch = (file == "-").then(|| to_stdout(&asked, &images)).transpose()?;
+    let path: PathBuf = match &scratch {
+        Some(scratch) => scratch.path().join("image.tar"),
+        None => std::path::absolute(OsStr::new(&file)).context("cannot tell the current directory")?,
+    };
     let image = images.hold(&IMAGE.one(matches))?;
     let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     let fits = |exporter: &&Exporter| match &asked.format {
@@ -100,7 +106,29 @@ fn export(matches: &ArgMatches) -> Result<u8> {
     let mut steps = Steps::new(asked.quiet);
     images.verify(&image.manifest, &mut |done, total| steps.advance(done, Some(total)))?;
     (exporter.export)(&images, &image, &path, &mut steps)?;
+    drop(steps);
+    if scratch.is_some() {
+        let mut out = io::stdout().lock();
+        let whole = File::open(&path).and_then(|mut whole| io::copy(&mut whole, &mut out));
+        whole.and_then(|_| out.flush()).context("cannot write to standard output")?;
+    }
     Ok(SUCCESS)
+}
+
+/// A place for what standard output is to get.
+fn to_stdout(asked: &Asked, images: &Images) -> Result<Scratch> {
+    if asked.format.is_none() {
+        bail!(Usage(format!(
+            "what to write to standard output? Choose with --format: {}",
+            FORMATS.join(", ")
+        )));
+    }
+    if io::stdout().is_terminal() {
+        bail!(Usage(
+            "an image is not written to a terminal: name a file, or redirect standard output".to_owned()
+        ));
+    }
+    Ok(images.scratch()?)
 }
 
 #[cfg(test)]
