@@ -40,6 +40,7 @@ pub mod cache;
 pub mod context;
 pub mod parse;
 pub mod plan;
+pub mod raw;
 
 use crate::manifest::Defaults;
 use crate::name::Name;

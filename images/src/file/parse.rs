@@ -7,10 +7,10 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 use toml::de::DeTable;
 
+use super::raw::{RawStep, Texts};
 use super::{At, Copy, File, Run, Step, What};
 
 /// The longest file in bytes.
@@ -80,12 +80,12 @@ struct Raw {
     name: Option<Spanned<String>>,
     base: Option<Spanned<String>>,
     #[serde(default)]
-    packages: Vec<Spanned<String>>,
+    packages: Texts,
     user: Option<Spanned<String>>,
     workdir: Option<Spanned<String>>,
     env: Option<Spanned<BTreeMap<String, String>>>,
     #[serde(default)]
-    ports: Vec<Spanned<String>>,
+    ports: Texts,
     publish: Option<Spanned<Vec<String>>>,
     entrypoint: Option<Spanned<Vec<String>>>,
     command: Option<Spanned<Vec<String>>>,
@@ -98,76 +98,8 @@ struct Raw {
     step: Vec<Spanned<RawStep>>,
 }
 
-/// A step as TOML has it: for [`read_steps`].
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawStep {
-    run: Option<Line>,
-    copy: Option<Spanned<Vec<String>>>,
-    env: Option<Spanned<BTreeMap<String, String>>>,
-    user: Option<Spanned<String>>,
-    workdir: Option<Spanned<String>>,
-    timeout: Option<Spanned<String>>,
-    owner: Option<Spanned<String>>,
-    mode: Option<Spanned<String>>,
-    #[serde(default)]
-    exclude: Vec<Spanned<String>>,
-}
-
 fn yes() -> bool {
     true
-}
-
-/// A command: for a shell, or in words.
-pub enum Line {
-    /// For `sh -ec`.
-    Shell(String),
-    /// A program and its arguments.
-    Words(Vec<String>),
-}
-
-impl Line {
-    /// As people read it, and the program with its arguments; nothing if it runs nothing.
-    #[must_use]
-    pub fn words(self) -> Option<(String, Vec<String>)> {
-        let (text, argv) = match self {
-            Self::Shell(text) => {
-                let argv = vec!["/bin/sh".to_owned(), "-ec".to_owned(), text.clone()];
-                (text.trim().to_owned(), argv)
-            }
-            Self::Words(words) => (words.join(" "), words),
-        };
-        let runs = !text.is_empty() && !argv.iter().any(|word| word.contains('\0'));
-        runs.then_some((text, argv))
-    }
-}
-
-impl<'de> Deserialize<'de> for Line {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Read;
-
-        impl<'de> Visitor<'de> for Read {
-            type Value = Line;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a line for the shell, or a list of a program and its arguments")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Line, E> {
-                Ok(Line::Shell(text.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Line, A::Error> {
-                let mut all = Vec::new();
-                while let Some(word) = words.next_element()? {
-                    all.push(word);
-                }
-                Ok(Line::Words(all))
-            }
-        }
-
-        from.deserialize_any(Read)
-    }
 }
 
 /// Tells lines by offsets.
@@ -262,7 +194,7 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<File, FileError> {
     };
     let workdir = raw.workdir.as_ref().map(|dir| absolute(at, dir)).transpose()?;
     let dir = workdir.as_deref().zip(raw.workdir.as_ref().map(|raw| at.line(&raw.span())));
-    let steps = read_steps(at, &raw.packages, dir, raw.step)?;
+    let steps = read_steps(at, &raw.packages.0, dir, raw.step)?;
     let words = |words: Option<Spanned<Vec<String>>>| words.map(|words| plain_words(at, &words)).transpose();
     Ok(File {
         name: raw.name.as_ref().map(name).transpose()?,
@@ -271,7 +203,7 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<File, FileError> {
         user: raw.user.as_ref().map(|user| plain(at, user, "a user")).transpose()?,
         workdir,
         env: environment(at, raw.env)?,
-        ports: raw.ports.iter().map(|port| read_port(at, port)).collect::<Result<_, _>>()?,
+        ports: raw.ports.0.iter().map(|port| read_port(at, port)).collect::<Result<_, _>>()?,
         publish: raw.publish.map(|list| At { line: at.line(&list.span()), value: list.into_inner() }),
         entrypoint: words(raw.entrypoint)?,
         command: words(raw.command)?,
@@ -312,6 +244,7 @@ pub fn read_steps(
 }
 
 fn read_step(at: &Text<'_>, span: &Range<usize>, raw: RawStep, dir: Option<&str>) -> Result<What, FileError> {
+    let raw = raw.0;
     match (raw.run, raw.copy) {
         (Some(line), None) => {
             let Some((text, argv)) = line.words() else {
@@ -337,6 +270,7 @@ fn read_step(at: &Text<'_>, span: &Range<usize>, raw: RawStep, dir: Option<&str>
                 mode: raw.mode.as_ref().map(|mode| read_mode(at, mode)).transpose()?,
                 exclude: raw
                     .exclude
+                    .0
                     .iter()
                     .map(|glob| plain(at, glob, "a pattern"))
                     .collect::<Result<_, _>>()?,

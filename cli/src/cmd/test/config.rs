@@ -37,9 +37,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use images::file::parse::{
-    FileError, Line, RawStep, Text, absolute, check_keys, check_step_keys, environment, plain, read_cpus,
-    read_steps, read_time,
+    FileError, Text, absolute, check_keys, check_step_keys, environment, plain, read_cpus, read_steps,
+    read_time,
 };
+use images::file::raw::{Line, RawStep, Texts};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
@@ -80,14 +81,14 @@ const MATRIX_KEYS: &[&str] = &["cpus", "memory", "env"];
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Raw {
     #[serde(default)]
-    on: Vec<Spanned<String>>,
+    on: Texts,
     command: Option<Spanned<Line>>,
     #[serde(default)]
-    packages: Vec<Spanned<String>>,
+    packages: Texts,
     workdir: Option<Spanned<String>>,
     user: Option<Spanned<String>>,
     #[serde(default)]
-    volume: Vec<Spanned<String>>,
+    volume: Texts,
     env: Option<Spanned<BTreeMap<String, String>>>,
     timeout: Option<Spanned<String>>,
     retry: Option<Spanned<i64>>,
@@ -95,13 +96,13 @@ struct Raw {
     jobs: Option<Spanned<i64>>,
     fail_fast: Option<bool>,
     #[serde(default)]
-    artifacts: Vec<Spanned<String>>,
+    artifacts: Texts,
     output: Option<Spanned<String>>,
     keep: Option<Spanned<i64>>,
     #[serde(default)]
-    include: Vec<Spanned<String>>,
+    include: Texts,
     #[serde(default)]
-    exclude: Vec<Spanned<String>>,
+    exclude: Texts,
     #[serde(default)]
     setup: Vec<Spanned<RawStep>>,
     #[serde(default)]
@@ -115,7 +116,7 @@ struct RawMatrix {
     #[serde(default)]
     cpus: Vec<Spanned<i64>>,
     #[serde(default)]
-    memory: Vec<Spanned<String>>,
+    memory: Texts,
     #[serde(default)]
     env: BTreeMap<String, Spanned<Vec<String>>>,
 }
@@ -147,15 +148,15 @@ pub fn parse(text: &str) -> Result<Suite, FileError> {
 fn finish(at: &Text<'_>, raw: Raw) -> Result<Suite, FileError> {
     let workdir = raw.workdir.as_ref().map(|dir| absolute(at, dir)).transpose()?;
     let dir = workdir.as_deref().zip(raw.workdir.as_ref().map(|raw| at.line(&raw.span())));
-    let setup = read_steps(at, &raw.packages, dir, raw.setup)?;
-    let texts = |list: &[Spanned<String>], what: &str| {
-        list.iter().map(|text| plain(at, text, what)).collect::<Result<Vec<_>, _>>()
+    let setup = read_steps(at, &raw.packages.0, dir, raw.setup)?;
+    let texts = |list: &Texts, what: &str| {
+        list.0.iter().map(|text| plain(at, text, what)).collect::<Result<Vec<_>, _>>()
     };
-    let artifacts = raw.artifacts.iter().map(|path| artifact(at, path, workdir.as_deref()));
+    let artifacts = raw.artifacts.0.iter().map(|path| artifact(at, path, workdir.as_deref()));
     Ok(Suite {
         on: texts(&raw.on, "an image")?,
         cpus: each_once(at, "cpus", &raw.matrix.cpus, read_vcpus)?,
-        memory: each_once(at, "memory", &raw.matrix.memory, read_memory)?,
+        memory: each_once(at, "memory", &raw.matrix.memory.0, read_memory)?,
         env_matrix: raw
             .matrix
             .env
@@ -164,7 +165,7 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<Suite, FileError> {
             .collect::<Result<_, _>>()?,
         setup,
         command: raw.command.map(|line| command(at, line)).transpose()?.unwrap_or_default(),
-        volumes: raw.volume.iter().map(|text| read_volume(at, text)).collect::<Result<_, _>>()?,
+        volumes: raw.volume.0.iter().map(|text| read_volume(at, text)).collect::<Result<_, _>>()?,
         env: environment(at, raw.env)?,
         user: raw.user.as_ref().map(|user| plain(at, user, "a user")).transpose()?,
         artifacts: artifacts.collect::<Result<_, _>>()?,
@@ -333,6 +334,22 @@ env.LANG = ["C", "de_DE.UTF-8"]
     }
 
     #[test]
+    fn a_step_may_be_a_line_alone() {
+        let suite =
+            parse("setup = [\"./configure\",\n  \"make\", { run = \"make install\", timeout = \"9s\" }]")
+                .unwrap();
+        let step = |step: &images::file::Step| match &step.what {
+            What::Run(run) => (step.line, run.text.clone(), run.timeout),
+            other => panic!("{other:?}"),
+        };
+        let steps: Vec<_> = suite.setup.iter().map(step).collect();
+        assert_eq!(
+            steps,
+            [(1, "./configure".into(), None), (2, "make".into(), None), (2, "make install".into(), Some(9))]
+        );
+    }
+
+    #[test]
     fn a_file_may_be_empty() {
         assert_eq!(parse("").unwrap(), Suite::default());
     }
@@ -361,7 +378,8 @@ env.LANG = ["C", "de_DE.UTF-8"]
             ("[matrix]\nmemory = [\"1G\", \"1024M\"]", 2, "memory has 1G twice"),
             ("\nvolume = [\"src\"]", 2, "write HOST:GUEST"),
             ("artifacts = [\"log\"]", 1, "begin the path in the guest with /"),
-            ("on = \"debian:11\"", 1, "invalid type"),
+            ("on = \"debian:11\"", 1, "expected a list of texts, as in [\"a\", \"b\"]"),
+            ("\nsetup = [1]", 2, "expected a step: a line for the shell, or a table with run or copy"),
             ("on = [\"debian:11\\n\"]", 1, "is not an image"),
             ("workdir = \"src\"", 1, "no absolute path"),
             ("on = [", 1, ""),
