@@ -10,6 +10,9 @@ use crate::kvmbox::{self, Io, Options};
 use crate::place::Place;
 use crate::tool;
 
+/// A script in a box: the longest takes half of it.
+const BOX_TIME: Duration = Duration::from_secs(1200);
+
 /// Where to run.
 pub enum Where {
     /// As whole-machine tests do.
@@ -18,7 +21,7 @@ pub enum Where {
     Icount,
 }
 
-/// Runs `script` by `sh` and returns what it printed.
+/// Runs `script` by `sh` and returns what it printed. A box that hangs, which the emulator's sometimes do, is tried once more.
 ///
 /// # Errors
 /// When it fails.
@@ -27,9 +30,14 @@ pub fn run(place: Where, script: &str) -> Result<String> {
     if !icount && matches!(Place::of_machine(), Place::Host(_)) {
         return tool::capture(Command::new("sh").args(["-c", script]));
     }
-    let options = Options { icount, timeout: Duration::from_secs(1800), ..Options::default() };
+    let options = Options { icount, timeout: BOX_TIME, ..Options::default() };
     let words = ["sh", "-c", script].map(OsString::from);
-    let outcome = kvmbox::run(&options, Io { input: false, show: false, keep: true }, &words)?;
+    let run = || kvmbox::run(&options, Io { input: false, show: false, keep: true }, &words);
+    let mut outcome = run()?;
+    if outcome.code == kvmbox::TIMED_OUT {
+        eprintln!("  the box hangs: once more in another");
+        outcome = run()?;
+    }
     let output = String::from_utf8_lossy(&outcome.output).into_owned();
     if outcome.code != 0 {
         bail!("the script in the box ended with {}:\n{output}", outcome.code);
