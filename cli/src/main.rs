@@ -13,6 +13,7 @@ mod exit;
 mod flags;
 mod front;
 mod guest;
+mod held;
 mod input;
 mod interrupt;
 mod launch;

@@ -3,44 +3,44 @@
 //! What comes out of a guest is hostile: a tree is unpacked beneath the directory that it is to be, a file in a private directory of its own,
 //! from which it is then renamed. So a guest makes no name that was not asked for, and a file is there whole or not at all.
 
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
 use agent::frame::MAX_FRAME;
 use agent::message::{Ended, Looked, Pack, Request, Unpack};
 use anyhow::{Context as _, Result, bail};
 use images::tree::{self, Options, Packing};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::FileType;
 use vmm::agent::client::{AgentError, Said, Sender, Talk};
-use vmm::snapshot::Id;
 
 use crate::exit;
 use crate::guest::Guest;
+use crate::held::{Aside, Dir};
 use crate::progress::Bar;
 
 /// Whose files in a guest are, unless they keep their owners.
 const ROOT: &str = "0:0";
 
+/// How long the guest may take to look at a path, on whatever disk.
+pub const LOOK: Duration = Duration::from_secs(60);
+
 /// Where a tree comes to be here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Landing {
-    /// It has this path.
-    Named(PathBuf),
+    /// It is called so in this directory.
+    Named(Dir, OsString),
     /// What is in it goes into this directory.
-    Content(PathBuf),
+    Content(Dir),
 }
 
 /// What is at a path in the guest.
 pub fn look(guest: &Guest, path: &str) -> Result<Looked> {
     let mut talk = guest.ask(&Request::Look { path: path.to_owned() })?;
-    match talk.next()? {
-        Said::Message(frame) => frame.read_as().context("the guest's agent answers with nonsense"),
-        _ => bail!("the guest's agent answers with nonsense"),
-    }
+    talk.answer(LOOK)?.read_as().context("the guest's agent answers with nonsense")
 }
 
 /// Send `source` to be `name` in the guest's directory `dir`; if it is a directory and `name` is `.`, what is in it.
@@ -110,54 +110,46 @@ fn is_connection(error: &anyhow::Error) -> bool {
         .any(|cause| kinds.contains(&cause.kind()))
 }
 
-/// Fetch `path` from the guest.
+/// Fetch `path` from the guest: with `follow` what a link leads to, and then a file is one. Says how many bytes of data came.
 pub fn get(
     guest: &Guest,
     path: &str,
     is_dir: bool,
     follow: bool,
     landing: &Landing,
-    owners: bool,
-) -> Result<()> {
-    let options = Options { owners, privileges: owners, ..Options::copy() };
+    options: &Options,
+) -> Result<u64> {
     match landing {
-        _ if is_dir => {
-            let dir = match landing {
-                Landing::Content(dir) => File::open(dir)?,
-                Landing::Named(dir) => made(dir)?,
-            };
-            get_into(guest, pack_of(path, true, Some(".")), dir, &options)
+        Landing::Content(dir) if is_dir => get_into(guest, pack_of(path, true, Some(".")), dir, options),
+        Landing::Named(dir, name) if is_dir => {
+            let made = dir.make(Path::new(name))?;
+            get_into(guest, pack_of(path, true, Some(".")), &made, options)
         }
-        Landing::Named(to) | Landing::Content(to) => {
-            let aside = Aside::new(to)?;
-            get_into(guest, pack_of(path, follow, None), File::open(&aside.0)?, &options)?;
-            let mut entries = fs::read_dir(&aside.0)?;
-            let entry = match (entries.next().transpose()?, entries.next()) {
-                (Some(entry), None) if !entry.file_type()?.is_dir() => entry,
-                _ => bail!("the guest sent something else than one file"),
-            };
-            Ok(fs::rename(entry.path(), to)?)
+        Landing::Content(_) => bail!("it is no directory"),
+        Landing::Named(dir, name) => {
+            let aside = Aside::new(dir, ASIDE)
+                .with_context(|| format!("cannot write in {}", dir.path().display()))?;
+            let bytes = get_into(guest, pack_of(path, follow, None), aside.dir(), options)?;
+            let fits = |kind| kind == FileType::RegularFile || !follow && kind != FileType::Directory;
+            if !aside.give(name, fits)? {
+                bail!("the guest sent something else than one file");
+            }
+            Ok(bytes)
         }
     }
 }
 
-/// The directory at `path`, made if there is none. No link is followed but one that is there.
-fn made(path: &Path) -> Result<File> {
-    match DirBuilder::new().mode(0o755).create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(File::open(path)?),
-        made => {
-            made?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
-        }
-    }
+/// How files come out of a guest, whose owners are kept or are the caller.
+pub fn options(owners: bool) -> Options {
+    Options { owners, privileges: owners, ..Options::copy() }
 }
 
 fn pack_of(path: &str, follow: bool, name: Option<&str>) -> Request {
     Request::Pack(Pack { path: path.to_owned(), follow, name: name.map(str::to_owned) })
 }
 
-fn get_into(guest: &Guest, request: Request, dir: File, options: &Options) -> Result<()> {
+/// Says how many bytes of data came.
+fn get_into(guest: &Guest, request: Request, dir: &Dir, options: &Options) -> Result<u64> {
     let mut get = Get::new(guest.ask(&request)?, "copying".to_owned());
     let unpacked = tree::unpack(&mut get, dir.as_fd(), options).map_err(anyhow::Error::from);
     let sender = get.talk.sender();
@@ -167,11 +159,11 @@ fn get_into(guest: &Guest, request: Request, dir: File, options: &Options) -> Re
         Ok(unpacked)
     });
     sender.close();
-    let left_out = all?.devices;
-    if left_out > 0 {
-        crate::terminal::note(&format!("skiff: {left_out} device nodes are left out"));
+    let all = all?;
+    if all.devices > 0 {
+        crate::terminal::note(&format!("skiff: {} device nodes are left out", all.devices));
     }
-    Ok(())
+    Ok(all.bytes)
 }
 
 /// Print `path` of the guest as a tar archive. Says the exit code.
@@ -188,31 +180,6 @@ pub fn get_stream(guest: &Guest, path: &str, follow: bool) -> Result<u8> {
 
 /// How the name begins of what is there only while a file is fetched.
 pub const ASIDE: &str = ".skiff-cp-";
-
-/// A private directory beside the file that is to come, gone with all that is left in it when dropped.
-struct Aside(PathBuf);
-
-impl Aside {
-    fn new(to: &Path) -> Result<Self> {
-        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let path = parent.join(format!("{ASIDE}{}", Id::draw().context("cannot draw a name")?));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.with_context(|| format!("cannot write in {}", parent.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // Of a guest's making, it may be of any depth.
-        if let (Some(parent), Some(name)) = (self.0.parent(), self.0.file_name())
-            && let Ok(parent) =
-                File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
-        {
-            let _ = tree::remove(parent.as_fd(), Path::new(name));
-        }
-    }
-}
 
 /// An archive on its way into the guest.
 struct Put {

@@ -11,6 +11,7 @@ use super::{Verb, print};
 use crate::exit::{SUCCESS, Usage};
 use crate::flags::{self, Completes, Count, Example, Flag, Operand, Takes};
 use crate::guest::Guest;
+use crate::held::Dir;
 use crate::store::{Store, names};
 use crate::transfer::{self, Landing};
 
@@ -169,18 +170,26 @@ fn get(guest: &Guest, from: &str, to: &str, asked: &Asked) -> Result<()> {
         Looked::File { .. } => false,
     };
     let landing = match target.metadata() {
-        Ok(found) if found.is_dir() && is_dir && is_content(from) => Landing::Content(target.to_owned()),
+        Ok(found) if found.is_dir() && is_dir && is_content(from) => Landing::Content(held(target)?),
         Ok(found) if found.is_dir() => {
             let name =
                 Path::new(from).file_name().context("the guest's root directory has no name: write VM:/.")?;
-            Landing::Named(target.join(name))
+            Landing::Named(held(target)?, name.to_owned())
         }
         Ok(_) if is_dir => bail!("{to} is no directory, and {from} in the guest is one"),
         Err(_) if !is_dir && to.ends_with('/') => bail!("there is no directory {to}"),
-        Ok(_) | Err(_) => Landing::Named(target.to_owned()),
+        Ok(_) | Err(_) => {
+            let name = target.file_name().with_context(|| format!("there is no directory {to}"))?;
+            Landing::Named(held(target.parent().unwrap_or(Path::new(".")))?, name.to_owned())
+        }
     };
-    transfer::get(guest, from, is_dir, asked.follow, &landing, asked.archive)
+    transfer::get(guest, from, is_dir, asked.follow, &landing, &transfer::options(asked.archive))
+        .map(drop)
         .with_context(|| format!("cannot copy {from} to {to}"))
+}
+
+fn held(dir: &Path) -> Result<Dir> {
+    Dir::open(dir).with_context(|| format!("cannot write in {}", dir.display()))
 }
 
 /// What a file that is here is called.

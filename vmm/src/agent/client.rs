@@ -7,10 +7,10 @@ use std::io::{self, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::agent::frame::Frame;
-use ::agent::message::{Answer, Control, Ended, Heard, Open, Refusal, Request};
+use ::agent::message::{Answer, Control, Ended, Exec, Heard, Open, Refusal, Request};
 use serde::Serialize;
 
 use super::readiness::skew;
@@ -65,6 +65,8 @@ impl From<io::Error> for AgentError {
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// How long an answer may take.
+    limit: Option<Duration>,
 }
 
 impl Connection {
@@ -73,14 +75,14 @@ impl Connection {
     /// # Errors
     /// [`AgentError::Nobody`] if no agent listens; others if the guest or its VM does not answer.
     pub fn to_guest(stream: UnixStream, limit: Duration) -> Result<Self, AgentError> {
-        stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         (&stream).write_all(format!("CONNECT {}\n", ::agent::AGENT_PORT).as_bytes())?;
+        let mut reader = Timely::new(stream.try_clone()?, Some(limit));
         let mut line = Vec::new();
         // What follows the line is the agent's: it is read byte by byte.
         while line.last() != Some(&b'\n') {
             let mut byte = [0];
-            match (&stream).read(&mut byte) {
+            match reader.read(&mut byte) {
                 Ok(0) => return Err(AgentError::Nobody),
                 Ok(_) if line.len() < MAX_LINE => line.push(byte[0]),
                 Ok(_) => return Err(io::Error::from(ErrorKind::InvalidData).into()),
@@ -90,13 +92,13 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Self { stream })
+        Ok(Self { stream, limit: Some(limit) })
     }
 
-    /// One that leads to the agent itself.
+    /// One that leads to the agent itself, which may take its time.
     #[must_use]
     pub fn direct(stream: UnixStream) -> Self {
-        Self { stream }
+        Self { stream, limit: None }
     }
 
     /// Ask for something. From then on there is no time limit.
@@ -111,14 +113,16 @@ impl Connection {
         };
         let mut stream = &self.stream;
         Frame::message(&open)?.write(&mut stream)?;
-        let mut reader = BufReader::with_capacity(READ, self.stream.try_clone()?);
+        let mut reader = BufReader::with_capacity(READ, Timely::new(self.stream.try_clone()?, self.limit));
         let answer = Frame::read(&mut reader)?.ok_or(ErrorKind::UnexpectedEof).map_err(io::Error::from)?;
         let (pid, window) = match answer.read_as()? {
             Answer::Accepted { pid, window } => (pid, window),
             Answer::Refused { protocol, version, why } => return Err(refused(protocol, version, why)),
         };
-        self.stream.set_read_timeout(None)?;
+        reader.get_mut().until(None)?;
         self.stream.set_write_timeout(None)?;
+        // Who takes an archive takes all of it as it comes: a window would let the guest keep this end waiting.
+        let window = if matches!(request, Request::Exec(Exec { stdin: true, .. })) { window } else { 0 };
         let sender = Sender { stream: self.stream.into(), credit: Arc::new(Credit::new(window)), pid };
         Ok(Talk { reader, sender })
     }
@@ -138,10 +142,42 @@ fn plain(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, " ") } else { text }
 }
 
+/// A socket that is read until some time, however little comes at once.
+#[derive(Debug)]
+struct Timely {
+    stream: UnixStream,
+    until: Option<Instant>,
+}
+
+impl Timely {
+    fn new(stream: UnixStream, limit: Option<Duration>) -> Self {
+        Self { stream, until: limit.and_then(|limit| Instant::now().checked_add(limit)) }
+    }
+
+    /// From now on until then, or without end.
+    fn until(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        self.until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        if self.until.is_none() { self.stream.set_read_timeout(None) } else { Ok(()) }
+    }
+}
+
+impl io::Read for Timely {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(until) = self.until {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(rest))?;
+        }
+        self.stream.read(into)
+    }
+}
+
 /// A request that the agent does.
 #[derive(Debug)]
 pub struct Talk {
-    reader: BufReader<UnixStream>,
+    reader: BufReader<Timely>,
     sender: Sender,
 }
 
@@ -171,6 +207,18 @@ impl Talk {
         self.sender.clone()
     }
 
+    /// The one message that answers a question, which may take so long.
+    ///
+    /// # Errors
+    /// As for [`Talk::next`], and [`AgentError::Silent`]. [`AgentError::Failed`] if the agent says something else.
+    pub fn answer(&mut self, limit: Duration) -> Result<Frame, AgentError> {
+        self.reader.get_mut().until(Some(limit))?;
+        match self.next()? {
+            Said::Message(frame) => Ok(frame),
+            _ => Err(AgentError::Failed("the guest's agent answers with nonsense".to_owned())),
+        }
+    }
+
     /// Wait for what comes next.
     ///
     /// # Errors
@@ -181,7 +229,7 @@ impl Talk {
             let frame = match Frame::read(&mut self.reader) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Err(AgentError::Broken(ErrorKind::UnexpectedEof.into())),
-                Err(error) => return Err(AgentError::Broken(error)),
+                Err(error) => return Err(error.into()),
             };
             match frame {
                 Frame::Output(bytes) => return Ok(Said::Output(bytes)),

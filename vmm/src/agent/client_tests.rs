@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use super::*;
-use ::agent::message::Exec;
+use ::agent::message::Unpack;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -23,7 +23,7 @@ fn agent(
 }
 
 fn exec() -> Request {
-    Request::Exec(Exec::default())
+    Request::Exec(Exec { stdin: true, ..Exec::default() })
 }
 
 fn say(to: &mut UnixStream, message: &impl Serialize) {
@@ -121,4 +121,50 @@ fn a_guest_without_an_agent_is_told_from_one_that_hangs() {
     assert!(matches!(run(b"", LIMIT, false), Err(AgentError::Nobody)));
     assert!(matches!(run(b"OK 1073741824 and more\n", LIMIT, true), Err(AgentError::Broken(_))));
     assert!(matches!(run(b"OK", Duration::from_millis(20), true), Err(AgentError::Silent)));
+}
+
+#[test]
+fn a_guest_that_answers_byte_by_byte_has_no_more_time() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let agent = std::thread::spawn(move || {
+        theirs.write_all(b"OK 1\n").unwrap();
+        // A frame that never ends; until nobody reads it any more.
+        let mut bytes = Vec::new();
+        Frame::message(&Answer::Accepted { pid: None, window: 0 }).unwrap().write(&mut bytes).unwrap();
+        for byte in bytes.iter().take(bytes.len() - 1) {
+            if theirs.write_all(&[*byte]).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        let _ = theirs.read_to_end(&mut bytes);
+    });
+    let connection = Connection::to_guest(ours, Duration::from_millis(200)).unwrap();
+    assert!(matches!(connection.ask(&exec()), Err(AgentError::Silent)));
+    agent.join().unwrap();
+}
+
+#[test]
+fn a_question_that_is_not_answered_is_given_up() {
+    let (connection, agent) = agent(Answer::Accepted { pid: None, window: 0 }, |stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let mut talk = connection.ask(&Request::Look { path: "/".to_owned() }).unwrap();
+    assert!(matches!(talk.answer(Duration::from_millis(50)), Err(AgentError::Silent)));
+    drop(talk);
+    agent.join().unwrap();
+}
+
+#[test]
+fn who_takes_an_archive_cannot_say_how_much_at_once() {
+    let unpack = Unpack { dir: "/".to_owned(), rename: None, owner: None };
+    let (connection, agent) = agent(Answer::Accepted { pid: None, window: 1 }, |stream| {
+        for _ in 0..2 {
+            assert_eq!(Frame::read(stream).unwrap(), Some(Frame::Input(vec![0; 9])));
+        }
+    });
+    let talk = connection.ask(&Request::Unpack(unpack)).unwrap();
+    talk.sender().input(&[0; 9]).unwrap();
+    talk.sender().input(&[0; 9]).unwrap();
+    agent.join().unwrap();
 }

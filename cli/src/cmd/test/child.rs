@@ -15,6 +15,7 @@ use super::outcome::Verdict;
 use super::report::Ran;
 use super::signals::Signals;
 use super::worker::{self, Job};
+use crate::held::Dir;
 use crate::launch::close_others;
 
 /// A process that was split off.
@@ -46,11 +47,11 @@ impl Child {
     }
 }
 
-/// Split off a process that does `job`, and writes to `dir`.
-pub fn run(job: &Job, dir: &Path) -> Result<Child> {
+/// Split off a process that does `job`, and writes to `dir` beneath `output`.
+pub fn run(job: &Job, output: &Dir, dir: &Path) -> Result<Child> {
     let (events, mut tell) = io::pipe().context(FAILED)?;
-    let pid = split_off(vec![tell.as_raw_fd()], || {
-        let ran = in_child(job, dir, &mut tell);
+    let pid = split_off(vec![tell.as_raw_fd(), output.as_raw_fd()], || {
+        let ran = in_child(job, output, dir, &mut tell);
         let _ = Event::Ended(Box::new(ran)).write(&mut tell);
     })?;
     Ok(Child { pid, leads: false, events, said: None })
@@ -59,7 +60,7 @@ pub fn run(job: &Job, dir: &Path) -> Result<Child> {
 /// Split off a process that makes the ground of this number.
 pub fn make(grounds: &Grounds<'_>, at: usize, signals: &Signals) -> Result<Child> {
     let ((events, mut tell), (said, say)) = (io::pipe().context(FAILED)?, io::pipe().context(FAILED)?);
-    let pid = split_off(vec![tell.as_raw_fd(), say.as_raw_fd()], || {
+    let pid = split_off(vec![tell.as_raw_fd(), say.as_raw_fd(), grounds.output().as_raw_fd()], || {
         let made = setpgid(None, None)
             .context("cannot lead a process group")
             .and_then(|()| redirect(&say))
@@ -104,9 +105,9 @@ fn redirect(to: impl AsFd) -> Result<()> {
     led.and_then(|()| rustix::stdio::dup2_stderr(&to)).context("cannot redirect the standard streams")
 }
 
-fn in_child(job: &Job, dir: &Path, tell: &mut PipeWriter) -> Ran {
+fn in_child(job: &Job, output: &Dir, dir: &Path, tell: &mut PipeWriter) -> Ran {
     let prepared = || -> Result<Folder> {
-        let folder = Folder::make(dir)?;
+        let folder = Folder::make(output, dir)?;
         redirect(&folder.skiff_log()?)?;
         Ok(folder)
     };

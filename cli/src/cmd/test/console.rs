@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// How much of the end is looked through, in bytes.
 const END: usize = 256 << 10;
@@ -70,8 +70,8 @@ impl Console {
     }
 
     /// Its end as a file of its own.
-    pub fn write(&self, to: &Path) -> io::Result<()> {
-        super::folder::create(to).and_then(|mut file| io::Write::write_all(&mut file, &self.end))
+    pub fn write(&self, mut to: File) -> io::Result<()> {
+        io::Write::write_all(&mut to, &self.end)
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
         let mut console = Console::open(path.clone());
         console.look();
         assert_eq!(console.end.len(), END);
-        console.write(&dir.path().join("copy")).unwrap();
+        console.write(File::create(dir.path().join("copy")).unwrap()).unwrap();
         assert_eq!(std::fs::metadata(dir.path().join("copy")).unwrap().len(), END as u64);
         assert!(Console::open(dir.path().join("none/console.log")).panic().is_none());
     }

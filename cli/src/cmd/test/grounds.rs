@@ -6,6 +6,7 @@ use super::folder;
 use super::matrix::Case;
 use super::prepare::{Log, Look, Preparer, Ready, called, moment, shape};
 use super::schedule::Ground;
+use crate::held::Dir;
 
 /// See the module's documentation.
 pub struct Grounds<'a> {
@@ -75,6 +76,11 @@ impl<'a> Grounds<'a> {
             State::Ready(_) | State::Unready(_) => Ground::Settled,
         };
         self.all.iter().map(state).collect()
+    }
+
+    /// Where results go.
+    pub fn output(&self) -> &Dir {
+        self.preparer.output
     }
 
     /// What the one of this number is called.

@@ -24,12 +24,14 @@ use self::report::{Ran, Report, Tested, junit, people};
 use self::runner::Runner;
 use self::schedule::Rules;
 use self::screen::Screen;
+use self::sink::Sink;
 use self::suite::{Suite, merge};
 use self::worker::Job;
 use super::run::volume;
 use super::{Verb, print};
 use crate::exit::{self, Usage};
 use crate::flags::{self, Completes, Count, Operand, closest};
+use crate::held::Dir;
 use crate::store::{Store, time};
 use crate::terminal::note;
 
@@ -49,6 +51,7 @@ mod runner;
 mod schedule;
 mod screen;
 mod signals;
+mod sink;
 mod suite;
 mod worker;
 
@@ -223,14 +226,15 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Resu
     }
     let output = std::path::absolute(suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))
         .context("cannot tell the current directory")?;
-    let _lock = folder::begin(&output)?;
+    let (output, _lock) = folder::begin(&output)?;
     for case in cases {
         folder::clear(&output, &case.slug)?;
     }
-    report_files(asked).try_for_each(check_writable)?;
+    let sink = |path: &Option<PathBuf>| path.as_deref().map(Sink::open).transpose();
+    let sinks = [sink(&asked.junit)?, sink(&asked.json)?];
     let store = Store::open()?;
     let images = store.images();
-    let (store, images, output, fresh) = (&store, &images, output.as_path(), asked.fresh);
+    let (store, images, output, fresh) = (&store, &images, &output, asked.fresh);
     let (dir, file) = (project.dir.as_path(), project.file.as_deref());
     let preparer = Preparer { store, images, suite, project: dir, file, output, fresh };
     let mut screen = Screen::new(asked.show);
@@ -272,7 +276,8 @@ fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Resu
     store.sweep_behind();
     let took = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let report = Report::new(started, took, signal, tests);
-    let told = tell(asked, &report, &project.dir, suite.output.as_deref().unwrap_or(Path::new(OUTPUT)));
+    let shown = suite.output.as_deref().unwrap_or(Path::new(OUTPUT));
+    let told = tell(sinks, &report, &project.dir, (output, shown));
     Ok(if told { report.code() } else { exit::NOT_THE_COMMANDS })
 }
 
@@ -286,26 +291,9 @@ fn rules(suite: &Suite, largest: u64) -> Rules {
     }
 }
 
-/// The files to which reports are written.
-fn report_files(asked: &Asked) -> impl Iterator<Item = &Path> {
-    asked.junit.iter().chain(&asked.json).filter(|path| !is_stdout(path)).map(PathBuf::as_path)
-}
-
 /// `-` is standard output.
 fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
-}
-
-/// Whether a report can be written to `path`: to be known before all tests have run. What is there stays as it is.
-fn check_writable(path: &Path) -> Result<()> {
-    let there = path.exists();
-    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    opened.map_err(|error| Usage(format!("cannot write {}: {error}: name another file", path.display())))?;
-    if !there {
-        // An empty file would be read as a report of nothing.
-        std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// Without the guests of earlier runs, which have gone for later ones.
@@ -343,33 +331,29 @@ fn jobs(memory: u64) -> usize {
     fit.map_or(cpus, |fit| usize::try_from(fit).unwrap_or(usize::MAX).min(cpus)).max(1)
 }
 
-/// The report, wherever it is wanted: first for people. Says whether all of it was written.
-fn tell(asked: &Asked, report: &Report, project: &Path, output: &Path) -> bool {
-    let summary = people::summary(report, output);
+/// The report, wherever it is wanted: first for people, then as JUnit's XML and as JSON. `shown` is how people know the directory of the
+/// results. Says whether all of it was written.
+fn tell(sinks: [Option<Sink>; 2], report: &Report, project: &Path, (output, shown): (&Dir, &Path)) -> bool {
+    let summary = people::summary(report, shown);
     let mut written = Vec::new();
-    if asked.junit.iter().chain(&asked.json).any(|path| is_stdout(path)) {
+    if sinks.iter().flatten().any(|sink| matches!(sink, Sink::Stdout)) {
         // Standard output is the report's.
         eprint!("{summary}");
     } else {
         written.push(print(summary).map(|_| ()));
     }
-    if let Some(path) = &asked.junit {
+    let [junit, json] = sinks;
+    if let Some(sink) = junit {
         let name = project.file_name().and_then(|name| name.to_str()).unwrap_or("skiff");
-        written.push(junit::xml(report, name, junit::last_of_log).and_then(|xml| write(path, &xml)));
+        let log = |dir: &Path| junit::last_of_log(output, dir);
+        written.push(junit::xml(report, name, log).and_then(|xml| sink.write(&xml)));
     }
-    if let Some(path) = &asked.json {
-        written.push(super::json(report).and_then(|json| write(path, &json)));
+    if let Some(sink) = json {
+        written.push(super::json(report).and_then(|json| sink.write(&json)));
     }
     let failed: Vec<_> = written.into_iter().filter_map(Result::err).collect();
     failed.iter().for_each(exit::say);
     failed.is_empty()
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    if is_stdout(path) {
-        return print(text).map(|_| ());
-    }
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -381,18 +365,6 @@ mod tests {
         let error = config::parse("on = [\"a\"]\ncomand = \"x\"").unwrap_err();
         let text = mistake(Path::new("skiff-test.toml"), &error).0;
         assert_eq!(text, "skiff-test.toml:2: there is no key 'comand': did you mean 'command'?");
-    }
-
-    #[test]
-    fn a_report_that_cannot_be_written_is_known_before_and_what_is_there_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let (there, new) = (dir.path().join("there.xml"), dir.path().join("new.xml"));
-        std::fs::write(&there, "old").unwrap();
-        check_writable(&there).unwrap();
-        check_writable(&new).unwrap();
-        assert!(std::fs::read_to_string(&there).unwrap() == "old" && !new.exists());
-        let error = check_writable(&dir.path().join("no/such.xml")).unwrap_err();
-        assert!(error.is::<Usage>() && error.to_string().contains("no/such.xml"), "{error:#}");
     }
 
     #[test]

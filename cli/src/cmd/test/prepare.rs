@@ -35,6 +35,7 @@ use crate::cmd::image::file::{exec_in, put};
 use crate::cmd::image::warm;
 use crate::cmd::run::volume;
 use crate::cmd::{clone, run};
+use crate::held::Dir;
 use crate::store::Store;
 use crate::store::bases::{Base, Hold};
 use crate::store::time;
@@ -97,7 +98,7 @@ pub struct Preparer<'a> {
     /// The file that says what is tested, if there is one.
     pub file: Option<&'a Path>,
     /// Of the results: it is not copied.
-    pub output: &'a Path,
+    pub output: &'a Dir,
     /// Make every snapshot anew.
     pub fresh: bool,
 }
@@ -263,7 +264,7 @@ impl Preparer<'_> {
     /// Those of the suite, none of which copies results: they are others each time.
     fn steps(&self) -> Vec<images::file::Step> {
         let mut steps = self.suite.setup.clone();
-        let below = self.output.strip_prefix(self.project).ok().and_then(Path::to_str);
+        let below = self.output.path().strip_prefix(self.project).ok().and_then(Path::to_str);
         let below = below.filter(|below| !below.is_empty());
         for step in &mut steps {
             if let (What::Copy(copy), Some(below)) = (&mut step.what, below) {

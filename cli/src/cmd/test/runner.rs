@@ -10,7 +10,7 @@
 //! as well.
 
 use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -30,6 +30,7 @@ use super::schedule::{Rules, Schedule, Task, Turn};
 use super::screen::Screen;
 use super::signals::Signals;
 use super::worker::Job;
+use crate::held::Dir;
 
 /// How often live lines turn.
 const TURN: Duration = Duration::from_millis(120);
@@ -46,7 +47,7 @@ pub struct Runner<'a> {
     pub cases: &'a [Case],
     pub rules: Rules,
     /// Where results go.
-    pub output: &'a Path,
+    pub output: &'a Dir,
     /// What a run is to do, given what it starts from and the name of its VM.
     pub job: &'a dyn Fn(&Case, &Ready, String) -> Job,
     /// Called after each run, for what is not to grow.
@@ -177,14 +178,14 @@ impl All<'_, '_> {
         };
         let vm = format!("test-{}", Id::draw().context("cannot draw a name")?);
         screen.begin(Task::Run(turn), &case.name);
-        let child = child::run(&(self.runner.job)(case, ready, vm), &self.dir(turn)?)?;
+        let child = child::run(&(self.runner.job)(case, ready, vm), self.runner.output, &self.dir(turn)?)?;
         self.begun(Task::Run(turn), child);
         Ok(())
     }
 
     /// Where the results of this run go.
     fn dir(&self, turn: Turn) -> Result<PathBuf> {
-        Ok(folder::of_turn(self.runner.output, &self.runner.case(turn)?.slug, turn))
+        Ok(folder::of_turn(self.runner.output.path(), &self.runner.case(turn)?.slug, turn))
     }
 
     /// Wait until a signal has come, or somebody has something to say: who. What is told comes before what is said, by each.
@@ -280,16 +281,16 @@ impl All<'_, '_> {
 
     /// What a run came to, whose process has ended so.
     fn ran(&self, running: &Running, signal: Option<i32>) -> Ran {
+        if let Task::Run(turn) = running.task
+            && let Ok(dir) = self.dir(turn)
+        {
+            folder::tidy(self.runner.output, &dir);
+        }
         if let Some(Last::Ran(ran)) = &running.last {
             return ran.clone();
         }
         // What it has not come to tell of is not to be there.
         running.keeps.iter().for_each(|name| (self.runner.undo)(name));
-        if let Task::Run(turn) = running.task
-            && let Ok(dir) = self.dir(turn)
-        {
-            folder::tidy(&dir);
-        }
         match signal {
             _ if self.interrupted.is_some() => Ran::without(Verdict::NotRun, "interrupted"),
             Some(libc::SIGKILL) if self.stopped => {
@@ -320,7 +321,8 @@ impl All<'_, '_> {
     /// A run has ended.
     fn over(&mut self, turn: Turn, ran: Ran, screen: &mut Screen) -> Result<()> {
         let (case, dir) = (self.runner.case(turn)?, self.dir(turn)?);
-        screen.end(turn, &case.name, &ran, &dir);
+        let log = || self.runner.output.file(&dir.join(folder::OUTPUT_LOG));
+        screen.end(turn, &case.name, &ran, log);
         (self.runner.after)(case, &ran);
         let stops = self.schedule.ended(turn, ran.verdict);
         self.results.push((turn, dir, ran));

@@ -5,14 +5,13 @@
 //! What tests start from has lines as well, with the image before them. On a terminal what a setup prints is shown if it fails.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::event::{Cutter, Phase};
-use super::folder::OUTPUT_LOG;
 use super::report::Ran;
 use super::schedule::{Task, Turn};
 use crate::cmd::image::file::show::time;
@@ -131,14 +130,14 @@ impl Screen {
         }
     }
 
-    /// It is over. Its output is in `dir`.
-    pub fn end(&mut self, turn: Turn, name: &str, ran: &Ran, dir: &Path) {
+    /// It is over. Its output is in `log`.
+    pub fn end(&mut self, turn: Turn, name: &str, ran: &Ran, log: impl FnOnce() -> io::Result<File>) {
         let task = Task::Run(turn);
         if let Some(bar) = self.live.as_mut().and_then(|live| live.bars.remove(&task)) {
             bar.finish_and_clear();
         }
         if self.show == Show::Grouped {
-            self.group(name, dir);
+            self.group(name, log());
         }
         let took = time(Duration::from_millis(ran.duration_ms));
         let reason = if ran.reason.is_empty() { String::new() } else { format!(": {}", ran.reason) };
@@ -170,9 +169,9 @@ impl Screen {
         }
     }
 
-    fn group(&self, name: &str, dir: &Path) {
+    fn group(&self, name: &str, log: io::Result<File>) {
         self.say(&format!("── {name}"));
-        let Ok(mut file) = std::fs::File::open(dir.join(OUTPUT_LOG)) else { return };
+        let Ok(mut file) = log else { return };
         let (mut cutter, mut buffer) = (Cutter::default(), vec![0; 64 << 10]);
         while let Ok(len @ 1..) = file.read(&mut buffer) {
             cutter.take(buffer.get(..len).unwrap_or_default()).iter().for_each(|line| self.say(line));

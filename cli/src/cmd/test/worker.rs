@@ -6,8 +6,9 @@
 //! It is a process of its own, since a VM can be split off only by a process that has one thread; so is its end, however it comes, the VM's
 //! end. The main thread does all of it; `output` hears the command.
 
+use std::ffi::OsStr;
 use std::io::PipeWriter;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use super::keep::{self, Of};
 use super::outcome::{Came, PANICKED, Verdict, VmEnd, code, find_oom, judge};
 use super::report::Ran;
 use crate::cmd::image::file::guest::{Guest, Outcome as Did};
+use crate::held::Dir;
 use crate::store::Store;
 use crate::transfer::{self, Landing};
 use crate::{exit, guest};
@@ -41,6 +43,8 @@ const END: Duration = Duration::from_secs(5);
 const KERNEL_LOG: u64 = 20;
 /// How long artifacts may take together.
 const FETCH: Duration = Duration::from_secs(600);
+/// How many bytes of data they may have together.
+const MOST_FETCHED: u64 = 8 << 30;
 /// How much of a kernel's log is looked through, in bytes.
 const LOG_END: usize = 256 << 10;
 /// How much output may wait to be written.
@@ -125,7 +129,7 @@ fn in_guest(job: &Job, guest: &Guest, folder: &mut Folder, tell: &mut PipeWriter
         fetch(job, folder, &mut ran);
     }
     console.look();
-    if let Err(error) = console.write(&folder.console_log()) {
+    if let Err(error) = folder.console_log().and_then(|log| console.write(log)) {
         ran.notes.push(format!("the console's log cannot be kept: {error}"));
     }
     ran
@@ -328,11 +332,12 @@ pub fn kernel_log(guest: &Guest) -> Result<String> {
 /// Fetch what is to be fetched. What is not there is no failure; a guest that sends without end is left after a time.
 fn fetch(job: &Job, folder: &Folder, ran: &mut Ran) {
     let fetcher = match folder.artifacts() {
-        Ok(to) => Fetcher { store: job.store.clone(), vm: job.vm.clone(), to },
+        Ok(to) => Fetcher { store: job.store.clone(), vm: job.vm.clone(), to, room: MOST_FETCHED },
         Err(error) => return ran.notes.push(format!("artifacts cannot be written: {error}")),
     };
     let (tell, told) = sync_channel(job.artifacts.len());
     let paths = job.artifacts.clone();
+    let mut fetcher = fetcher;
     let fetched = move || {
         for path in paths {
             let fetched = fetcher.fetch(&path);
@@ -362,11 +367,13 @@ fn fetch(job: &Job, folder: &Folder, ran: &mut Ran) {
 struct Fetcher {
     store: Store,
     vm: String,
-    to: PathBuf,
+    to: Dir,
+    /// How many bytes may still come.
+    room: u64,
 }
 
 impl Fetcher {
-    fn fetch(&self, path: &str) -> Result<()> {
+    fn fetch(&mut self, path: &str) -> Result<()> {
         let guest = guest::Guest::find(&self.store, &self.vm, Some(END))?;
         let is_dir = match transfer::look(&guest, path)? {
             Looked::Directory => true,
@@ -374,10 +381,16 @@ impl Fetcher {
             Looked::File { .. } => false,
         };
         let name = path.trim_end_matches('/').rsplit('/').next();
-        let to = self.to.join(name.filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or("root"));
+        let name = name.filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or("root");
         // Two of the same name would be one.
-        ensure!(to.symlink_metadata().is_err(), "there is another artifact of that name");
-        transfer::get(&guest, path, is_dir, false, &Landing::Named(to), false)
+        ensure!(!self.to.has(OsStr::new(name)), "there is another artifact of that name");
+        let mut options = transfer::options(false);
+        options.limits.bytes = self.room;
+        // Of a link, what it leads to: on the host it would lead elsewhere.
+        let landing = Landing::Named(self.to.below(Path::new("."))?, name.into());
+        let bytes = transfer::get(&guest, path, is_dir, true, &landing, &options)?;
+        self.room = self.room.saturating_sub(bytes);
+        Ok(())
     }
 }
 

@@ -27,6 +27,7 @@ use crate::launch::{Copy, Launch, Launched, Which};
 use crate::logging::Logging;
 use crate::store::Store;
 use crate::store::entry::{CONSOLE_LOG, Entry};
+use crate::transfer::LOOK;
 
 /// How long a guest may take to be ready.
 const READY: Duration = Duration::from_secs(300);
@@ -34,6 +35,8 @@ const READY: Duration = Duration::from_secs(300);
 const ANSWER: Duration = Duration::from_secs(60);
 /// How long a guest may take to switch itself off.
 const OFF: Duration = Duration::from_secs(120);
+/// How many seconds what is skiff's own to do in a guest may take.
+const MUST: u64 = 600;
 /// How long a command may take to end that was killed.
 const KILLED: Duration = Duration::from_secs(5);
 /// How many lines of its console a guest that is not ready leaves.
@@ -176,7 +179,8 @@ impl Guest {
     /// Run a command that is not to fail.
     pub fn must(&self, argv: &[&str]) -> Result<()> {
         let argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
-        let exec = plan::Exec { argv, cwd: Some("/".to_owned()), ..plan::Exec::default() };
+        let (cwd, timeout) = (Some("/".to_owned()), Some(MUST));
+        let exec = plan::Exec { argv, cwd, timeout, ..plan::Exec::default() };
         let mut said = Vec::new();
         let outcome = self.exec(&exec, &mut |bytes| {
             let room = 4096_usize.saturating_sub(said.len()).min(bytes.len());
@@ -194,10 +198,7 @@ impl Guest {
 
     /// What is at `path`.
     pub fn look(&self, path: &str) -> Result<Looked> {
-        match self.ask(&Request::Look { path: path.to_owned() })?.next()? {
-            Said::Message(frame) => Ok(frame.read_as()?),
-            other => bail!("the agent answers {other:?}: it is of another version of skiff"),
-        }
+        Ok(self.ask(&Request::Look { path: path.to_owned() })?.answer(LOOK)?.read_as()?)
     }
 
     /// Put the archive that `write` writes into the directory `dir`.

@@ -3,7 +3,6 @@
 //! Jenkins and GitLab read `testsuite`, `testcase` with `name`, `classname` and `time`, and `failure`, `error` and `skipped` in it; what a
 //! command printed is its `system-out`. Tries before the last are `flakyFailure` and `rerunFailure`, as Maven's Surefire writes them.
 
-use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use quick_junit::{
 use super::{Ran, Report, Tested};
 use crate::cmd::test::folder;
 use crate::cmd::test::outcome::Verdict;
+use crate::held::Dir;
 
 /// How much of what a command printed last is repeated, in bytes.
 const LAST: u64 = 64 << 10;
@@ -38,11 +38,11 @@ pub fn xml(report: &Report, name: &str, log: impl Fn(&Path) -> Vec<u8>) -> Resul
     Ok(text)
 }
 
-/// The end of what the run printed that has its files in `dir`, or of what its setup did; nothing if that cannot be read.
-pub fn last_of_log(dir: &Path) -> Vec<u8> {
+/// The end of what the run printed that has its files in `dir` beneath `output`, or of what its setup did; nothing if that cannot be read.
+pub fn last_of_log(output: &Dir, dir: &Path) -> Vec<u8> {
     let read = || -> std::io::Result<Vec<u8>> {
-        let opened = File::open(dir.join(folder::OUTPUT_LOG));
-        let mut file = opened.or_else(|_| File::open(dir.join(folder::SETUP_LOG)))?;
+        let opened = output.file(&dir.join(folder::OUTPUT_LOG));
+        let mut file = opened.or_else(|_| output.file(&dir.join(folder::SETUP_LOG)))?;
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(len.saturating_sub(LAST)))?;
         let mut bytes = Vec::new();
@@ -139,9 +139,10 @@ mod tests {
     #[test]
     fn what_a_setup_printed_is_told_if_no_command_came_to_run() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(last_of_log(&dir.path().join("a")).is_empty());
-        folder::write_setup_log(dir.path(), "a", b"cc: error\n").unwrap();
-        assert_eq!(last_of_log(&dir.path().join("a")), b"cc: error\n");
+        let (output, log) = (Dir::open(dir.path()).unwrap(), dir.path().join("a"));
+        assert!(last_of_log(&output, &log).is_empty());
+        folder::write_setup_log(&output, "a", b"cc: error\n").unwrap();
+        assert_eq!(last_of_log(&output, &log), b"cc: error\n");
     }
 
     #[test]
