@@ -1,11 +1,13 @@
 //! A command in a guest, with this program's streams, signals and terminal.
 //!
 //! The main thread writes what the command prints, at the pace of whoever reads it. `stdin` reads what goes in, at the command's pace;
-//! `signals` hands on what comes, by `control`, which tells the guest: a guest that takes nothing keeps nobody from leaving.
+//! of a terminal it reads all that is typed, and `typed` hands it on. `signals` hands on what comes, by `control`, which tells the guest: a guest
+//! that takes nothing keeps nobody from leaving.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
 
 use agent::frame::MAX_FRAME;
@@ -16,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 use vmm::agent::client::{AgentError, Said, Sender, Talk};
 
+use crate::escape::{Escape, Key};
 use crate::exit::{self, Usage};
 use crate::guest::Guest;
 use crate::signals::{Signal, Signals};
@@ -23,6 +26,10 @@ use crate::terminal::{self, Raw};
 
 /// How many signals and sizes may wait for the guest.
 const WAITING: usize = 64;
+/// How much of what is typed may wait for the guest, in reads of a terminal.
+const TYPED: usize = 1024;
+/// What the keys are that are not the command's.
+const HELP: &str = "Ctrl-] q ends the command, Ctrl-] d leaves it running, Ctrl-] Ctrl-] types Ctrl-]";
 /// The size of a terminal that does not say.
 const SIZE: (u16, u16) = (24, 80);
 
@@ -113,18 +120,53 @@ fn in_guest(guest: &Guest, wish: &Wish) -> Result<u8> {
     // Until now they end this program, and the guest's agent the command.
     let signals = Signals::block_to_forward().context("cannot block signals")?;
     forward(signals, talk.sender(), wish.terminal)?;
-    let _raw = match wish.interactive && wish.terminal {
+    let raw = match wish.interactive && wish.terminal {
         true => Raw::enter(io::stdin()).context("cannot set up the terminal")?,
         false => None,
     };
     if wish.interactive {
-        let sender = talk.sender();
-        vmm::named_thread("stdin").spawn(move || feed(&sender)).context("cannot start a thread")?;
+        let (sender, is_raw) = (talk.sender(), raw.is_some());
+        let read = move || if is_raw { take_keys(&sender) } else { feed(&sender) };
+        vmm::named_thread("stdin").spawn(read).context("cannot start a thread")?;
     }
     let sender = talk.sender();
     let ended = print(talk);
     sender.close();
-    ended.map_err(|error| guest.explain(error))
+    drop(raw);
+    match LEFT.get() {
+        Some(left) if ended.is_err() => {
+            terminal::note(left.words());
+            Ok(left.code())
+        }
+        _ => ended.map_err(|error| guest.explain(error)),
+    }
+}
+
+/// How the user has left a command that goes on, if so.
+static LEFT: OnceLock<Left> = OnceLock::new();
+
+#[derive(Clone, Copy, Debug)]
+enum Left {
+    /// It ends with its connection.
+    Ended,
+    /// It outlives it.
+    Running,
+}
+
+impl Left {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Ended => "skiff: the command was left, and ends",
+            Self::Running => "skiff: the command was left, and goes on",
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Ended => exit::SIGNAL.saturating_add(libc::SIGHUP as u8),
+            Self::Running => exit::SUCCESS,
+        }
+    }
 }
 
 /// Print what it prints until it ends. Says the exit code.
@@ -195,6 +237,55 @@ fn feed(sender: &Sender) {
         }
     }
     let _ = sender.input_end();
+}
+
+/// The `stdin` thread of a terminal: what is typed, but for the keys that are this program's.
+fn take_keys(sender: &Sender) {
+    let Ok(mut stdin) = io::stdin().as_fd().try_clone_to_owned().map(File::from) else { return };
+    let (give, given) = sync_channel::<Vec<u8>>(TYPED);
+    let input = sender.clone();
+    let typed = move || {
+        let given = given.into_iter().try_for_each(|bytes| input.input(&bytes));
+        let _ = given.and_then(|()| input.input_end());
+    };
+    let leave = |left: Left| LEFT.set(left).is_ok();
+    if vmm::named_thread("typed").spawn(typed).is_err() {
+        return;
+    }
+    let (mut escape, mut buffer) = (Escape::default(), vec![0; MAX_FRAME]);
+    loop {
+        let len = match stdin.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(len) => len,
+            Err(error) => match again(error, &stdin, PollFlags::IN) {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        for key in escape.keys(buffer.get(..len).unwrap_or_default()) {
+            match key {
+                // More than can wait is of no use to a guest that takes none.
+                Key::Guest(bytes) => _ = give.try_send(bytes),
+                Key::Leave => {
+                    leave(Left::Ended);
+                    return sender.close();
+                }
+                Key::Detach if leave(Left::Running) => {
+                    let sender = sender.clone();
+                    let release = move || {
+                        // If it cannot be told, it has ended.
+                        let _ = sender.control(Control::Release);
+                        sender.close();
+                    };
+                    // Not here: a guest that takes nothing keeps it waiting.
+                    if vmm::named_thread("leave").spawn(release).is_err() {
+                        return;
+                    }
+                }
+                Key::Detach | Key::PressPower | Key::Help => terminal::note(&format!("\r\nskiff: {HELP}\r")),
+            }
+        }
+    }
 }
 
 /// Hand on signals, and the size of the window to a command that has a terminal.
