@@ -30,7 +30,8 @@ Exit codes:
   1      an error: something named cannot be used, or the host or the VM failed
   2      a wrong flag, or a wrong key or value in a file; nothing was tried
   3      the guest's kernel panicked; its last lines are on stderr
-  128+N  ended by signal N (130: Ctrl-C, 143: SIGTERM); 137: the VM was killed by somebody else";
+  128+N  ended by signal N (130: Ctrl-C, 143: SIGTERM); 137: the VM was killed by somebody else
+With a CMD, those of the command; and 125: skiff itself failed, 126: the command cannot be run, 127: there is none";
 
 /// An error of the one who typed: it ends the program with [`USAGE`].
 #[derive(Debug)]

@@ -53,9 +53,13 @@ impl Guest {
     pub fn find(store: &Store, name: &str, limit: Option<Duration>) -> Result<Self> {
         let look = many::running(store, name)?;
         let Some(vsock) = look.spec.as_ref().and_then(|spec| spec.vsock.as_ref()) else {
-            bail!(
-                "{name} has no vsock, by which its agent would be reached: start it with --vsock auto; VMs of images have one"
-            );
+            let image = look.state.as_ref().and_then(|state| state.image.as_ref());
+            match image {
+                Some(image) => bail!("{}", no_agent_in(&image.name, "answers")),
+                None => bail!(
+                    "{name} has no vsock, by which its agent would be reached: run it anew with --vsock auto; VMs of images have one"
+                ),
+            }
         };
         let path = vsock.path.clone();
         if look.status() == Status::Paused {
@@ -164,6 +168,14 @@ fn wait(look: &Look, limit: Option<Duration>) -> Result<Agent> {
 fn no_agent(name: &str) -> String {
     format!(
         "no agent answers in {name}: skiff agent FILE writes the program and says how a guest runs it; images that skiff builds or imports have it"
+    )
+}
+
+/// An image whose VMs have no agent, which would do what is wanted.
+pub fn no_agent_in(image: &str, wants: &str) -> String {
+    format!(
+        "{image} has no agent, which {wants} in a guest: import it without --no-agent; or skiff agent FILE writes the program and says how a guest \
+         runs it, and --vsock auto lets it be reached"
     )
 }
 

@@ -158,6 +158,16 @@ impl Store {
         Ok(count)
     }
 
+    /// How many nobody holds.
+    pub fn free_bases(&self) -> Result<usize> {
+        let mut count = 0_usize;
+        for (_, base) in self.bases()? {
+            let alone = self.lock_base(&base.snapshot, FlockOperation::NonBlockingLockExclusive)?;
+            count = count.saturating_add(alone.is_some().into());
+        }
+        Ok(count)
+    }
+
     /// Forget those whose place another has taken, if nobody holds them.
     pub fn forget_outdated_bases(&self) {
         if let Err(error) = self.forget_bases(|base| base.outdated) {

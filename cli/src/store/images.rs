@@ -118,6 +118,11 @@ impl Store {
         Ok(users)
     }
 
+    /// How many steps of builds are kept.
+    pub fn steps(&self) -> Result<usize> {
+        Ok(Cache::of(&self.images()).all_steps()?.len())
+    }
+
     /// Forget the results of all build steps. Says how many there were; what they took is free after a sweep.
     pub fn forget_steps(&self) -> Result<usize> {
         let (images, snapshots) = (self.images(), self.snapshots());

@@ -16,7 +16,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::Copy;
+use super::parse::{FileError, Wrong};
+use super::{Copy, Step, What};
 use crate::digest::Digest;
 
 /// The most files and directories of one step.
@@ -171,6 +172,26 @@ impl Context {
         let root =
             root.map_err(|error| ContextError::Root { path: path.to_owned(), source: error.into() })?;
         Ok(Self { root, path: path.to_owned() })
+    }
+
+    /// Look whether all is there that `steps` copy, before anything takes time.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self, steps: &[Step]) -> Result<(), FileError> {
+        for step in steps {
+            let What::Copy(copy) = &step.what else { continue };
+            for source in &copy.sources {
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let found =
+                    rustix::fs::openat2(&self.root, source, flags, Mode::empty(), ResolveFlags::BENEATH);
+                if matches!(found, Err(Errno::NOENT)) {
+                    let wrong = format!("there is no {source} in {}", self.path.display());
+                    return Err(FileError { line: step.line, wrong: Wrong::Other(wrong) });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// All that `copy`, which stands on this line, names.

@@ -15,8 +15,12 @@ use crate::agent::PROGRAM;
 use crate::terminal;
 
 /// OCI layouts and what `docker save` writes.
-pub const IMPORTER: Importer =
-    Importer { recognises: |path| Ok(path.exists() && oci::recognise(path)?.is_some()), import };
+pub const IMPORTER: Importer = Importer {
+    name: "a container's image",
+    flags: &["image"],
+    recognises: |path| Ok(path.exists() && oci::recognise(path)?.is_some()),
+    import,
+};
 
 /// An OCI layout: a tar of it if the file is called so, otherwise a directory.
 pub const OCI: Exporter = Exporter {

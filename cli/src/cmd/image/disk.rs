@@ -13,7 +13,7 @@ use super::import::{Asked, Importer};
 use crate::terminal;
 
 /// raw, qcow2, vmdk and vhdx.
-pub const IMPORTER: Importer = Importer { recognises, import };
+pub const IMPORTER: Importer = Importer { name: "a disk", flags: &["no-agent"], recognises, import };
 
 /// By `--format` and the file's ending.
 pub const QCOW2: Exporter = Exporter {

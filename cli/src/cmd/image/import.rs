@@ -115,6 +115,10 @@ const FLAGS: &[Flag<Asked>] = &[
 
 /// One kind of file that becomes an image.
 pub struct Importer {
+    /// What it is, for people.
+    pub name: &'static str,
+    /// The flags that mean something to it alone.
+    pub flags: &'static [&'static str],
     /// Whether this is one.
     pub recognises: fn(&Path) -> Result<bool>,
     /// Put its files into the store. The caller keeps the manifest and gives it its name.
@@ -128,6 +132,8 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     let mut asked = Asked::default();
     flags::apply(FLAGS, matches, &mut asked)?;
     let images = Store::open()?.images();
+    // Before anything is unpacked.
+    asked.kernel_from.as_deref().map(|image| images.hold(image)).transpose()?;
     let mut steps = Steps::new(asked.quiet);
     let given = FILE.one(matches);
     let mut names: Vec<Name> = NAME.maybe(matches).as_deref().map(name).transpose()?.into_iter().collect();
@@ -141,6 +147,13 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     };
     for importer in IMPORTERS {
         if (importer.recognises)(&path)? {
+            let said = [("no-agent", asked.no_agent), ("image", asked.image.is_some())];
+            if let Some((flag, _)) = said.iter().find(|(flag, said)| *said && !importer.flags.contains(flag))
+            {
+                return Err(
+                    Usage(format!("{given} is {}: --{flag} means nothing to it", importer.name)).into()
+                );
+            }
             let manifest = (importer.import)(&images, &path, &asked, &mut steps)?;
             let id = images.put(&manifest)?;
             names.iter().try_for_each(|name| images.tag(name, &id))?;

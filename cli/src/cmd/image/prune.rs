@@ -71,6 +71,11 @@ fn prune(matches: &ArgMatches) -> Result<u8> {
     }
     if asked.dry_run {
         let free = images.would_prune(|| store.image_needs())?;
+        for (count, what) in [(store.steps()?, "build steps"), (store.free_bases()?, "snapshots of tests")] {
+            if count > 0 {
+                lines.push_str(&format!("would forget {count} {what}\n"));
+            }
+        }
         let more = if lines.is_empty() { "" } else { ", and what those take" };
         return print(format!("{lines}would free {}{more}\n", told(&free)));
     }

@@ -16,8 +16,12 @@ use super::import::{Asked, Importer};
 use crate::terminal;
 
 /// Any tar that is nothing else, compressed or not.
-pub const IMPORTER: Importer =
-    Importer { recognises: |path| Ok(path.is_file() && rootfs::recognise(path)?), import };
+pub const IMPORTER: Importer = Importer {
+    name: "an archive of a root file system, which needs the agent",
+    flags: &[],
+    recognises: |path| Ok(path.is_file() && rootfs::recognise(path)?),
+    import,
+};
 
 /// The files of an image's root file system.
 pub const TAR: Exporter = Exporter {

@@ -27,7 +27,7 @@ const DEFAULT_MEMORY: MemorySpec =
     MemorySpec { size: Memory(512 << 20), hugepages: false, overcommit: false };
 
 /// What was asked for. Every path in it is absolute.
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Asked {
     /// See [`VmSpec::kernel`]; so are all up to `vsock`.

@@ -33,6 +33,24 @@ pub fn find(images: &Images, text: &str) -> Result<Image> {
     checked(images, image)
 }
 
+/// The image that is called `text`, if it is there.
+pub fn there(images: &Images, text: &str) -> Result<Image> {
+    match images.hold(text) {
+        Err(StoreError::Unknown { text, .. }) if can_be_built(&text) => {
+            let hint = format!("skiff image build {text} makes it, which a dry run does not");
+            Err(StoreError::Unknown { text, hint }.into())
+        }
+        Err(StoreError::Unknown { text, hint }) => {
+            Err(StoreError::Unknown { hint: or_built(&text, hint), text }.into())
+        }
+        held => Ok(held?),
+    }
+}
+
+fn can_be_built(text: &str) -> bool {
+    text.parse().is_ok_and(|name| debian::Recipe::named(&name).is_some())
+}
+
 /// `image`, if it is in order. What was read once is not read again.
 pub fn checked(images: &Images, image: Image) -> Result<Image> {
     let mut bar = Bar::new(format!("checking {}", image.called()));
@@ -46,6 +64,9 @@ fn or_built(text: &str, hint: String) -> String {
     match closest(text, names) {
         Some(close) if !hint.starts_with("did you mean") => {
             format!("did you mean '{close}'? That would be built")
+        }
+        None if !hint.starts_with("did you mean") && text.parse::<images::registry::Reference>().is_ok() => {
+            format!("skiff image pull {text} asks a registry for it, and skiff image ls shows what is here")
         }
         _ => hint,
     }
@@ -231,7 +252,9 @@ mod tests {
     #[test]
     fn an_image_that_could_be_built_is_named() {
         assert_eq!(or_built("debain:12", "none".to_owned()), "did you mean 'debian:12'? That would be built");
-        assert_eq!(or_built("web", "none".to_owned()), "none");
+        let pull = or_built("web", "none".to_owned());
+        assert!(pull.starts_with("skiff image pull web asks a registry for it"), "{pull}");
+        assert_eq!(or_built("no image", "none".to_owned()), "none");
         assert_eq!(or_built("debain:12", "did you mean 'x'?".to_owned()), "did you mean 'x'?");
     }
 

@@ -23,6 +23,7 @@ use crate::{flags, front, guest};
 
 mod asked;
 mod command;
+mod foresee;
 pub mod image;
 mod net;
 mod options;
@@ -109,15 +110,22 @@ fn run(matches: &ArgMatches) -> Result<u8> {
         return Err(Usage("--keep and --rm exclude each other: choose one".to_owned()).into());
     }
     let (stays, store) = (name.is_some() || detach || asked.keep, Store::open()?);
+    if asked.image.is_some() && !said.from {
+        foresee::foresee(&asked, &said, &store, name.as_deref(), dry_run)?;
+    }
     // It keeps what it has held until the VM's spec names it, which is before this returns.
     let images = store.images();
-    let What { spec, copy, of, has_agent } =
+    let What { spec, copy, of, has_agent, agentless } =
         what(&store, &images, asked, name.as_deref(), stays && !remove, dry_run)?;
     if dry_run {
         return print(&spec);
     }
     let manifest = of.as_ref().and_then(|of| images.get(&of.id).ok());
     let wish = command::wish(said, manifest.as_ref())?;
+    if let Some(image) = agentless.filter(|_| wish.is_some() || spec.has_mounts()) {
+        let wants = if wish.is_some() { "runs a command" } else { "mounts folders" };
+        bail!("{}", guest::no_agent_in(&image, wants));
+    }
     // Whoever asks for a command says that there is an agent to run it.
     let has_agent = has_agent || wish.is_some();
     let guest_on_stdout = wish.is_none() && (spec.serial == Stream::Stdio || spec.console == Stream::Stdio);
@@ -146,6 +154,8 @@ struct What {
     /// The image that it is of.
     of: Option<OfImage>,
     has_agent: bool,
+    /// What the image is called, if it has no agent and nobody says by --vsock that its VM has one all the same.
+    agentless: Option<String>,
 }
 
 /// A snapshot's VM, an image's, or one that is all said; its disks have layers if it `stays`.
@@ -158,7 +168,7 @@ fn what(
     dry_run: bool,
 ) -> Result<What> {
     volume::check(&asked.volume)?;
-    let (mut of, mut has_agent) = (None, false);
+    let (mut of, mut has_agent, mut agentless) = (None, false, None);
     // A file of the store is made for it, which a dry run does not.
     let seed =
         if dry_run || asked.from.is_some() { SeedAsked::default() } else { SeedAsked::take(&mut asked) };
@@ -169,10 +179,11 @@ fn what(
         }
         (None, Some(text)) => {
             let own_kernel = asked.kernel.is_some();
-            let image =
-                image::find(images, &text).map_err(|error| not_a_command(error, &text, own_kernel))?;
+            let found = if dry_run { image::there(images, &text) } else { image::find(images, &text) };
+            let image = found.map_err(|error| not_a_command(error, &text, own_kernel))?;
             of = Some(OfImage { name: image::shown(&image, &text), id: image.id });
             has_agent = image.manifest.agent != Agent::None;
+            agentless = (!has_agent && asked.vsock.is_none()).then(|| image::shown(&image, &text));
             let verbose = asked.verbose.is_some();
             let asked = image::apply(asked, images, &image)?;
             image::tell_published(&image, &asked);
@@ -190,7 +201,7 @@ fn what(
     let of = of.or_else(|| store.image_of(&spec));
     // Whoever wants a folder mounted says that there is an agent.
     let has_agent = has_agent || spec.has_mounts();
-    Ok(What { spec, copy, of, has_agent })
+    Ok(What { spec, copy, of, has_agent, agentless })
 }
 
 /// Whoever gives a kernel may have meant by the first word no image, but the command.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use vmm::spec::{NetBackend, NetSpec, ParseError};
 
 /// One `--net`.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum NetAsked {
     /// No network, also none that would be there by default.
     Nothing,

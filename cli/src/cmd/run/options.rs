@@ -61,7 +61,7 @@ const KERNEL: Flag<Asked> = Flag {
     takes: Takes::File("FILE"),
     help: "The guest's kernel: a bzImage or an uncompressed ELF (vmlinux, PVH)",
     long: "The kernels of Debian and other distributions (/boot/vmlinuz-*) work as they are. Required, here or in \
-           the file.",
+           the file, for a VM that is of no image.",
     example: Example {
         args: &["--kernel", "/boot/vmlinuz-6.1.0-28-cloud-amd64"],
         toml: "kernel = \"/boot/vmlinuz-6.1.0-28-cloud-amd64\"",
@@ -121,7 +121,7 @@ const MEMORY: Flag<Asked> = Flag {
     name: "memory",
     short: Some('m'),
     takes: Takes::Text("SIZE[,KEY=VALUE]…"),
-    help: "How much memory: a number with M or G, at least 64M [default: 512M]",
+    help: "How much memory: a number with M or G, at least 64M [default: 512M; 1G for an image]",
     long: "Whole MiB. The host gives memory to the guest as the guest touches it. Keys after the size:
   hugepages=on        of the host's reserved huge pages of 2 MiB, all taken at the start; see
                       /proc/sys/vm/nr_hugepages

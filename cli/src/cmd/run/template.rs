@@ -12,7 +12,7 @@ use vmm::spec::CpuTemplate;
 use crate::exit::Usage;
 
 /// A CPU template as it is asked for.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Template {
     /// In this file.
     File(PathBuf),

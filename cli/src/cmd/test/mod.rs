@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::ArgMatches;
+use images::file::context::Context;
 use images::file::plan::Exec;
 use images::file::{FileError, Wrong};
 
@@ -126,7 +127,17 @@ fn asked_for(matches: &ArgMatches) -> Result<u8> {
         None => (here, merge(std::mem::take(&mut asked.suite), Suite::default())),
     };
     check(&suite, file.is_some())?;
+    if asked.list && (asked.junit.is_some() || asked.json.is_some()) {
+        return Err(Usage(
+            "--list runs no test that --junit or --json could report: leave them out".to_owned(),
+        )
+        .into());
+    }
     volume::check(&suite.volumes).map_err(usage)?;
+    Context::open(&project)?.check(&suite.setup).map_err(|error| match &file {
+        Some(path) if error.line > 0 => mistake(path, &error),
+        _ => Usage(format!("--copy: {}", error.wrong)),
+    })?;
     let cases = cases(&suite)?;
     if cases.is_empty() {
         return Err(Usage(

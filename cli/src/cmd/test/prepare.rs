@@ -19,6 +19,7 @@ use images::file::cache::Cache;
 use images::file::context::Context;
 use images::file::plan::{self, Action, Exec, Ground, Plan};
 use images::file::{File, What};
+use images::manifest::Agent;
 use images::name::Name;
 use images::store::{Image, Store as Images, StoreError};
 use vmm::snapshot::Id;
@@ -198,6 +199,9 @@ impl Preparer<'_> {
     }
 
     fn know<'c>(&self, image: Image, case: &'c Case) -> Result<Known<'c>> {
+        if image.manifest.agent == Agent::None {
+            bail!("{}", crate::guest::no_agent_in(&case.image, "runs a command"));
+        }
         let spec = self.machine(&image, case)?;
         let mut shared = spec.clone();
         volume::give(&mut shared, &self.suite.volumes)?;

@@ -83,8 +83,10 @@ pub fn build(store: &Store, images: &Images, asked: &Asked) -> Result<Image> {
     let file = read(&asked.file)?;
     let names =
         if asked.names.is_empty() { vec![default_name(&file, &asked.file)?] } else { asked.names.clone() };
+    let context = Context::open(&directory(&asked.file)?)?;
+    context.check(&file.steps).map_err(|error| mistake(&asked.file, &error))?;
     let base = run::image::find(images, &file.base.to_string())?;
-    let mut build = Build::prepare(store, images, asked, file, base)?;
+    let mut build = Build::prepare(store, images, asked, (file, context), base)?;
     let id = match build.known()? {
         Some(id) => id,
         None => build.make()?,
@@ -149,7 +151,7 @@ impl<'a> Build<'a> {
         store: &'a Store,
         images: &'a Images,
         asked: &'a Asked,
-        file: File,
+        (file, context): (File, Context),
         base: Image,
     ) -> Result<Self> {
         let wrong = |line: usize, text: String| Usage(format!("{}:{line}: {text}", asked.file.display()));
@@ -169,7 +171,6 @@ impl<'a> Build<'a> {
                 return Err(wrong(*line, error.to_string()).into());
             }
         }
-        let context = Context::open(&directory(&asked.file)?)?;
         let mut spec = run::image::spec(images, &base)?;
         if let Some(cpus) = file.cpus {
             spec.cpus = cpus;
