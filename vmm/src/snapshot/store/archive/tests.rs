@@ -13,9 +13,11 @@ use super::super::testing::World;
 use super::super::tests::{family, with_every_fault};
 use super::super::{Store, StoreError};
 use super::*;
+use crate::spec::{NetBackend, NetSpec};
 
 const SPEC: &str = "kernel = \"/k\"\ncmdline = \"\"\ncpus = 1\nmemory = \"64M\"\ntransport = \"pci\"\nserial = \"file=/etc/passwd\"\n\
-                    console = \"null\"\npublish = [\"8080:80\"]\n[vsock]\npath = \"/run/v\"\n[[net]]\nuser = true\n";
+                    console = \"null\"\npublish = [\"8080:80\"]\n[vsock]\npath = \"/run/v\"\n[[net]]\nuser = true\nmtu = 1400\n\
+                    [[net]]\ntap = \"br-office\"\nqueues = 4\n[[net]]\nfd = 5\n";
 const RAM: u64 = 64 << 20;
 
 /// An archive before it is written.
@@ -105,6 +107,9 @@ fn a_good_archive_becomes_a_snapshot_that_names_nothing_of_the_host() {
     assert_eq!((imported.name(), imported.vm.as_str()), ("s1", "web"));
     assert_eq!(imported.spec.serial, crate::spec::Stream::Null);
     assert!(imported.spec.ports.is_empty());
+    let user = NetSpec::new(NetBackend::User);
+    assert_eq!(imported.spec.nets, [NetSpec { mtu: Some(1400), ..user.clone() }, user.clone(), user]);
+    assert_eq!(imported.replaced, [NetBackend::Tap("br-office".to_owned()), NetBackend::Fd(5)]);
     imported.spec.vsock.as_mut().unwrap().path = Some("/run/mine".into());
     let vm = Id::draw().unwrap();
     let record = dir.path().join(Record::FILE);
@@ -123,6 +128,7 @@ fn a_good_archive_becomes_a_snapshot_that_names_nothing_of_the_host() {
         (RAM, Some(3 * PAGE as usize))
     );
     let spec = read_spec(&chain[0].spec).unwrap();
+    assert!(spec.nets.iter().all(|net| net.backend == NetBackend::User), "{:?}", spec.nets);
     assert_eq!(fs::read(spec.kernel).unwrap(), b"kernel");
 }
 
