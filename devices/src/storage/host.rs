@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{Storage, StoredFile};
+use super::{Space, Storage, StoredFile};
 
 /// The host's own file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +61,12 @@ impl Storage for HostStorage {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
     }
 }
 

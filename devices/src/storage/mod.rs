@@ -16,6 +16,15 @@ use std::path::Path;
 
 pub use host::HostStorage;
 
+/// How much a file system holds, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// In all.
+    pub total: u64,
+    /// What is free for whoever asks.
+    pub free: u64,
+}
+
 /// A place that holds files. Like the host's: what is not synced may be gone after a crash, names as well as contents, each
 /// on its own.
 pub trait Storage: Send + Sync + fmt::Debug {
@@ -72,6 +81,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// If the host fails.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// How much there is on the file system that `path` is on.
+    ///
+    /// # Errors
+    /// If it is not there, or the host fails.
+    fn space(&self, path: &Path) -> io::Result<Space>;
 }
 
 /// An open file of a [`Storage`]. It has no position: any thread may use it.

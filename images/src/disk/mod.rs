@@ -5,8 +5,9 @@
 //!                                                         │ agent put in, by debugfs
 //!                                                         └──► qcow2 ─► the store
 //! ```
-//! Every format is read here, by owned parsers that check each number before it is used, and by no other program. A file cannot say which
-//! other file is opened: the one exception is the `-flat.vmdk` beside a descriptor. Runs on the caller's thread.
+//! Every format of a disk is read here, and its table of partitions, by owned parsers that check each number before it is used. Of its
+//! file systems, ext4 is not: `debugfs` and `e2fsck` look into the private copy, each in a process of its own. A file cannot say which other
+//! file is opened: the one exception is the `-flat.vmdk` beside a descriptor. Runs on the caller's thread.
 
 mod archive;
 mod bytes;

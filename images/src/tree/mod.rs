@@ -129,6 +129,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Somebody else changes the tree.
+    #[error(
+        "the directory {entry} was moved elsewhere while it was being removed: what is left stays; remove it again when nobody changes it"
+    )]
+    Moved {
+        /// Its name.
+        entry: String,
+    },
     /// [`Limits::bytes`].
     #[error("the archive holds more than {limit} bytes of data: that much was not expected of it")]
     TooLarge {

@@ -16,7 +16,7 @@ use super::{Error, shown};
 /// Directories that their owner may not enter are made enterable first, as far as the caller may do that.
 ///
 /// # Errors
-/// [`Error::Entry`].
+/// [`Error::Entry`], and [`Error::Moved`] if somebody else moves a directory of it meanwhile.
 pub fn remove(dir: impl AsFd, name: &Path) -> Result<(), Error> {
     let name = name.as_os_str();
     if matches!(name.as_bytes(), b"" | b"." | b"..") || name.as_bytes().contains(&b'/') {
@@ -52,38 +52,89 @@ pub fn empty(dir: impl AsFd, kept: &HashSet<u64>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Goes down by one descriptor and up by `..`, so that no depth takes more than a few descriptors, and that none takes more stack.
+/// What a directory is, whatever it is called: device and inode.
+type Identity = (u64, u64);
+
+/// A directory on the way down.
+struct Level {
+    name: Vec<u8>,
+    identity: Identity,
+    /// Directories in it that are still there.
+    left: Vec<Vec<u8>>,
+}
+
+/// A removal that is under way.
+///
+/// It goes down by one descriptor and up by `..`, so that no depth takes more than a few descriptors, and that none takes more stack. Whoever
+/// shares the tree, such as a guest with a folder, may move a directory meanwhile: where `..` leads is looked at before anything is
+/// done there.
+struct Removal<'a> {
+    top: BorrowedFd<'a>,
+    here: OwnedFd,
+    /// From the first directory to the one that `here` is.
+    path: Vec<Level>,
+}
+
 fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
-    let mut path = vec![(name.as_bytes().to_vec(), Vec::new())];
-    let top = open(dir, name).map_err(|errno| failed(name, errno))?;
-    let mut here = top;
-    fill(&here, &mut path).map_err(|errno| failed(name, errno))?;
-    loop {
-        let Some((own, left)) = path.last_mut() else { return Ok(()) };
-        match left.pop() {
-            Some(next) => {
-                let next: Vec<u8> = next;
-                let next_name = OsStr::from_bytes(&next);
-                here = open(here.as_fd(), next_name).map_err(|errno| failed(next_name, errno))?;
-                path.push((next.clone(), Vec::new()));
-                fill(&here, &mut path).map_err(|errno| failed(OsStr::from_bytes(&next), errno))?;
-            }
-            None => {
-                let own = std::mem::take(own);
-                path.pop();
-                let own_name = OsStr::from_bytes(&own);
-                if path.is_empty() {
-                    return gone(rustix::fs::unlinkat(dir, own_name, AtFlags::REMOVEDIR), own_name);
-                }
-                here = open(here.as_fd(), OsStr::new("..")).map_err(|errno| failed(own_name, errno))?;
-                gone(rustix::fs::unlinkat(&here, own_name, AtFlags::REMOVEDIR), own_name)?;
-            }
+    let mut removal = Removal::begin(dir, name)?;
+    while removal.step()? {}
+    Ok(())
+}
+
+impl<'a> Removal<'a> {
+    fn begin(top: BorrowedFd<'a>, name: &OsStr) -> Result<Self, Error> {
+        let (here, level) = enter(top, name.as_bytes().to_vec())?;
+        Ok(Self { top, here, path: vec![level] })
+    }
+
+    /// Goes down into a directory, or up out of one that is empty. Says whether there is more to do.
+    fn step(&mut self) -> Result<bool, Error> {
+        if let Some(next) = self.path.last_mut().and_then(|level| level.left.pop()) {
+            let (below, level) = enter(self.here.as_fd(), next)?;
+            self.here = below;
+            self.path.push(level);
+            return Ok(true);
         }
+        let Some(done) = self.path.pop() else { return Ok(false) };
+        let name = OsStr::from_bytes(&done.name);
+        let Some(above) = self.path.last() else {
+            gone(rustix::fs::unlinkat(self.top, name, AtFlags::REMOVEDIR), name)?;
+            return Ok(false);
+        };
+        self.here = up(&self.here, name, above.identity)?;
+        gone(rustix::fs::unlinkat(&self.here, name, AtFlags::REMOVEDIR), name)?;
+        Ok(true)
     }
 }
 
-/// Removes what is no directory in `here`, and notes the directories for later.
-fn fill(here: &OwnedFd, path: &mut [(Vec<u8>, Vec<Vec<u8>>)]) -> Result<(), Errno> {
+/// Opens a directory, removes what in it is none, and notes the others for later.
+fn enter(dir: BorrowedFd<'_>, name: Vec<u8>) -> Result<(OwnedFd, Level), Error> {
+    let opened = open(dir, OsStr::from_bytes(&name)).and_then(|here| {
+        let (identity, left) = (identity(&here)?, fill(&here)?);
+        Ok((here, identity, left))
+    });
+    let (here, identity, left) = opened.map_err(|errno| failed(OsStr::from_bytes(&name), errno))?;
+    Ok((here, Level { name, identity, left }))
+}
+
+/// The directory that `here`, which is called `name`, was entered from. Its mode stays, for it may be anybody's until it is known.
+fn up(here: &OwnedFd, name: &OsStr, expected: Identity) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let above = rustix::fs::openat(here, "..", flags, Mode::empty()).map_err(|errno| failed(name, errno))?;
+    if identity(&above).map_err(|errno| failed(name, errno))? == expected {
+        Ok(above)
+    } else {
+        Err(Error::Moved { entry: shown(name.as_bytes()) })
+    }
+}
+
+fn identity(dir: &OwnedFd) -> Result<Identity, Errno> {
+    let stat = rustix::fs::fstat(dir)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Removes what is no directory in `here`. Says what is one.
+fn fill(here: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut directories = Vec::new();
     for name in names(here)? {
         match rustix::fs::unlinkat(here, &name, AtFlags::empty()) {
@@ -92,10 +143,7 @@ fn fill(here: &OwnedFd, path: &mut [(Vec<u8>, Vec<Vec<u8>>)]) -> Result<(), Errn
             Err(errno) => return Err(errno),
         }
     }
-    if let Some((_, left)) = path.last_mut() {
-        *left = directories;
-    }
-    Ok(())
+    Ok(directories)
 }
 
 /// Opens a directory, and lets its owner in if that is what is missing.
@@ -139,4 +187,34 @@ fn gone(result: Result<(), Errno>, name: &OsStr) -> Result<(), Error> {
 
 fn failed(name: &OsStr, errno: Errno) -> Error {
     Error::Entry { doing: "remove", entry: shown(name.as_bytes()), source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_moved_while_it_is_emptied_leads_to_nothing_else() {
+        let temporary = tempfile::tempdir().unwrap();
+        let at = |path: &str| temporary.path().join(path);
+        fs::create_dir_all(at("in/a/b/c")).unwrap();
+        fs::create_dir_all(at("out/kept/below")).unwrap();
+        fs::write(at("out/file"), "sentinel").unwrap();
+        let dir = File::open(at("in")).unwrap();
+        let mut removal = Removal::begin(dir.as_fd(), OsStr::new("a")).unwrap();
+        assert!(removal.step().unwrap() && removal.step().unwrap());
+        // It is in a/b/c now, and up from there is no longer a/b.
+        fs::rename(at("in/a/b/c"), at("out/c")).unwrap();
+        fs::create_dir(at("in/a/b/c")).unwrap();
+        let error = removal.step().unwrap_err();
+        assert!(matches!(&error, Error::Moved { entry } if entry == "\"c\""), "{error:?}");
+        assert!(error.to_string().contains("was moved"), "{error}");
+        for path in ["out/c", "out/file", "out/kept/below", "in/a/b/c"] {
+            assert!(at(path).exists(), "{path}");
+        }
+        remove(&dir, Path::new("a")).unwrap();
+        assert!(!at("in/a").exists());
+    }
 }

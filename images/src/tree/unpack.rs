@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -20,8 +20,10 @@ const BUFFER: usize = 128 << 10;
 const LOOK: u64 = 64 << 20;
 /// What an entry takes besides its data, at least.
 const ENTRY: u64 = 4096;
-/// How many bytes of directories' names are kept for the end.
+/// How many bytes of memory directories may take that are kept for the end.
 const LATE: usize = 64 << 20;
+/// What an allocation takes besides its bytes, about.
+const ALLOCATION: usize = 32;
 /// What a layer's name begins with if it takes away.
 const WHITEOUT: &[u8] = b".wh.";
 /// What follows, for all that a directory had.
@@ -35,17 +37,7 @@ const OPAQUE: &[u8] = b".wh..opq";
 /// [`Error`]; what was unpacked before stays.
 pub fn unpack(archive: impl Read, into: impl AsFd, options: &Options) -> Result<Unpacked, Error> {
     let mut tar = Tar::new(archive);
-    let mut work = Work {
-        beneath: Beneath::new(into.as_fd(), options.root),
-        options,
-        done: Unpacked::default(),
-        room: 0,
-        late: Vec::new(),
-        late_bytes: 0,
-        made: HashSet::new(),
-        remembered: Vec::new(),
-        buffer: vec![0; BUFFER],
-    };
+    let mut work = Work::new(into.as_fd(), options);
     while let Some(entry) = tar.next()? {
         work.count()?;
         work.entry(&mut tar, &entry)?;
@@ -61,8 +53,9 @@ struct Work<'a> {
     done: Unpacked,
     /// Bytes that may be written before it is looked again.
     room: u64,
-    /// Directories that are finished at the end, and their paths.
-    late: Vec<(Vec<u8>, Entry)>,
+    /// Directories that are finished at the end, with no more than that takes. Their paths are those of places.
+    late: Vec<Entry>,
+    /// What they take.
     late_bytes: usize,
     /// Inodes that are of this archive, if it can make a directory opaque.
     made: HashSet<u64>,
@@ -71,7 +64,21 @@ struct Work<'a> {
     buffer: Vec<u8>,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(into: BorrowedFd<'a>, options: &'a Options) -> Self {
+        Self {
+            beneath: Beneath::new(into, options.root),
+            options,
+            done: Unpacked::default(),
+            room: 0,
+            late: Vec::new(),
+            late_bytes: 0,
+            made: HashSet::new(),
+            remembered: Vec::new(),
+            buffer: vec![0; BUFFER],
+        }
+    }
+
     fn count(&mut self) -> Result<(), Error> {
         self.done.entries = self.done.entries.saturating_add(1);
         let limit = self.options.limits.entries;
@@ -279,11 +286,27 @@ impl Work<'_> {
     }
 
     fn finish_later(&mut self, entry: &Entry, path: &[u8]) -> Result<(), Error> {
-        let attributes = entry.xattrs.iter().map(|(name, value)| name.len().saturating_add(value.len()));
-        let names = entry.path.len().saturating_add(path.len());
-        self.late_bytes = attributes.fold(self.late_bytes.saturating_add(names), usize::saturating_add);
-        self.late.push((path.to_vec(), entry.clone()));
-        // So many names are no real tree; then times are as they come.
+        let privileges = self.options.privileges;
+        let kept = |(name, _): &&(Vec<u8>, Vec<u8>)| super::is_kept(name, privileges);
+        let xattrs: Box<[_]> = entry.xattrs.iter().filter(kept).cloned().collect();
+        let skipped = entry.xattrs.len().saturating_sub(xattrs.len());
+        self.done.skipped = self.done.skipped.saturating_add(skipped as u64);
+        let late = Entry {
+            path: path.to_vec(),
+            kind: entry.kind,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            link: Vec::new(),
+            size: 0,
+            stored: 0,
+            map: None,
+            xattrs: xattrs.into(),
+        };
+        self.late_bytes = self.late_bytes.saturating_add(memory(&late));
+        self.late.push(late);
+        // So many are no real tree; then times are as they come.
         if self.late_bytes > LATE { self.finish_directories() } else { Ok(()) }
     }
 
@@ -291,12 +314,13 @@ impl Work<'_> {
     /// have taken some away; of several for one, the last counts.
     fn finish_directories(&mut self) -> Result<(), Error> {
         self.late_bytes = 0;
-        let mut seen = HashSet::new();
-        for (path, entry) in std::mem::take(&mut self.late).into_iter().rev() {
-            if let Some(dir) = self.beneath.directory(&path)?
-                && seen.insert(path)
+        let late = std::mem::take(&mut self.late);
+        let mut seen: HashSet<&[u8]> = HashSet::new();
+        for entry in late.iter().rev() {
+            if seen.insert(&entry.path)
+                && let Some(dir) = self.beneath.directory(&entry.path)?
             {
-                self.finish_open(&dir, &entry)?;
+                self.finish_open(&dir, entry)?;
             }
         }
         Ok(())
@@ -361,6 +385,18 @@ fn name(place: &Place) -> &OsStr {
     OsStr::from_bytes(place.name())
 }
 
+/// What a directory takes that is kept for the end, in bytes: an archive says little of it with much, such as thousands of attributes
+/// without values.
+fn memory(late: &Entry) -> usize {
+    let attributes = late.xattrs.iter().map(|(name, value)| {
+        (size_of::<(Vec<u8>, Vec<u8>)>() + 2 * ALLOCATION)
+            .saturating_add(name.len())
+            .saturating_add(value.len())
+    });
+    let own = (size_of::<Entry>() + ALLOCATION).saturating_add(late.path.len());
+    attributes.fold(own, usize::saturating_add)
+}
+
 fn owner(entry: &Entry) -> Result<(Uid, Gid), Error> {
     // The highest number means "leave it" to chown.
     if entry.uid == u32::MAX || entry.gid == u32::MAX {
@@ -379,5 +415,69 @@ fn failed(doing: &'static str, entry: &[u8], errno: Errno) -> Error {
 }
 
 fn host_failed(doing: &'static str, entry: &[u8], source: io::Error) -> Error {
+    let entry = if entry.is_empty() { b"." } else { entry };
     Error::Entry { doing, entry: shown(entry), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
+        Entry {
+            path: b"a/".to_vec(),
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: (1, 0),
+            link: vec![b'l'; 1 << 20],
+            size: 0,
+            stored: 0,
+            map: None,
+            xattrs,
+        }
+    }
+
+    /// The same directory so often, and what is kept of it each time.
+    fn queue(times: usize, entry: &Entry, mut check: impl FnMut(&Work<'_>)) -> Unpacked {
+        let dir = tempfile::tempdir().unwrap();
+        let into = std::fs::File::open(dir.path()).unwrap();
+        let options = Options { owners: false, ..Options::image() };
+        let mut work = Work::new(into.as_fd(), &options);
+        for _ in 0..times {
+            work.finish_later(entry, b"a").unwrap();
+            check(&work);
+        }
+        work.done
+    }
+
+    #[test]
+    fn the_same_directory_again_and_again_takes_no_more_than_its_share_of_memory() {
+        let entry = Entry { link: Vec::new(), ..directory(Vec::new()) };
+        let mut most = 0;
+        queue(LATE / size_of::<Entry>() + 1, &entry, |work| most = most.max(work.late.len()));
+        assert!(most * size_of::<Entry>() <= LATE, "{most} directories");
+    }
+
+    #[test]
+    fn attributes_without_values_count_for_what_they_take() {
+        let attributes = 5000;
+        let of_one = attributes * size_of::<(Vec<u8>, Vec<u8>)>();
+        let entry = directory(vec![(b"user.".to_vec(), Vec::new()); attributes]);
+        let mut most = 0;
+        queue(LATE / of_one + 1, &entry, |work| most = most.max(work.late.len()));
+        assert!(most * of_one <= LATE, "{most} directories");
+    }
+
+    #[test]
+    fn only_what_a_directory_needs_at_the_end_is_kept() {
+        let name = |name: &str| (name.as_bytes().to_vec(), b"value".to_vec());
+        let entry = directory(vec![name("user.mine"), name("trusted.other"), name("security.selinux")]);
+        let done = queue(1, &entry, |work| {
+            assert_eq!(work.late[0].xattrs, [name("user.mine")]);
+            assert_eq!((&work.late[0].path[..], &work.late[0].link[..]), (&b"a"[..], &b""[..]));
+        });
+        assert_eq!(done.skipped, 2);
+    }
 }

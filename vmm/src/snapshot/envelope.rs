@@ -32,7 +32,7 @@ const HEADER: usize = 32;
 /// Where the checksum is, after all that it covers of the header.
 const CHECKSUM: usize = 28;
 /// The longest file that is read, in bytes.
-const MOST: u64 = 1 << 30;
+pub(super) const MOST: u64 = 1 << 30;
 
 /// A file of skiff's cannot be read or written. The message names it and the fix.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Storage, StoredFile};
+use super::{Space, Storage, StoredFile};
 use content::SECTOR;
 use world::{Dice, NodeId, World};
 
@@ -58,6 +58,7 @@ struct State {
     world: World,
     done: u64,
     fault: Option<Fault>,
+    space: Space,
 }
 
 /// See the module's documentation.
@@ -78,7 +79,8 @@ impl FaultyStorage {
     }
 
     fn of(world: World) -> Self {
-        Self(Arc::new(Mutex::new(State { world, done: 0, fault: None })))
+        let space = Space { total: 1 << 40, free: 1 << 40 };
+        Self(Arc::new(Mutex::new(State { world, done: 0, fault: None, space })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -97,6 +99,11 @@ impl FaultyStorage {
         if !state.is_off() {
             state.fault = fault;
         }
+    }
+
+    /// What there is said to be from now on. Nothing else changes it, and nothing fails by it.
+    pub fn say_space(&self, space: Space) {
+        self.state().space = space;
     }
 
     /// Whether the power has failed.
@@ -239,6 +246,12 @@ impl Storage for FaultyStorage {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.change(Asks::Nothing, |world| world.sync_dir(dir))
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let state = self.state();
+        state.look()?.find(path)?;
+        Ok(state.space)
     }
 }
 

@@ -197,7 +197,7 @@ impl<R: Read> Tar<R> {
 
     fn pax(&mut self) -> Result<Pax, Error> {
         let bytes = self.all(PAX_LIMIT, "an extended header that is too long")?;
-        Pax::parse(&bytes).ok_or_else(|| self.wrong("an extended header that is none"))
+        Pax::parse(&bytes).map_err(|what| self.wrong(what))
     }
 
     /// Joins a header and what came before it. The data is what follows, after the map if that is in front of it.

@@ -1,5 +1,12 @@
 //! [`Pax`]: an extended header, which says what has no place in a header.
 
+/// The most attributes that one may have. Linux lists 64 KiB of a file's names, and the shortest is `user.x` with a zero.
+const MOST_ATTRIBUTES: usize = (64 << 10) / 7;
+/// One that is none.
+const NONE: &str = "an extended header that is none";
+/// One with more attributes.
+const TOO_MANY: &str = "an extended header with more than 9362 attributes, which no file of Linux has";
+
 /// What one says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pax {
@@ -26,25 +33,27 @@ pub struct Sparse {
 }
 
 impl Pax {
-    /// Records of `LENGTH KEY=VALUE\n`, where the length is that of the whole record. `None` if these are none.
-    pub fn parse(mut bytes: &[u8]) -> Option<Self> {
+    /// Records of `LENGTH KEY=VALUE\n`, where the length is that of the whole record. An error says what these are instead.
+    pub fn parse(mut bytes: &[u8]) -> Result<Self, &'static str> {
         let mut pax = Self::default();
         // Some programs fill it up with zeroes.
         while bytes.first().is_some_and(|byte| *byte != 0) {
-            let space = bytes.iter().position(|byte| *byte == b' ')?;
-            let length = usize::try_from(decimal(bytes.get(..space)?)?).ok()?;
-            let (record, rest) = bytes.split_at_checked(length)?;
-            let record = record.get(space + 1..)?.strip_suffix(b"\n")?;
-            let equals = record.iter().position(|byte| *byte == b'=')?;
-            pax.set(record.get(..equals)?, record.get(equals + 1..)?)?;
+            let (key, value, rest) = record(bytes).ok_or(NONE)?;
+            pax.set(key, value).ok_or(NONE)?;
+            if pax.xattrs.len() > MOST_ATTRIBUTES {
+                return Err(TOO_MANY);
+            }
             bytes = rest;
         }
-        Some(pax)
+        Ok(pax)
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         let text = || Some(value.to_vec()).filter(|value| !value.is_empty());
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            if name.is_empty() {
+                return None;
+            }
             self.xattrs.push((name.to_vec(), value.to_vec()));
             return Some(());
         }
@@ -68,6 +77,16 @@ impl Pax {
         }
         Some(())
     }
+}
+
+/// The first record's key and value, and what follows it.
+fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = bytes.iter().position(|byte| *byte == b' ')?;
+    let length = usize::try_from(decimal(bytes.get(..space)?)?).ok()?;
+    let (record, rest) = bytes.split_at_checked(length)?;
+    let record = record.get(space + 1..)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((record.get(..equals)?, record.get(equals + 1..)?, rest))
 }
 
 /// Offsets and lengths with commas between.
@@ -130,8 +149,18 @@ mod tests {
             "99999999999999999999 a=b\n",
             "0 a=b\n",
             "9 uid=-1\n",
+            // Costs memory, and no file has one.
+            "18 SCHILY.xattr.=\n",
         ] {
-            assert_eq!(Pax::parse(bytes.as_bytes()), None, "{bytes}");
+            assert_eq!(Pax::parse(bytes.as_bytes()), Err(NONE), "{bytes}");
         }
+    }
+    #[test]
+    fn more_attributes_than_a_file_can_have_are_refused() {
+        let attribute = b"24 SCHILY.xattr.user.x=\n";
+        let pax = Pax::parse(&attribute.repeat(MOST_ATTRIBUTES)).unwrap();
+        assert_eq!(pax.xattrs.len(), MOST_ATTRIBUTES);
+        assert_eq!(Pax::parse(&attribute.repeat(MOST_ATTRIBUTES + 1)), Err(TOO_MANY));
+        assert!(TOO_MANY.contains(&format!(" {MOST_ATTRIBUTES} ")));
     }
 }

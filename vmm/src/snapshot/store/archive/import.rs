@@ -4,20 +4,30 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use super::super::super::envelope;
 use super::super::super::manifest::{self, DiskPoint, Manifest, MemoryFiles, Sum};
-use super::super::super::memory::Index;
+use super::super::super::memory::{Index, PAGE};
 use super::super::super::sealed::{self, SealedError};
 use super::super::super::{Id, state};
 use super::super::{Draft, Progress, Store, StoreError, contents};
 use super::export::data_runs;
+use super::room::Room;
 use super::{
-    ArchiveError, CHUNK, CONTENTS, Contents, EntrySum, FORMAT, INDEX, INITRD, KERNEL, MEMORY, STATE,
+    ArchiveError, CHUNK, CONTENTS, Contents, EntrySum, FORMAT, INDEX, INITRD, KERNEL, MEMORY, MIB, STATE,
     disk_entry, read_spec,
 };
 use crate::spec::{NetBackend, Stream, VmSpec};
 
 /// The longest list of contents in bytes.
 const MOST_CONTENTS: u64 = 1 << 20;
+/// The longest state in bytes but for shared folders: that of 64 vCPUs with all their devices has about 4 MiB.
+const MOST_STATE: u64 = 64 * MIB;
+/// What each shared folder may add: the paths of all that a guest can know of one.
+const MOST_FOLDER: u64 = 320 * MIB;
+/// The longest index in bytes but for its runs.
+const MOST_INDEX: u64 = MIB;
+/// What a run takes in an index, in bytes.
+const RUN: u64 = 16;
 /// The most zeros behind the last entry: tar pads to 10 KiB, and some to more.
 const MOST_PADDING: u64 = 1 << 20;
 
@@ -31,6 +41,8 @@ pub struct Import {
     pub vm: String,
     /// What the VM is here. Its vsock is in its own directory.
     pub spec: VmSpec,
+    /// Where networks of its spec led that are user networks here: what of this host its guest joins is not for a file to say.
+    pub replaced: Vec<NetBackend>,
     /// Files that lie in the draft until they are named: from, to.
     staged: Vec<(PathBuf, PathBuf)>,
     /// Those that are named.
@@ -44,13 +56,14 @@ struct Reader<'a, R: Read> {
     progress: Progress<'a>,
     done: u64,
     total: u64,
+    room: Room<'a>,
 }
 
 impl Store {
     /// Read the archive at `from` whole, and check it. Nothing of it can be seen until [`Import::commit`].
     ///
     /// # Errors
-    /// If it is no archive, damaged, newer, of another processor, or the host fails.
+    /// If it is no archive, damaged, newer, of another processor, there is no room for it, or the host fails.
     pub fn import(&self, from: &Path, progress: Progress<'_>) -> Result<Import, ArchiveError> {
         let path = from.display().to_string();
         let failed = || ArchiveError::io(format!("read {path}"));
@@ -62,7 +75,8 @@ impl Store {
         let mut archive = tar::Archive::new(decoder);
         // As they are: the library would read a name of any length into memory.
         let entries = archive.entries().map_err(failed())?.raw(true);
-        let mut reader = Reader { path: path.clone(), entries, progress, done: 0, total: 0 };
+        let room = Room::new(self, path.clone());
+        let mut reader = Reader { path: path.clone(), entries, progress, done: 0, total: 0, room };
         let contents = reader.contents()?;
         let import = self.read_in(contents, &mut reader)?;
         reader.end()?;
@@ -83,6 +97,8 @@ impl Store {
             return Err(reader.damaged("it has not the disks of its spec"));
         }
         let draft = self.begin(id, None)?;
+        reader.room.announce(reader.total)?;
+        let (most_state, most_index) = (most_state(&spec), most_index(&spec));
         let manifest = blank(id, &contents);
         let mut import = Import {
             store: self.clone(),
@@ -90,37 +106,43 @@ impl Store {
             manifest,
             vm: contents.vm.clone(),
             spec,
+            replaced: Vec::new(),
             staged: Vec::new(),
             made: Vec::new(),
         };
         let dir = self.places().draft(id);
         let mut wanted = contents.entries.iter();
-        let mut next = |name: &str, reader: &Reader<'_, R>| -> Result<EntrySum, ArchiveError> {
+        let mut next = |name: &str, most: u64, reader: &Reader<'_, R>| -> Result<EntrySum, ArchiveError> {
             let entry = wanted.next().filter(|entry| entry.name == name).cloned();
-            entry.ok_or_else(|| reader.damaged(format!("{name} is not where it must be")))
+            let entry = entry.ok_or_else(|| reader.damaged(format!("{name} is not where it must be")))?;
+            if entry.sum.len > most {
+                let len = entry.sum.len;
+                return Err(reader.damaged(format!("{name} has {len} bytes, and {most} are the most")));
+            }
+            Ok(entry)
         };
-        let entry = next(STATE, reader)?;
+        let entry = next(STATE, most_state, reader)?;
         import.take(reader, entry, &dir.join(state::STATE), state::STATE)?;
-        let entry = next(INDEX, reader)?;
+        let entry = next(INDEX, most_index, reader)?;
         import.take(reader, entry, &dir.join(INDEX), INDEX)?;
         let index = Index::read(self.storage(), &dir.join(INDEX))
             .map_err(|error| reader.damaged(error.to_string()))?;
-        let entry = next(MEMORY, reader)?;
+        let entry = next(MEMORY, u64::MAX, reader)?;
         import.take_memory(reader, entry, &dir.join(MEMORY), &index)?;
         for (number, size) in contents.disks.iter().enumerate() {
-            let entry = next(&disk_entry(number), reader)?;
+            let entry = next(&disk_entry(number), u64::MAX, reader)?;
             import.take_disk(reader, entry, number, *size)?;
         }
-        let entry = next(KERNEL, reader)?;
+        let entry = next(KERNEL, u64::MAX, reader)?;
         import.spec.kernel = import.take_boot(reader, entry, KERNEL)?;
         if import.spec.initrd.is_some() {
-            let entry = next(INITRD, reader)?;
+            let entry = next(INITRD, u64::MAX, reader)?;
             import.spec.initrd = Some(import.take_boot(reader, entry, INITRD)?);
         }
         if wanted.next().is_some() {
             return Err(reader.damaged("it has more than belongs to a snapshot"));
         }
-        make_harmless(&mut import.spec);
+        import.replaced = make_harmless(&mut import.spec);
         Ok(import)
     }
 }
@@ -134,6 +156,18 @@ fn finish(mut rest: impl Read) -> io::Result<()> {
         return Err(io::Error::other("more follows than belongs to it"));
     }
     Ok(())
+}
+
+/// How long the state of such a VM can be, in bytes: it is read whole.
+fn most_state(spec: &VmSpec) -> u64 {
+    let folders = MOST_FOLDER.saturating_mul(spec.folders.len() as u64);
+    MOST_STATE.saturating_add(folders).min(envelope::MOST)
+}
+
+/// How long the index of such a VM's memory can be, in bytes: it is read whole, and has no more runs than the memory has pages.
+fn most_index(spec: &VmSpec) -> u64 {
+    let runs = (spec.memory.size.0 / PAGE).saturating_mul(RUN);
+    MOST_INDEX.saturating_add(runs).min(envelope::MOST)
 }
 
 /// The manifest before its files are there.
@@ -156,8 +190,8 @@ fn blank(id: Id, contents: &Contents) -> Manifest {
     }
 }
 
-/// Take out of a stranger's spec what names places on the host.
-fn make_harmless(spec: &mut VmSpec) {
+/// Take out of a stranger's spec what names places on the host. Says where networks led that lead elsewhere now.
+fn make_harmless(spec: &mut VmSpec) -> Vec<NetBackend> {
     spec.ports.clear();
     for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
         // The file that it gets is the snapshot's, which nobody writes.
@@ -174,12 +208,19 @@ fn make_harmless(spec: &mut VmSpec) {
     for folder in &mut spec.folders {
         folder.path = None;
     }
+    let mut replaced = Vec::new();
     for net in &mut spec.nets {
         net.mac = None;
-        if let NetBackend::Fd(_) = net.backend {
-            net.backend = NetBackend::User;
+        match std::mem::replace(&mut net.backend, NetBackend::User) {
+            NetBackend::User => {}
+            host @ (NetBackend::Tap(_) | NetBackend::Fd(_)) => {
+                // A user network has one.
+                net.queues = None;
+                replaced.push(host);
+            }
         }
     }
+    replaced
 }
 
 impl<R: Read> Reader<'_, R> {
@@ -236,6 +277,7 @@ impl<R: Read> Reader<'_, R> {
             let part = buffer.get_mut(..most).unwrap_or_default();
             entry.read_exact(part).map_err(|error| damaged(error.to_string()))?;
             hasher.update(part);
+            self.room.spend(most as u64)?;
             write(part).map_err(ArchiveError::io(format!(
                 "unpack {} of {path} into the data directory",
                 wanted.name

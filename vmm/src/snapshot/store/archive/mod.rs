@@ -13,15 +13,17 @@
 //! | `kernel`, `initrd` | what the guest's next reboot needs |
 //!
 //! An archive is hostile until it is read to its end: every entry must be the one that is expected, a plain file of the length
-//! that was announced, and lands in a file whose name is chosen here. Nothing that it says names a place on this host: what a
+//! that was announced, and lands in a file whose name is chosen here, if the host has room for it. Nothing that it says names a place on this host: what a
 //! spec says of the host's files is replaced or dropped.
 
 mod export;
 mod import;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,7 @@ const KERNEL: &str = "kernel";
 const INITRD: &str = "initrd";
 /// How much is moved at once, in bytes.
 const CHUNK: usize = 256 << 10;
+const MIB: u64 = 1 << 20;
 
 /// What an archive holds: its first entry, sealed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -108,6 +111,24 @@ pub enum ArchiveError {
         found: String,
         /// The host's.
         here: &'static str,
+    },
+    /// It would leave too little room on the host.
+    #[error(
+        "{path} does not fit: {} MiB more are needed, {} MiB are free on the file system of {}, and {} MiB of it must stay free; make room \
+         (skiff system prune), or set XDG_DATA_HOME to a larger place",
+        needed.div_ceil(MIB), free / MIB, dir.display(), keep.div_ceil(MIB)
+    )]
+    NoRoom {
+        /// The archive.
+        path: String,
+        /// What is to be written, in bytes.
+        needed: u64,
+        /// Where.
+        dir: PathBuf,
+        /// What is free there, in bytes.
+        free: u64,
+        /// What must stay free, in bytes.
+        keep: u64,
     },
     /// A kernel or an initrd is gone.
     #[error("the {what} {path} of the snapshot cannot be read, and belongs into the file")]

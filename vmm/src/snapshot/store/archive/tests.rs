@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use devices::storage::HostStorage;
+use devices::storage::{HostStorage, Space};
 
 use super::super::super::manifest::Sum;
 use super::super::super::memory::{Content, Index, PAGE, Run};
@@ -13,9 +13,11 @@ use super::super::testing::World;
 use super::super::tests::{family, with_every_fault};
 use super::super::{Store, StoreError};
 use super::*;
+use crate::spec::{NetBackend, NetSpec};
 
 const SPEC: &str = "kernel = \"/k\"\ncmdline = \"\"\ncpus = 1\nmemory = \"64M\"\ntransport = \"pci\"\nserial = \"file=/etc/passwd\"\n\
-                    console = \"null\"\npublish = [\"8080:80\"]\n[vsock]\npath = \"/run/v\"\n[[net]]\nuser = true\n";
+                    console = \"null\"\npublish = [\"8080:80\"]\n[vsock]\npath = \"/run/v\"\n[[net]]\nuser = true\nmtu = 1400\n\
+                    [[net]]\ntap = \"br-office\"\nqueues = 4\n[[net]]\nfd = 5\n";
 const RAM: u64 = 64 << 20;
 
 /// An archive before it is written.
@@ -105,6 +107,9 @@ fn a_good_archive_becomes_a_snapshot_that_names_nothing_of_the_host() {
     assert_eq!((imported.name(), imported.vm.as_str()), ("s1", "web"));
     assert_eq!(imported.spec.serial, crate::spec::Stream::Null);
     assert!(imported.spec.ports.is_empty());
+    let user = NetSpec::new(NetBackend::User);
+    assert_eq!(imported.spec.nets, [NetSpec { mtu: Some(1400), ..user.clone() }, user.clone(), user]);
+    assert_eq!(imported.replaced, [NetBackend::Tap("br-office".to_owned()), NetBackend::Fd(5)]);
     imported.spec.vsock.as_mut().unwrap().path = Some("/run/mine".into());
     let vm = Id::draw().unwrap();
     let record = dir.path().join(Record::FILE);
@@ -123,6 +128,7 @@ fn a_good_archive_becomes_a_snapshot_that_names_nothing_of_the_host() {
         (RAM, Some(3 * PAGE as usize))
     );
     let spec = read_spec(&chain[0].spec).unwrap();
+    assert!(spec.nets.iter().all(|net| net.backend == NetBackend::User), "{:?}", spec.nets);
     assert_eq!(fs::read(spec.kernel).unwrap(), b"kernel");
 }
 
@@ -149,7 +155,15 @@ fn an_archive_that_is_not_what_it_says_leaves_nothing() {
         }),
         ("kernel has another length", |draft| draft.entries[3].2.push(0)),
         ("the checksum of kernel is wrong", |draft| draft.entries[3].2[0] ^= 1),
-        ("its memory is not what its index says", |draft| draft.contents.entries[2].sum.len = 1 << 50),
+        ("its memory is not what its index says", |draft| draft.contents.entries[2].sum.len += PAGE),
+        ("are free on the file system of", |draft| draft.contents.entries[2].sum.len = 1 << 60),
+        ("state has 67108865 bytes, and 67108864 are the most", |draft| {
+            draft.contents.entries[0].sum.len = (64 << 20) + 1;
+        }),
+        // 64 MiB of memory have no more than 16384 runs.
+        ("index has 1310721 bytes, and 1310720 are the most", |draft| {
+            draft.contents.entries[1].sum.len = (1 << 20) + 16384 * 16 + 1;
+        }),
         ("web.skiff", |draft| {
             draft.entries[1].2 = b"no index".to_vec();
             draft.contents.entries[1].sum = Sum { len: 8, crc32: crc32fast::hash(b"no index") };
@@ -169,6 +183,42 @@ fn an_archive_that_is_not_what_it_says_leaves_nothing() {
         let error = imported.expect_err(message).to_string();
         assert!(error.contains(message) && error.contains("web.skiff"), "{message}: {error}");
         assert_eq!(files(&store), Vec::<PathBuf>::new(), "{message}");
+    }
+}
+
+#[test]
+fn an_import_leaves_some_room_whatever_others_write_meanwhile() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("web.skiff");
+    let mut draft = good(dir.path());
+    let kernel = vec![1; 80 * MIB as usize];
+    draft.contents.entries[3].sum = Sum { len: kernel.len() as u64, crc32: crc32fast::hash(&kernel) };
+    draft.entries[3].2 = kernel;
+    write(&draft, &path);
+    // A tenth is free, a twentieth must stay so, and at half of the way somebody else takes what is free.
+    let import = |free: u64, later: u64| {
+        let world = World::new();
+        let say = |free| world.storage.say_space(Space { total: 2000 * MIB, free });
+        say(free);
+        let imported = world.store.import(&path, &mut |done, total| {
+            if done > total / 2 {
+                say(later);
+            }
+        });
+        let files = world.storage.files();
+        (imported.map(drop).map_err(|error| error.to_string()), files)
+    };
+    import(200 * MIB, 200 * MIB).0.unwrap();
+    for (free, later, said) in [
+        (180, 180, "81 MiB more are needed, 180 MiB are free"),
+        (200, 100, "1 MiB more are needed, 100 MiB are free"),
+    ] {
+        let (imported, files) = import(free * MIB, later * MIB);
+        let error = imported.unwrap_err();
+        assert!(error.contains("web.skiff does not fit") && error.contains(said), "{error}");
+        assert!(error.contains("100 MiB of it must stay free"), "{error}");
+        assert!(!files.iter().any(|path| path.starts_with("/data/snapshots")), "{files:?}");
     }
 }
 
