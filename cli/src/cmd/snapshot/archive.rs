@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use vmm::snapshot::store::StoreError;
 use vmm::snapshot::{Id, Record};
+use vmm::spec::NetBackend;
 
 use super::{SNAPSHOT, bytes, family};
 use crate::cmd::many::VM;
@@ -33,8 +34,8 @@ pub const IMPORT: Verb = Verb {
     about: "Make a VM of an exported snapshot",
     long: "Make a VM of an exported snapshot. It is stopped, and has that snapshot: skiff rollback starts it there, skiff clone and \
            skiff run --from start others. The file is read to its end and checked before anything of it can be seen. What its spec said \
-           of files and ports of the host that it comes from is dropped, and a network on a tap or a descriptor becomes a user network. \
-           Prints the VM and the snapshot.",
+           of files and ports of the host that it comes from is dropped. A network on a tap leads to the tap of that name here, which is \
+           said. Prints the VM and the snapshot.",
     after: || EXAMPLES.to_owned(),
     flags: || flags::describe(FLAGS),
     operands: &[FILE],
@@ -89,10 +90,12 @@ fn import(matches: &ArgMatches) -> Result<u8> {
     let mut bar = Bar::new(format!("importing {}", file.display()));
     let import = store.snapshots().import(&file, &mut |done, total| bar.show(done, total))?;
     drop(bar);
-    for net in &import.replaced {
-        crate::terminal::note(&format!(
-            "skiff: the network {net} is a user network here: a file does not say what of this host its guest joins"
-        ));
+    for net in &import.spec.nets {
+        if let NetBackend::Tap(tap) = &net.backend {
+            crate::terminal::note(&format!(
+                "skiff: when it runs, its guest joins the network of this host's tap {tap}: that is its file's wish"
+            ));
+        }
     }
     let snapshot = import.name().to_owned();
     names::check_snapshot(&snapshot).with_context(|| format!("{} is damaged", file.display()))?;

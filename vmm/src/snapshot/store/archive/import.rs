@@ -41,8 +41,6 @@ pub struct Import {
     pub vm: String,
     /// What the VM is here. Its vsock is in its own directory.
     pub spec: VmSpec,
-    /// Where networks of its spec led that are user networks here: what of this host its guest joins is not for a file to say.
-    pub replaced: Vec<NetBackend>,
     /// Files that lie in the draft until they are named: from, to.
     staged: Vec<(PathBuf, PathBuf)>,
     /// Those that are named.
@@ -106,7 +104,6 @@ impl Store {
             manifest,
             vm: contents.vm.clone(),
             spec,
-            replaced: Vec::new(),
             staged: Vec::new(),
             made: Vec::new(),
         };
@@ -142,7 +139,7 @@ impl Store {
         if wanted.next().is_some() {
             return Err(reader.damaged("it has more than belongs to a snapshot"));
         }
-        import.replaced = make_harmless(&mut import.spec);
+        make_harmless(&mut import.spec);
         Ok(import)
     }
 }
@@ -190,8 +187,9 @@ fn blank(id: Id, contents: &Contents) -> Manifest {
     }
 }
 
-/// Take out of a stranger's spec what names places on the host. Says where networks led that lead elsewhere now.
-fn make_harmless(spec: &mut VmSpec) -> Vec<NetBackend> {
+/// Take out of a stranger's spec what names places on the host; but for taps, which its guest has agreed on features with, and of which
+/// whoever imports it is told.
+fn make_harmless(spec: &mut VmSpec) {
     spec.ports.clear();
     for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
         // The file that it gets is the snapshot's, which nobody writes.
@@ -208,19 +206,13 @@ fn make_harmless(spec: &mut VmSpec) -> Vec<NetBackend> {
     for folder in &mut spec.folders {
         folder.path = None;
     }
-    let mut replaced = Vec::new();
     for net in &mut spec.nets {
         net.mac = None;
-        match std::mem::replace(&mut net.backend, NetBackend::User) {
-            NetBackend::User => {}
-            host @ (NetBackend::Tap(_) | NetBackend::Fd(_)) => {
-                // A user network has one.
-                net.queues = None;
-                replaced.push(host);
-            }
+        if let NetBackend::Fd(_) = net.backend {
+            // A user network has one queue.
+            (net.backend, net.queues) = (NetBackend::User, None);
         }
     }
-    replaced
 }
 
 impl<R: Read> Reader<'_, R> {
