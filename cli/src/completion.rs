@@ -71,6 +71,15 @@ pub fn images() -> Vec<CompletionCandidate> {
     names.keys().map(|name| CompletionCandidate::new(short(name))).collect()
 }
 
+/// Every image that is here, and those that would be built.
+pub fn images_to_be() -> Vec<CompletionCandidate> {
+    let built = images::debian::all().iter().flat_map(|recipe| &recipe.names).map(CompletionCandidate::new);
+    let mut all: Vec<_> = images().into_iter().chain(built).collect();
+    all.sort_by_key(|candidate| candidate.get_value().to_owned());
+    all.dedup_by_key(|candidate| candidate.get_value().to_owned());
+    all
+}
+
 /// Every VM and every snapshot.
 pub fn vms_and_points() -> Vec<CompletionCandidate> {
     vms().into_iter().chain(points()).collect()

@@ -148,6 +148,8 @@ pub enum Completes {
     Vms,
     /// An image: what `skiff image ls -q` prints.
     Images,
+    /// Images that are here, and those that would be built.
+    ImagesToBe,
     /// A VM that runs: what `skiff ps -q` prints.
     RunningVms,
     /// A VM that does not run.
@@ -172,6 +174,7 @@ impl Operand {
         let arg = match self.completes {
             Completes::Vms => arg.add(ArgValueCandidates::new(completion::vms)),
             Completes::Images => arg.add(ArgValueCandidates::new(completion::images)),
+            Completes::ImagesToBe => arg.add(ArgValueCandidates::new(completion::images_to_be)),
             Completes::RunningVms => arg.add(ArgValueCandidates::new(completion::running_vms)),
             Completes::StoppedVms => arg.add(ArgValueCandidates::new(completion::stopped_vms)),
             Completes::Snapshots => arg.add(ArgValueCandidates::new(completion::snapshots)),

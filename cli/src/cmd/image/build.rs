@@ -59,7 +59,7 @@ Keys of a file:
 const NAME: Operand = Operand {
     name: "NAME",
     count: Count::Maybe,
-    completes: Completes::Images,
+    completes: Completes::ImagesToBe,
     help: "A distribution, as in debian:12",
 };
 

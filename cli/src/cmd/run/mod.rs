@@ -53,7 +53,7 @@ pub const VERB: Verb = Verb {
 const IMAGE: Operand = Operand {
     name: "IMAGE",
     count: Count::Maybe,
-    completes: Completes::Images,
+    completes: Completes::ImagesToBe,
     help: "The image to run, by a name or its ID; without one, there is a --kernel",
 };
 

@@ -63,8 +63,13 @@ pub struct Volume(FolderSpec);
 
 impl Volume {
     /// Its path on the host.
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.0.path.clone().unwrap_or_default()
+    }
+
+    /// The guest changes nothing in it.
+    pub fn is_readonly(&self) -> bool {
+        self.0.readonly
     }
 
     /// A relative path starts at `dir`.

@@ -113,10 +113,8 @@ struct Raw {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawMatrix {
-    #[serde(default)]
-    cpus: Vec<Spanned<i64>>,
-    #[serde(default)]
-    memory: Texts,
+    cpus: Option<Spanned<Vec<Spanned<i64>>>>,
+    memory: Option<Spanned<Texts>>,
     #[serde(default)]
     env: BTreeMap<String, Spanned<Vec<String>>>,
 }
@@ -155,8 +153,8 @@ fn finish(at: &Text<'_>, raw: Raw) -> Result<Suite, FileError> {
     let artifacts = raw.artifacts.0.iter().map(|path| artifact(at, path, workdir.as_deref()));
     Ok(Suite {
         on: texts(&raw.on, "an image")?,
-        cpus: each_once(at, "cpus", &raw.matrix.cpus, read_vcpus)?,
-        memory: each_once(at, "memory", &raw.matrix.memory.0, read_memory)?,
+        cpus: each_once(at, "cpus", raw.matrix.cpus.as_ref(), |list| list, read_vcpus)?,
+        memory: each_once(at, "memory", raw.matrix.memory.as_ref(), |list| &list.0, read_memory)?,
         env_matrix: raw
             .matrix
             .env
@@ -248,12 +246,18 @@ fn variable(
 }
 
 /// The values of the matrix's `key`, each once: two tests of one name could not be told apart.
-fn each_once<T, V: PartialEq + Display>(
+fn each_once<L, T, V: PartialEq + Display>(
     at: &Text<'_>,
     key: &str,
-    list: &[Spanned<T>],
+    list: Option<&Spanned<L>>,
+    all: impl Fn(&L) -> &Vec<Spanned<T>>,
     read: impl Fn(&Text<'_>, &Spanned<T>) -> Result<V, FileError>,
 ) -> Result<Vec<V>, FileError> {
+    let Some(whole) = list else { return Ok(Vec::new()) };
+    let list = all(whole.get_ref());
+    if list.is_empty() {
+        return Err(at.error(&whole.span(), format!("{key} has no values: write some, or leave it out")));
+    }
     let mut values = Vec::new();
     for spanned in list {
         let value = read(at, spanned)?;
@@ -370,6 +374,9 @@ env.LANG = ["C", "de_DE.UTF-8"]
             ("[matrix]\nmemory = [\"2M\"]", 2, "memory cannot be 2M: a VM has at least 64M"),
             ("[matrix]\nmemory = [\"much\"]", 2, "'much'"),
             ("[matrix]\nenv.A = []", 2, "A has no values"),
+            ("[matrix]\ncpus = []", 2, "cpus has no values"),
+            ("[matrix]\nmemory = []", 2, "memory has no values"),
+            ("[matrix]\ncpus = 4", 2, "expected a sequence"),
             ("[matrix]\nenv.\"\" = [\"a\"]", 2, "'' cannot be a variable's name"),
             ("[matrix]\nenv.\"A=B\" = [\"a\"]", 2, "'A=B' cannot be"),
             ("[matrix]\nenv.A = [\"b\", \"a\\n\"]", 2, "control characters"),

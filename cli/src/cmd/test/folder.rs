@@ -122,6 +122,16 @@ pub fn write_setup_log(output: &Dir, slug: &str, log: &[u8]) -> Result<()> {
     write().with_context(failed)
 }
 
+/// Write down what became of a run that has not come to write it itself.
+pub fn write_result(output: &Dir, dir: &Path, ran: &Ran) -> Result<()> {
+    let json = crate::cmd::json(ran)?;
+    let write = || match output.make(dir)? {
+        dir if dir.has(OsStr::new(RESULT)) => Ok(()),
+        dir => dir.replace(OsStr::new(RESULT), json.as_bytes()),
+    };
+    write().with_context(|| format!("cannot write {}", dir.join(RESULT).display()))
+}
+
 /// A run's directory.
 #[derive(Debug)]
 pub struct Folder {

@@ -122,6 +122,7 @@ fn asked_for(matches: &ArgMatches) -> Result<u8> {
     let (project, suite) = match &file {
         Some(path) => {
             let below = read(path).map_err(usage)?;
+            tell_of_folders(&below, &directory(path)?);
             (directory(path)?, merge(std::mem::take(&mut asked.suite), below))
         }
         None => (here, merge(std::mem::take(&mut asked.suite), Suite::default())),
@@ -150,6 +151,18 @@ fn asked_for(matches: &ArgMatches) -> Result<u8> {
     }
     let file = file.map(std::fs::canonicalize).transpose().context("the file cannot be found any more")?;
     test(&asked, &suite, &cases, &Project { dir: project, file })
+}
+
+/// Somebody else may have written the file: say which folders outside its directory it gives to the tests.
+fn tell_of_folders(suite: &Suite, dir: &Path) {
+    for folder in &suite.volumes {
+        // What is not there is an error later on.
+        let Ok(path) = folder.path().canonicalize() else { continue };
+        if !path.starts_with(dir) {
+            let how = if folder.is_readonly() { "read" } else { "read and write" };
+            note(&format!("skiff: the file lets its tests {how} {}", path.display()));
+        }
+    }
 }
 
 /// Whose tests they are.

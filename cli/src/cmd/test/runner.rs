@@ -324,6 +324,11 @@ impl All<'_, '_> {
         let log = || self.runner.output.file(&dir.join(folder::OUTPUT_LOG));
         screen.end(turn, &case.name, &ran, log);
         (self.runner.after)(case, &ran);
+        if ran.verdict == Verdict::Error
+            && let Err(error) = folder::write_result(self.runner.output, &dir, &ran)
+        {
+            screen.say(&format!("skiff: warning: {error:#}"));
+        }
         let stops = self.schedule.ended(turn, ran.verdict);
         self.results.push((turn, dir, ran));
         if stops {
