@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::follow::Follower;
+use super::place::Place;
 use super::recipe::{Recipe, Source};
 use super::{Error, Mirror, newest};
-use crate::child;
 use crate::progress::Progress;
 
 const PROGRAM: &str = "mmdebstrap";
@@ -49,14 +49,13 @@ pub fn bootstrap(
         .map_err(|source| Error::Io { doing: format!("create {}", into.display()), source })?;
     let packages = newest::resolve(recipe, mirror, work, progress)?;
     let mut command = command(recipe, &packages, variant, mirror, work)?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| Error::Program { program: PROGRAM, source })?;
+    let place = Place::new(work)
+        .map_err(|source| Error::Io { doing: format!("make a directory for {PROGRAM}"), source })?;
+    command.stdin(Stdio::null()).stdout(output).stderr(Stdio::piped());
+    let mut running =
+        place.start(&mut command).map_err(|source| Error::Program { program: PROGRAM, source })?;
     let mut follower = Follower::default();
-    if let Some(stderr) = child.stderr.take() {
+    if let Some(stderr) = running.child().stderr.take() {
         let mut lines = BufReader::new(stderr);
         loop {
             let mut line = Vec::new();
@@ -67,7 +66,7 @@ pub fn bootstrap(
         }
     }
     let status =
-        child::end(child).map_err(|source| Error::Io { doing: format!("wait for {PROGRAM}"), source })?;
+        running.end().map_err(|source| Error::Io { doing: format!("wait for {PROGRAM}"), source })?;
     if status.success() {
         return Ok(());
     }
@@ -92,7 +91,8 @@ pub fn hint(said: &str, mirror: &Mirror) -> String {
         );
     }
     if any(&["No space left", "enough free space"]) {
-        return "it works below $TMPDIR: name a directory with 2 GiB to spare".to_owned();
+        return "it works below $TMPDIR, as root below $XDG_DATA_HOME: name a directory with 2 GiB to spare"
+            .to_owned();
     }
     if any(&["Could not resolve", "Failed to fetch", "Unable to fetch", "Could not connect", "404"]) {
         return format!(

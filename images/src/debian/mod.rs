@@ -6,6 +6,7 @@ mod follow;
 mod kernel;
 mod mirror;
 mod newest;
+mod place;
 mod recipe;
 
 use std::io;
