@@ -80,7 +80,7 @@ pub fn hint(said: &str, mirror: &Mirror) -> String {
     if any(&["NO_PUBKEY", "not signed", "keyring"]) {
         return "install the package debian-archive-keyring, or a newer one".to_owned();
     }
-    if any(&["subuid", "unshare", "newuidmap", "user namespace"]) {
+    if any(&["subuid", "unshare", "newuidmap", "user namespace", "unable to pick chroot mode"]) {
         return "it needs root, or user namespaces: the package uidmap, and a line for you in /etc/subuid and /etc/subgid".to_owned();
     }
     if any(&["is expired", "is not valid yet"]) {
@@ -167,6 +167,19 @@ mod tests {
             ("E: Failed to fetch http://m/x", "--mirror"),
             ("E: NO_PUBKEY 0", "keyring"),
             ("E: Could not resolve 'm'", "--mirror"),
+            ("E: unable to pick chroot mode automatically (use --mode for manual selection)", "/etc/subuid"),
+            ("W: /etc/subuid does not exist", "/etc/subuid"),
+            ("E: unshare() failed: Operation not permitted", "the package uidmap"),
+            ("E: cannot find newuidmap", "the package uidmap"),
+            ("E: The following signatures couldn't be verified: NO_PUBKEY 0", "debian-archive-keyring"),
+            (
+                "E: The repository 'http://m/debian bookworm InRelease' is not signed.",
+                "debian-archive-keyring",
+            ),
+            ("E: Release file for http://m/InRelease is not valid yet (invalid for 2h)", "http://m/debian"),
+            ("dpkg: error: cannot copy: No space left on device", "2 GiB"),
+            ("E: Unable to fetch some archives", "SKIFF"),
+            ("E: apt-get --yes install failed", "it has said why"),
         ] {
             let hint = hint(said, &Mirror::at("http://m/debian"));
             assert!(hint.contains(advice), "{said}: {hint}");
