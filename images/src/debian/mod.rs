@@ -12,6 +12,7 @@ mod recipe;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use bootstrap::KEYRING;
 pub use kernel::{Kernel, kernel};
 pub use mirror::Mirror;
 pub use recipe::{Recipe, all};
