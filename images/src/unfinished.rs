@@ -34,8 +34,10 @@ impl Drop for Unfinished {
     }
 }
 
-/// Delete what this process has not finished: it is about to be ended by a signal. Downloads stay, to be gone on with.
+/// End the programs that this process has started, which takes seconds at most, and delete what it has not finished: it is about to be ended
+/// by a signal. Downloads stay, to be gone on with.
 pub fn abandon() {
+    crate::child::end_all();
     let all = std::mem::take(&mut *ALL.lock().unwrap_or_else(PoisonError::into_inner));
     for path in all {
         // What cannot be deleted is left to whoever finds it.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::follow::Follower;
+use super::place::Place;
 use super::recipe::{Recipe, Source};
 use super::{Error, Mirror, newest};
-use crate::child;
 use crate::progress::Progress;
 
 const PROGRAM: &str = "mmdebstrap";
@@ -49,14 +49,13 @@ pub fn bootstrap(
         .map_err(|source| Error::Io { doing: format!("create {}", into.display()), source })?;
     let packages = newest::resolve(recipe, mirror, work, progress)?;
     let mut command = command(recipe, &packages, variant, mirror, work)?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| Error::Program { program: PROGRAM, source })?;
+    let place = Place::new(work)
+        .map_err(|source| Error::Io { doing: format!("make a directory for {PROGRAM}"), source })?;
+    command.stdin(Stdio::null()).stdout(output).stderr(Stdio::piped());
+    let mut running =
+        place.start(&mut command).map_err(|source| Error::Program { program: PROGRAM, source })?;
     let mut follower = Follower::default();
-    if let Some(stderr) = child.stderr.take() {
+    if let Some(stderr) = running.child().stderr.take() {
         let mut lines = BufReader::new(stderr);
         loop {
             let mut line = Vec::new();
@@ -67,7 +66,7 @@ pub fn bootstrap(
         }
     }
     let status =
-        child::end(child).map_err(|source| Error::Io { doing: format!("wait for {PROGRAM}"), source })?;
+        running.end().map_err(|source| Error::Io { doing: format!("wait for {PROGRAM}"), source })?;
     if status.success() {
         return Ok(());
     }
@@ -81,7 +80,7 @@ pub fn hint(said: &str, mirror: &Mirror) -> String {
     if any(&["NO_PUBKEY", "not signed", "keyring"]) {
         return "install the package debian-archive-keyring, or a newer one".to_owned();
     }
-    if any(&["subuid", "unshare", "newuidmap", "user namespace"]) {
+    if any(&["subuid", "unshare", "newuidmap", "user namespace", "unable to pick chroot mode"]) {
         return "it needs root, or user namespaces: the package uidmap, and a line for you in /etc/subuid and /etc/subgid".to_owned();
     }
     if any(&["is expired", "is not valid yet"]) {
@@ -92,7 +91,8 @@ pub fn hint(said: &str, mirror: &Mirror) -> String {
         );
     }
     if any(&["No space left", "enough free space"]) {
-        return "it works below $TMPDIR: name a directory with 2 GiB to spare".to_owned();
+        return "it works below $TMPDIR, as root below $XDG_DATA_HOME: name a directory with 2 GiB to spare"
+            .to_owned();
     }
     if any(&["Could not resolve", "Failed to fetch", "Unable to fetch", "Could not connect", "404"]) {
         return format!(
@@ -167,6 +167,19 @@ mod tests {
             ("E: Failed to fetch http://m/x", "--mirror"),
             ("E: NO_PUBKEY 0", "keyring"),
             ("E: Could not resolve 'm'", "--mirror"),
+            ("E: unable to pick chroot mode automatically (use --mode for manual selection)", "/etc/subuid"),
+            ("W: /etc/subuid does not exist", "/etc/subuid"),
+            ("E: unshare() failed: Operation not permitted", "the package uidmap"),
+            ("E: cannot find newuidmap", "the package uidmap"),
+            ("E: The following signatures couldn't be verified: NO_PUBKEY 0", "debian-archive-keyring"),
+            (
+                "E: The repository 'http://m/debian bookworm InRelease' is not signed.",
+                "debian-archive-keyring",
+            ),
+            ("E: Release file for http://m/InRelease is not valid yet (invalid for 2h)", "http://m/debian"),
+            ("dpkg: error: cannot copy: No space left on device", "2 GiB"),
+            ("E: Unable to fetch some archives", "SKIFF"),
+            ("E: apt-get --yes install failed", "it has said why"),
         ] {
             let hint = hint(said, &Mirror::at("http://m/debian"));
             assert!(hint.contains(advice), "{said}: {hint}");

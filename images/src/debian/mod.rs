@@ -6,11 +6,13 @@ mod follow;
 mod kernel;
 mod mirror;
 mod newest;
+mod place;
 mod recipe;
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use bootstrap::KEYRING;
 pub use kernel::{Kernel, kernel};
 pub use mirror::Mirror;
 pub use recipe::{Recipe, all};

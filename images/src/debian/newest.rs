@@ -10,7 +10,7 @@ use super::bootstrap::{KEYRING, hint, line};
 use super::follow::Follower;
 use super::recipe::Recipe;
 use super::{Error, Mirror, failed};
-use crate::child;
+use crate::child::{self, Ending};
 use crate::progress::Progress;
 
 /// The packages of `recipe`, each with its whole name.
@@ -92,11 +92,13 @@ impl Apt {
         ] {
             command.args(["-o", option]);
         }
-        let output = command.args(words).output().map_err(|source| Error::Program { program, source })?;
+        command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).env("TMPDIR", &self.dir);
+        let running =
+            child::start(&mut command, Ending::Kill).map_err(|source| Error::Program { program, source })?;
+        let output = running.output().map_err(failed("wait for apt"))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        child::settle(output.status);
         let mut follower = Follower::default();
         String::from_utf8_lossy(&output.stderr).lines().for_each(|line| follower.line(line, &mut ()));
         Err(Error::Failed { program, said: follower.reasons(), hint: hint(&follower.all(), mirror) })

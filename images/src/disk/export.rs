@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use devices::disk::layer::{self, Content};
 use devices::storage::HostStorage;
@@ -15,7 +15,7 @@ use devices::storage::HostStorage;
 use super::Format;
 use super::error::{DiskError, copy_failed, write_failed};
 use super::raw::{self, Room};
-use crate::child;
+use crate::child::{self, Ending, Running};
 use crate::progress::Progress;
 use crate::unfinished::Unfinished;
 
@@ -113,7 +113,7 @@ fn convert(top: &Path, out: &Path, format: Format, progress: &mut dyn Progress) 
     // Absolute, so that no name can be taken for a protocol.
     let (top_path, out_path) = (absolute(top)?, absolute(out)?);
     command.arg(top_path).arg(out_path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(|source| {
+    let running = child::start(&mut command, Ending::Kill).map_err(|source| {
         other(
             format!(
                 "qemu-img, which writes {}, does not start: install the package qemu-utils",
@@ -122,7 +122,7 @@ fn convert(top: &Path, out: &Path, format: Format, progress: &mut dyn Progress) 
             source,
         )
     })?;
-    let said = watch(child, progress).map_err(|source| other("qemu-img has failed".to_owned(), source))?;
+    let said = watch(running, progress).map_err(|source| other("qemu-img has failed".to_owned(), source))?;
     match said {
         None => Ok(()),
         Some(said) => Err(other(format!("qemu-img cannot write {}", out.display()), io::Error::other(said))),
@@ -134,8 +134,8 @@ fn absolute(path: &Path) -> Result<PathBuf, DiskError> {
 }
 
 /// Wait for its end, and tell of its progress. Returns what it says if it fails.
-fn watch(mut child: Child, progress: &mut dyn Progress) -> io::Result<Option<String>> {
-    let stderr = child.stderr.take();
+fn watch(mut running: Running, progress: &mut dyn Progress) -> io::Result<Option<String>> {
+    let stderr = running.child().stderr.take();
     let complaints = std::thread::spawn(move || {
         let mut said = Vec::new();
         if let Some(stderr) = stderr {
@@ -143,7 +143,7 @@ fn watch(mut child: Child, progress: &mut dyn Progress) -> io::Result<Option<Str
         }
         said
     });
-    if let Some(mut stdout) = child.stdout.take() {
+    if let Some(mut stdout) = running.child().stdout.take() {
         let mut buffer = [0; 4096];
         loop {
             let len = stdout.read(&mut buffer)?;
@@ -155,7 +155,7 @@ fn watch(mut child: Child, progress: &mut dyn Progress) -> io::Result<Option<Str
             }
         }
     }
-    let status = child::end(child)?;
+    let status = running.end()?;
     let said = String::from_utf8_lossy(&complaints.join().unwrap_or_default()).trim().replace('\n', ", ");
     Ok((!status.success()).then_some(said))
 }

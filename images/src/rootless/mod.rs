@@ -185,6 +185,14 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Error> {
     }
 }
 
+/// Whether this process can be given the IDs that files of images belong to, as far as files of the host say so.
+///
+/// # Errors
+/// [`Error::NoIds`].
+pub fn has_ids() -> Result<(), Error> {
+    if rustix::process::geteuid().is_root() { Ok(()) } else { namespace::has_ids() }
+}
+
 fn io(doing: &str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
     let doing = format!("{doing} {}", path.display());
     move |source| Error::Io { doing, source }

@@ -93,6 +93,11 @@ fn refused(source: io::Error) -> Error {
     Error::Namespace { fix: fix.to_owned(), source }
 }
 
+/// Whether the user of this process has IDs.
+pub fn has_ids() -> Result<(), Error> {
+    User::of_this_process().map(drop)
+}
+
 /// Who this is, and the IDs that are theirs.
 struct User {
     name: String,

@@ -4,11 +4,13 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use images::debian::KEYRING;
+use images::rootless;
 use vmm::host_check::{KVM_DEVICE, KvmError, KvmFacts, Virtualization};
 use vmm::spec::Memory;
 
 use super::Finding;
-use super::probe::{Host, TUN, Tool};
+use super::probe::{Host, TUN, Tool, Uidmap};
 
 /// With less memory than this free, in bytes, the smallest of Linux guests gets into trouble.
 const LITTLE_MEMORY: u64 = 256 << 20;
@@ -20,7 +22,7 @@ const LOCKED: u64 = 1 << 20;
 /// All of them, those first without which nothing runs.
 pub(super) fn all(host: &Host) -> Vec<Finding> {
     let virtualization = Virtualization::of(&host.cpuinfo);
-    vec![
+    let mut findings = vec![
         processor(&host.cpuinfo, host.kvm_pvm, host.kvm.is_ok()),
         kvm(&host.kvm, virtualization, host.kvm_group.as_deref()),
         memory(&host.meminfo),
@@ -37,7 +39,17 @@ pub(super) fn all(host: &Host) -> Vec<Finding> {
             "skiff does without, but disk images cannot be made or converted with it",
             "sudo apt install qemu-utils",
         ),
-    ]
+        tool(
+            "mmdebstrap",
+            host.mmdebstrap.as_ref(),
+            "images of Debian and the kernel for other images cannot be built",
+            "sudo apt install mmdebstrap",
+        ),
+        keyring(host.keyring),
+        e2fsprogs(host.mke2fs.as_ref(), host.debugfs.as_ref()),
+    ];
+    findings.extend(host.uidmap.as_ref().map(uidmap));
+    findings
 }
 
 /// VT-x or AMD-V.
@@ -273,6 +285,50 @@ fn tool(check: &'static str, tool: Option<&Tool>, without: &str, install: &str) 
         Some(Tool { path, version: Some(version) }) => {
             Finding::ok(check, format!("{}, {version}", path.display()))
         }
+    }
+}
+
+/// What Debian's packages are checked with.
+fn keyring(there: bool) -> Finding {
+    const CHECK: &str = "debian-keys";
+    if there {
+        return Finding::ok(CHECK, KEYRING);
+    }
+    Finding::warn(
+        CHECK,
+        format!("there is no {KEYRING}; images of Debian may not be built"),
+        "sudo apt install debian-archive-keyring",
+    )
+}
+
+/// What makes file systems, and looks into them.
+fn e2fsprogs(mke2fs: Option<&Tool>, debugfs: Option<&Tool>) -> Finding {
+    const CHECK: &str = "e2fsprogs";
+    let (Some(mke2fs), Some(debugfs)) = (mke2fs, debugfs) else {
+        return Finding::warn(
+            CHECK,
+            "not installed; images cannot be built or pulled",
+            "sudo apt install e2fsprogs",
+        );
+    };
+    Finding::ok(CHECK, format!("{}, {}", mke2fs.path.display(), debugfs.path.display()))
+}
+
+/// With what a user who is not root gives files of images their owners.
+fn uidmap(found: &Uidmap) -> Finding {
+    const CHECK: &str = "uidmap";
+    const WITHOUT: &str = "images can be built and pulled by root only";
+    let (Some(newuidmap), Some(newgidmap)) = (&found.newuidmap, &found.newgidmap) else {
+        return Finding::warn(CHECK, format!("not installed; {WITHOUT}"), "sudo apt install uidmap");
+    };
+    match &found.ids {
+        Ok(()) => Finding::ok(CHECK, format!("{}, {}", newuidmap.path.display(), newgidmap.path.display())),
+        Err(rootless::Error::NoIds { file, user }) => Finding::warn(
+            CHECK,
+            format!("{file} gives {user} no IDs; {WITHOUT}"),
+            format!("echo {user}:100000:65536 | sudo tee -a {file}"),
+        ),
+        Err(error) => Finding::warn(CHECK, format!("{error}; {WITHOUT}"), "sudo apt install uidmap"),
     }
 }
 

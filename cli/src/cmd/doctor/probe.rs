@@ -1,5 +1,6 @@
 //! What there is to know of the host, asked and not judged.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow};
+use images::debian::KEYRING;
+use images::rootless;
 use rustix::process::{Resource, getrlimit};
 use vmm::host_check::{self, KVM_DEVICE, KvmError, KvmFacts};
 
@@ -41,6 +44,21 @@ pub(super) struct Host {
     pub(super) tun: io::Result<()>,
     pub(super) passt: Option<Tool>,
     pub(super) qemu_img: Option<Tool>,
+    pub(super) mmdebstrap: Option<Tool>,
+    pub(super) mke2fs: Option<Tool>,
+    pub(super) debugfs: Option<Tool>,
+    /// Whether the keys of Debian's archive are there.
+    pub(super) keyring: bool,
+    /// `None` for root, who needs none of it.
+    pub(super) uidmap: Option<Uidmap>,
+}
+
+/// What a user who is not root makes images with.
+pub(super) struct Uidmap {
+    pub(super) newuidmap: Option<Tool>,
+    pub(super) newgidmap: Option<Tool>,
+    /// Whether the user has IDs to map.
+    pub(super) ids: Result<(), rootless::Error>,
 }
 
 /// A program on PATH.
@@ -71,6 +89,15 @@ pub(super) fn host() -> Host {
         tun: OpenOptions::new().read(true).write(true).open(TUN).map(drop),
         passt: tool("passt"),
         qemu_img: tool("qemu-img"),
+        mmdebstrap: tool("mmdebstrap"),
+        mke2fs: quiet_tool("mke2fs"),
+        debugfs: quiet_tool("debugfs"),
+        keyring: Path::new(KEYRING).is_file(),
+        uidmap: (!rustix::process::geteuid().is_root()).then(|| Uidmap {
+            newuidmap: quiet_tool("newuidmap"),
+            newgidmap: quiet_tool("newgidmap"),
+            ids: rootless::has_ids(),
+        }),
     }
 }
 
@@ -110,11 +137,21 @@ fn try_socket(dir: &Path) -> io::Result<()> {
     UnixListener::bind(format!("/proc/self/fd/{}/socket", dir.as_raw_fd())).map(drop)
 }
 
-fn tool(name: &str) -> Option<Tool> {
-    let paths = std::env::var_os("PATH")?;
+/// A program that knows no `--version`. It is found as [`images::ext4`] finds it: where users may not look for it, too.
+fn quiet_tool(name: &str) -> Option<Tool> {
+    let mut paths = std::env::var_os("PATH").unwrap_or_default();
+    paths.push(":/usr/sbin:/sbin");
+    find(name, &paths).map(|path| Tool { path, version: None })
+}
+
+fn find(name: &str, paths: &OsStr) -> Option<PathBuf> {
     let is_program =
         |path: &PathBuf| path.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
-    let path = std::env::split_paths(&paths).map(|dir| dir.join(name)).find(is_program)?;
+    std::env::split_paths(paths).map(|dir| dir.join(name)).find(is_program)
+}
+
+fn tool(name: &str) -> Option<Tool> {
+    let path = find(name, &std::env::var_os("PATH")?)?;
     let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
     let version = output.ok().and_then(|output| {
         let text = String::from_utf8_lossy(&output.stdout);
@@ -160,6 +197,8 @@ mod tests {
         let tool = tool("bash").unwrap();
         assert!(tool.version.unwrap().contains("bash"));
         assert!(tool.path.is_absolute());
+        assert!(quiet_tool("skiff-has-no-such-tool").is_none());
+        assert!(quiet_tool("sh").unwrap().version.is_none());
     }
 
     #[test]

@@ -147,6 +147,39 @@ fn what_only_some_vms_need_is_a_warning() {
 }
 
 #[test]
+fn what_only_images_need_is_a_warning_with_the_package_that_brings_it() {
+    let there = |path: &str| Some(Tool { path: path.into(), version: None });
+    let (mke2fs, debugfs) = (there("/sbin/mke2fs"), there("/sbin/debugfs"));
+    let fine = e2fsprogs(mke2fs.as_ref(), debugfs.as_ref());
+    assert_eq!(fine, Finding::ok("e2fsprogs", "/sbin/mke2fs, /sbin/debugfs"));
+    for missing in [e2fsprogs(None, debugfs.as_ref()), e2fsprogs(mke2fs.as_ref(), None)] {
+        assert_eq!(
+            (missing.status, missing.fix.as_deref()),
+            (Status::Warn, Some("sudo apt install e2fsprogs"))
+        );
+    }
+    assert_eq!(keyring(true), Finding::ok("debian-keys", KEYRING));
+    let missing = keyring(false);
+    assert_eq!(
+        (missing.status, missing.fix.as_deref()),
+        (Status::Warn, Some("sudo apt install debian-archive-keyring"))
+    );
+}
+
+#[test]
+fn who_is_not_root_needs_ids_and_what_maps_them() {
+    let there = |path: &str| Some(Tool { path: path.into(), version: None });
+    let both = |ids| Uidmap { newuidmap: there("/bin/newuidmap"), newgidmap: there("/bin/newgidmap"), ids };
+    assert_eq!(uidmap(&both(Ok(()))), Finding::ok("uidmap", "/bin/newuidmap, /bin/newgidmap"));
+    let missing = uidmap(&Uidmap { newgidmap: None, ..both(Ok(())) });
+    assert_eq!((missing.status, missing.fix.as_deref()), (Status::Warn, Some("sudo apt install uidmap")));
+    let none = uidmap(&both(Err(rootless::Error::NoIds { file: "/etc/subgid", user: "me".to_owned() })));
+    assert_eq!(none.status, Status::Warn);
+    assert!(none.found.starts_with("/etc/subgid gives me no IDs; "), "{none:?}");
+    assert_eq!(none.fix.as_deref(), Some("echo me:100000:65536 | sudo tee -a /etc/subgid"));
+}
+
+#[test]
 fn without_a_place_for_them_no_vm_can_run() {
     assert_eq!(state(&Ok("/s/skiff".into())), Finding::ok("state", "VMs are kept in /s/skiff"));
     let finding = state(&Err(anyhow::anyhow!("read-only").context("cannot write to /s")));
