@@ -51,7 +51,13 @@ Exit codes:
   those of the command; 128+N if signal N ended it
   125    skiff itself failed: there is no such VM, no agent answers, …
   126    the command cannot be run
-  127    there is no such command in the guest";
+  127    there is no such command in the guest
+  129    you left with Ctrl-] q; 0: with Ctrl-] d
+
+Keys, with -it and in skiff shell:
+  Ctrl-] q       leave, and end the command
+  Ctrl-] d       leave it running
+  Ctrl-] Ctrl-]  type Ctrl-]";
 
 const COMMAND: Operand = Operand {
     name: "CMD",

@@ -135,6 +135,12 @@ fn asked_for(matches: &ArgMatches) -> Result<u8> {
         .into());
     }
     volume::check(&suite.volumes).map_err(usage)?;
+    if [&asked.junit, &asked.json].iter().all(|path| path.as_deref().is_some_and(is_stdout)) {
+        return Err(Usage(
+            "--junit and --json cannot both be standard output: name a file for one".to_owned(),
+        )
+        .into());
+    }
     Context::open(&project)?.check(&suite.setup).map_err(|error| match &file {
         Some(path) if error.line > 0 => mistake(path, &error),
         _ => Usage(format!("--copy: {}", error.wrong)),
@@ -242,12 +248,6 @@ fn check(suite: &Suite, has_file: bool) -> Result<(), Usage> {
 
 fn test(asked: &Asked, suite: &Suite, cases: &[Case], project: &Project) -> Result<u8> {
     let (started, begin) = (time::now(), Instant::now());
-    if [&asked.junit, &asked.json].iter().all(|path| path.as_deref().is_some_and(is_stdout)) {
-        return Err(Usage(
-            "--junit and --json cannot both be standard output: name a file for one".to_owned(),
-        )
-        .into());
-    }
     let output = std::path::absolute(suite.output.as_deref().unwrap_or(Path::new(OUTPUT)))
         .context("cannot tell the current directory")?;
     let (output, _lock) = folder::begin(&output)?;
