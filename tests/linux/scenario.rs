@@ -118,7 +118,7 @@ impl Kind {
             Kind::Pipe => 300,
             Kind::Packages => 240,
             Kind::CloudInit | Kind::Build => 90,
-            Kind::Example => 350,
+            Kind::Example => 250,
             Kind::Live(cpus) if cpus > 1 => 120,
             Kind::FoldersLarge => 1800,
             Kind::Folders => 130,
@@ -173,7 +173,7 @@ pub fn all(dir: &Path, systems: Option<&Path>) -> Result<Vec<Scenario>> {
 /// Kernels and what is done with each. What depends on a kernel is done with each release and with each flavour, on each transport, and not with every
 /// combination of the three; what does not is done once.
 const WITH_KERNELS: &[(&str, &str, Kind)] = &[
-    ("12-generic", "pci", Kind::Live(4)),
+    ("12-generic", "pci", Kind::Live(1)),
     ("13-cloud", "mmio", Kind::Live(4)),
     ("11-cloud", "mmio", Kind::Live(1)),
     ("13-cloud", "pci", Kind::Live(1)),
@@ -231,7 +231,7 @@ impl Scenario {
 
     /// Whether it is left out unless somebody names it: what takes minutes in emulation.
     pub fn is_on_demand(&self) -> bool {
-        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::FoldersLarge | Kind::Example)
+        matches!(self.kind, Kind::Pipe | Kind::Packages | Kind::FoldersLarge)
     }
 
     /// Runs it in a directory of its own below `work`.

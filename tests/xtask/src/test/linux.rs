@@ -25,7 +25,7 @@ const BOX_MEMORY: &str = "6144";
 /// All that one box does.
 const BOX_TIME: Duration = Duration::from_secs(60 * 60);
 /// How often a test is begun of which nobody could say how it went.
-const TRIES: u32 = 2;
+const TRIES: u32 = 3;
 
 /// The tests of whole Linux guests.
 pub struct LinuxGuests {
