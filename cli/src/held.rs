@@ -116,7 +116,7 @@ impl Dir {
         Ok(self.at(Path::new(name), flags, Mode::from_raw_mode(MODE))?.into())
     }
 
-    /// Let the file `name` hold `bytes`, whole or not at all. What was in its place is gone then, be it a link.
+    /// Let the file `name` hold `bytes`: who reads it finds what was there or all of them. What was in its place is gone then, be it a link.
     pub fn replace(&self, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
         let mut aside = OsStr::new(".").to_owned();
         aside.push(name);
@@ -182,7 +182,7 @@ impl<'d> Aside<'d> {
         &self.dir
     }
 
-    /// Let the one thing in it be `name` in the directory that it is in. Says what it is; nothing if it is not the one.
+    /// Let the one thing in it be `name` in the directory that it is in. Says whether there is just one, of a kind that `fits`.
     pub fn give(&self, name: &OsStr, fits: impl Fn(FileType) -> bool) -> io::Result<bool> {
         let names = self.dir.names()?;
         let [own] = names.as_slice() else { return Ok(false) };

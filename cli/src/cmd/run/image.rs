@@ -25,10 +25,7 @@ const DEFAULT_MEMORY: Memory = Memory(1 << 30);
 pub fn find(images: &Images, text: &str) -> Result<Image> {
     let image = match images.hold(text) {
         Err(StoreError::Unknown { .. }) if image::make(images, text)? => images.hold(text)?,
-        Err(StoreError::Unknown { text, hint }) => {
-            return Err(StoreError::Unknown { hint: or_built(&text, hint), text }.into());
-        }
-        held => held?,
+        held => held.map_err(with_hint)?,
     };
     checked(images, image)
 }
@@ -40,10 +37,15 @@ pub fn there(images: &Images, text: &str) -> Result<Image> {
             let hint = format!("skiff image build {text} makes it, which a dry run does not");
             Err(StoreError::Unknown { text, hint }.into())
         }
-        Err(StoreError::Unknown { text, hint }) => {
-            Err(StoreError::Unknown { hint: or_built(&text, hint), text }.into())
-        }
-        held => Ok(held?),
+        held => Ok(held.map_err(with_hint)?),
+    }
+}
+
+/// What to do about an image that is not there, as far as that can be told.
+fn with_hint(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Unknown { text, hint } => StoreError::Unknown { hint: or_built(&text, hint), text },
+        error => error,
     }
 }
 
@@ -60,12 +62,13 @@ pub fn checked(images: &Images, image: Image) -> Result<Image> {
 
 /// What was most likely meant by `text`, if that is not in the store but could be built.
 fn or_built(text: &str, hint: String) -> String {
+    if hint.starts_with("did you mean") {
+        return hint;
+    }
     let names = debian::all().iter().flat_map(|recipe| &recipe.names).map(String::as_str);
     match closest(text, names) {
-        Some(close) if !hint.starts_with("did you mean") => {
-            format!("did you mean '{close}'? That would be built")
-        }
-        None if !hint.starts_with("did you mean") && text.parse::<images::registry::Reference>().is_ok() => {
+        Some(close) => format!("did you mean '{close}'? That would be built"),
+        None if text.parse::<images::registry::Reference>().is_ok() => {
             format!("skiff image pull {text} asks a registry for it, and skiff image ls shows what is here")
         }
         _ => hint,

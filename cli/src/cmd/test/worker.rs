@@ -331,13 +331,12 @@ pub fn kernel_log(guest: &Guest) -> Result<String> {
 
 /// Fetch what is to be fetched. What is not there is no failure; a guest that sends without end is left after a time.
 fn fetch(job: &Job, folder: &Folder, ran: &mut Ran) {
-    let fetcher = match folder.artifacts() {
+    let mut fetcher = match folder.artifacts() {
         Ok(to) => Fetcher { store: job.store.clone(), vm: job.vm.clone(), to, room: MOST_FETCHED },
         Err(error) => return ran.notes.push(format!("artifacts cannot be written: {error}")),
     };
     let (tell, told) = sync_channel(job.artifacts.len());
     let paths = job.artifacts.clone();
-    let mut fetcher = fetcher;
     let fetched = move || {
         for path in paths {
             let fetched = fetcher.fetch(&path);
