@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use super::Error;
+use crate::child::{self, Ending};
 
 /// The most that is kept of what a program prints, in bytes.
 const OUTPUT: u64 = 32 << 20;
@@ -45,18 +46,19 @@ pub fn run_into(
         let doing = format!("{doing} {program}");
         move |source| Error::Io { doing, source }
     };
-    let mut child: Child = command.spawn().map_err(|source| Error::Program { program, source })?;
+    let mut running =
+        child::start(&mut command, Ending::Kill).map_err(|source| Error::Program { program, source })?;
     // Complaints are read aside, so that neither pipe fills up while the other is read.
-    let complaints = child.stderr.take().map(|stderr| std::thread::spawn(move || start_of(stderr)));
-    let copied = match child.stdout.take() {
+    let complaints = running.child().stderr.take().map(|stderr| std::thread::spawn(move || start_of(stderr)));
+    let copied = match running.child().stdout.take() {
         Some(mut stdout) => std::io::copy(&mut (&mut stdout).take(limit), into),
         None => Ok(0),
     };
     if copied.as_ref().map_or(true, |copied| *copied >= limit) {
         // Nobody reads the rest.
-        let _ = child.kill();
+        let _ = running.child().kill();
     }
-    let status = child.wait().map_err(io("wait for"))?;
+    let status = running.end().map_err(io("wait for"))?;
     let stderr = complaints.and_then(|thread| thread.join().ok()).unwrap_or_default();
     let copied = copied.map_err(io("keep what is printed by"))?;
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
