@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use skiff_tests::tree;
 
 use crate::bytes::noise;
 use crate::cli::Cli;
@@ -15,12 +16,6 @@ use crate::vm::Kernel;
 
 /// Files of a tree that is copied there and back.
 const FILES: usize = 3000;
-/// Files of one that is as large as the sources of a kernel, and in how many directories they are.
-const KERNEL_FILES: usize = 75_000;
-const KERNEL_DIRECTORIES: usize = 4800;
-/// How large a kernel's files are: so many of a hundred are no larger than so many bytes.
-const SIZES: [(usize, usize); 7] =
-    [(10, 400), (30, 1600), (50, 4200), (70, 10_000), (90, 30_000), (98, 90_000), (100, 300_000)];
 /// What makes one number of all files in a directory.
 const SUMS: &str = "find . -type f | sort | xargs sha256sum | sha256sum";
 
@@ -68,7 +63,7 @@ fn start(cli: &Cli<'_>, kernel: &Kernel, dir: &Path, volumes: &[String]) -> Resu
 pub fn large(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     let cli = Cli::new(skiff, dir)?;
     let shared = dir.join("shared");
-    let bytes = kernel_tree(&shared.join("tree"))?;
+    let bytes = tree::make(&shared.join("tree"))?;
     let sums = |name: &str| -> Result<String> {
         let said = Command::new("sh").args(["-c", SUMS]).current_dir(shared.join(name)).output()?;
         Ok(String::from_utf8_lossy(&said.stdout).trim_end().to_owned())
@@ -77,7 +72,8 @@ pub fn large(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     let mut last = Instant::now();
     let mut lap = |what: &str| {
         println!(
-            "{what}: {KERNEL_FILES} files, {} MiB in {:.0} s",
+            "{what}: {} files, {} MiB in {:.0} s",
+            tree::FILES,
             bytes >> 20,
             last.elapsed().as_secs_f64()
         );
@@ -101,33 +97,6 @@ pub fn large(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     cli.told(checks())?;
     cli.run(["kill", "worker"])?;
     Ok(())
-}
-
-/// Make it, the same every time, and say how many bytes its files have.
-fn kernel_tree(tree: &Path) -> Result<usize> {
-    let noise = noise(1 << 20);
-    let mut bytes = 0;
-    for number in 0..KERNEL_FILES {
-        let directory = number % KERNEL_DIRECTORIES;
-        let below = tree.join(format!("{}/{}/{directory}", directory % 20, directory % 300));
-        if number < KERNEL_DIRECTORIES {
-            fs::create_dir_all(&below)?;
-        }
-        let mixed = number.wrapping_mul(0x9e37_79b9) >> 7;
-        let size = size_of_file(mixed % 100, mixed / 100 % 1000);
-        let from = number * 37 % (noise.len() - size);
-        fs::write(below.join(number.to_string()), &noise[from..from + size])?;
-        bytes += size;
-    }
-    symlink("0/0/0", tree.join("link"))?;
-    Ok(bytes)
-}
-
-/// The size of a file that is larger than `percent` of all, and than so many thousandths of those in its class.
-fn size_of_file(percent: usize, thousandths: usize) -> usize {
-    let class = SIZES.iter().position(|(below, _)| percent < *below).unwrap_or(SIZES.len() - 1);
-    let least = if class == 0 { 0 } else { SIZES[class - 1].1 };
-    least + (SIZES[class].1 - least) * thousandths / 1000
 }
 
 /// What programs expect of files, and what the host sees of it.

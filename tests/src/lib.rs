@@ -4,4 +4,5 @@ pub mod machine;
 pub mod pattern;
 pub mod stream;
 pub mod tap;
+pub mod tree;
 pub mod user;

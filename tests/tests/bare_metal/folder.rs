@@ -1,9 +1,11 @@
-//! virtio-fs: files by hash, and a mount that goes on from a snapshot.
+//! virtio-fs: files by hash, a tree as large as a kernel's, and a mount that goes on from a snapshot.
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use skiff_tests::machine::{Machine, Transport};
+use skiff_tests::tree;
 use vmm::spec::FolderSpec;
 
 use crate::on_both;
@@ -40,6 +42,58 @@ fn files_are_the_hosts(transport: Transport) {
     assert_eq!(ended.said("folder-out"), sum(&share.join("out")));
     assert_eq!(ended.said("folder-names"), "102");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_tree_as_large_as_a_kernels_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = tree::make(&dir.path().join("tree")).unwrap();
+    let folder = format!("path={}", dir.path().display());
+    let machine = Machine::guest("folder-tree").flag("--fs", folder);
+    let ended = machine.limit(Duration::from_secs(600)).run();
+    ended.passed(&["folder-tree"]);
+    let mut same = Same::default();
+    same.compare(&dir.path().join("tree"), &dir.path().join("copy"));
+    assert_eq!((same.files, same.bytes), (tree::FILES as u64, bytes));
+    let Same { files, directories, links, bytes, sum } = same;
+    assert_eq!(ended.said("tree-copied"), format!("{files} {directories} {links} {bytes} {sum:#x}"));
+}
+
+/// What two trees both have.
+#[derive(Default)]
+struct Same {
+    files: u64,
+    directories: u64,
+    links: u64,
+    bytes: u64,
+    /// The hashes of all files, added.
+    sum: u64,
+}
+
+impl Same {
+    fn compare(&mut self, one: &Path, other: &Path) {
+        for entry in fs::read_dir(one).unwrap() {
+            let here = entry.unwrap();
+            let (path, there) = (here.path(), other.join(here.file_name()));
+            let kind = here.file_type().unwrap();
+            assert_eq!(there.symlink_metadata().unwrap().file_type(), kind, "{}", path.display());
+            if kind.is_dir() {
+                self.directories += 1;
+                self.compare(&path, &there);
+            } else if kind.is_symlink() {
+                self.links += 1;
+                assert_eq!(fs::read_link(&path).unwrap(), fs::read_link(&there).unwrap());
+            } else {
+                let bytes = fs::read(&path).unwrap();
+                assert!(bytes == fs::read(&there).unwrap(), "{} is another", there.display());
+                self.files += 1;
+                self.bytes += bytes.len() as u64;
+                self.sum = self.sum.wrapping_add(hash(&bytes));
+            }
+        }
+        let count = |dir: &Path| fs::read_dir(dir).unwrap().count();
+        assert_eq!(count(one), count(other), "{}", other.display());
+    }
 }
 
 /// The file that the guest has open is found again; a clone whose folder has no such file is told so.

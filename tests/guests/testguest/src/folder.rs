@@ -20,7 +20,7 @@ const PIECE: usize = 64 << 10;
 /// How long the file is that is written.
 const WRITTEN: usize = 200_000;
 
-const ROOT: u64 = 1;
+pub const ROOT: u64 = 1;
 const LOOKUP: u32 = 1;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
@@ -36,24 +36,24 @@ const EINVAL: i32 = 22;
 const EBADF: i32 = 9;
 
 /// A folder that is mounted.
-struct Folder {
+pub struct Folder {
     device: Raw,
     request: u64,
     answer: u64,
     unique: u64,
 }
 
-fn number(bytes: &[u8], at: usize) -> u64 {
+pub fn number(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.iter_mut().zip(bytes.iter().skip(at)).for_each(|(to, from)| *to = *from);
     u64::from_le_bytes(word)
 }
 
-fn words(parts: &[u32]) -> Vec<u8> {
+pub fn words(parts: &[u32]) -> Vec<u8> {
     parts.iter().flat_map(|part| part.to_le_bytes()).collect()
 }
 
-fn longs(parts: &[u64]) -> Vec<u8> {
+pub fn longs(parts: &[u64]) -> Vec<u8> {
     parts.iter().flat_map(|part| part.to_le_bytes()).collect()
 }
 
@@ -62,7 +62,7 @@ fn text(name: &str) -> Vec<u8> {
 }
 
 impl Folder {
-    fn mount() -> Result<Self, String> {
+    pub fn mount() -> Result<Self, String> {
         let Some(device) = Raw::start(ID, 128) else { return Err("no file system".into()) };
         check!(device.rings.len() == 2, "{} queues", device.rings.len());
         let room = u64::from(ROOM) / 4096;
@@ -86,12 +86,11 @@ impl Folder {
         check!(request.len() as u32 <= ROOM, "too long a request");
         // SAFETY: pages of our own, with room for it.
         unsafe { core::ptr::copy_nonoverlapping(request.as_ptr(), self.request as *mut u8, request.len()) };
-        let buffers = [
-            (self.request, 40, false),
-            (self.request + 40, request.len() as u32 - 40, false),
-            (self.answer, 16, true),
-            (self.answer + 16, ROOM - 16, true),
-        ];
+        let mut buffers = alloc::vec![(self.request, 40, false)];
+        if !body.is_empty() {
+            buffers.push((self.request + 40, body.len() as u32, false));
+        }
+        buffers.extend([(self.answer, 16, true), (self.answer + 16, ROOM - 16, true)]);
         let Some(len) = self.device.request(REQUESTS, &buffers) else { return Err("no answer".into()) };
         check!((16..=ROOM).contains(&len), "an answer of {len} bytes");
         // SAFETY: pages of our own, of which the device says it wrote so many.
@@ -104,35 +103,39 @@ impl Folder {
         }
     }
 
-    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, String> {
         self.try_ask(opcode, node, body)?.map_err(|error| alloc::format!("request {opcode}: error {error}"))
     }
 
-    fn read(&mut self, node: u64, handle: u64, offset: u64) -> Result<Vec<u8>, String> {
+    pub fn read(&mut self, node: u64, handle: u64, offset: u64) -> Result<Vec<u8>, String> {
         let body = [longs(&[handle, offset]), words(&[PIECE as u32, 0, 0, 0, 0, 0])].concat();
         self.ask(READ, node, &body)
     }
 
-    fn write(&mut self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Outcome {
+    pub fn write(&mut self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Outcome {
         let head = [longs(&[handle, offset]), words(&[data.len() as u32, 0, 0, 0, RDWR, 0])].concat();
         let answer = self.ask(WRITE, node, &[&head, data].concat())?;
         check!(number(&answer, 0) as u32 == data.len() as u32, "a part was written");
         Ok(())
     }
 
-    /// A new file in the folder: its node, and it open.
-    fn create(&mut self, name: &str) -> Result<(u64, u64), String> {
-        let answer = self.ask(CREATE, ROOT, &[words(&[RDWR, 0o644, 0, 0]), text(name)].concat())?;
+    pub fn lookup(&mut self, name: &str) -> Result<u64, String> {
+        Ok(number(&self.ask(LOOKUP, ROOT, &text(name))?, 0))
+    }
+
+    /// A new file in a directory, its name with the NUL behind it: its node, and it open.
+    pub fn create(&mut self, parent: u64, mode: u32, name: &[u8]) -> Result<(u64, u64), String> {
+        let answer = self.ask(CREATE, parent, &[&words(&[RDWR, mode, 0, 0]), name].concat())?;
         Ok((number(&answer, 0), number(&answer, 128)))
     }
 }
 
 /// FNV-1a, 64 bits.
-fn hash(hash: u64, bytes: &[u8]) -> u64 {
+pub fn hash(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
+pub const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// Read a file of the host's, write one, list the folder, and try what must not work.
 pub fn files() -> Outcome {
@@ -148,7 +151,7 @@ pub fn files() -> Outcome {
     }
     check!(at == size, "{at} bytes of {size}");
     println!("folder-in {sum:#x} {size}");
-    let (node, handle) = folder.create("out")?;
+    let (node, handle) = folder.create(ROOT, 0o644, b"out\0")?;
     let data: Vec<u8> = (0..WRITTEN as u32).map(|i| (i.wrapping_mul(31) >> 3) as u8).collect();
     for (piece, at) in data.chunks(PIECE).zip((0..).step_by(PIECE)) {
         folder.write(node, handle, at, piece)?;
@@ -190,7 +193,7 @@ pub fn beats() -> Outcome {
     // A port whose driver does not ask for input gets none.
     cpu::out8(PORT + 1, 1);
     let mut folder = Folder::mount()?;
-    let (node, handle) = folder.create("log")?;
+    let (node, handle) = folder.create(ROOT, 0o644, b"log\0")?;
     for beat in 0_u64.. {
         folder.write(node, handle, 8 * beat, &beat.to_le_bytes())?;
         let last = folder.read(node, handle, 8 * beat)?;

@@ -28,6 +28,7 @@ mod pci;
 mod serial;
 mod smp;
 mod snapshots;
+mod tree;
 mod vsock;
 mod vsock_speed;
 
@@ -73,6 +74,7 @@ const TESTS: &[Test] = &[
     ("balloon", balloon::pages_go),
     ("folder", folder::files),
     ("folder-beats", folder::beats),
+    ("folder-tree", tree::copy),
     ("net", net::echo),
     ("net-queues", net::queues),
     ("net-link", net::link),
