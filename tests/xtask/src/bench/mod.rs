@@ -78,42 +78,38 @@ struct Bench {
     work: PathBuf,
 }
 
-/// Measures `rows` (all if empty), prints the table and writes it to `json` (unless given, `target/bench.json`).
+/// Measures `rows` (all if empty), prints the table and writes it to `json` (unless given, `target/bench.json`). The lines of a row are shown
+/// when it is done, and a row that cannot be measured costs none of the others.
 ///
 /// # Errors
-/// When something cannot be built or started. A missed target is none: the table says so.
+/// When something cannot be built. A missed target is none: the table says so. A row that cannot be measured is said, and makes the exit code 1.
 pub fn run(rows: &[Row], json: Option<&Path>) -> Result<ExitCode> {
     let rows = if rows.is_empty() { Row::value_variants() } else { rows };
     let bench = Bench::prepare(rows)?;
     let busy = others_busy();
-    let mut lines = Vec::new();
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
     for row in rows {
-        let measured = match row {
-            Row::Startup => startup::measure(&bench),
-            Row::Boot => boot::measure(&bench),
-            Row::Memory => memory::measure(&bench),
-            Row::Size => size(&bench),
-            Row::Disk => disk::measure(&bench),
-            Row::Layers => layers::measure(&bench),
-            Row::Net => net::measure(&bench),
-            Row::Vsock => vsock::measure(&bench),
-            Row::Fs => fs::measure(&bench),
-            Row::Fleet => fleet::measure(&bench),
-            Row::Guest => guest::measure(&bench),
-            Row::Matrix => matrix::measure(&bench),
-            Row::Snapshot => snapshot::measure(&bench),
-        };
-        lines.extend(measured.with_context(|| format!("cannot measure {row:?}"))?);
+        match bench.measure(*row) {
+            Ok(measured) => {
+                eprint!("{}", table::render(&measured));
+                lines.extend(measured);
+            }
+            Err(error) => {
+                let failure = format!("cannot measure {row:?}: {error:#}");
+                eprintln!("{failure}");
+                failures.push(failure);
+            }
+        }
     }
     println!("\n{}", table::render(&lines));
-    if let Some(note) = busy {
+    for note in busy.iter().chain(&failures) {
         println!("{note}");
     }
     let json =
         json.map_or_else(|| paths::target().map(|dir| dir.join("bench.json")), |path| Ok(path.into()))?;
     paths::write_whole(&json, table::to_json(&lines)?.as_bytes())?;
     eprintln!("The same as JSON: {}", json.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Bench {
@@ -146,6 +142,24 @@ impl Bench {
             guests: guests::build(&target)?,
             work,
         })
+    }
+
+    fn measure(&self, row: Row) -> Result<Vec<Line>> {
+        match row {
+            Row::Startup => startup::measure(self),
+            Row::Boot => boot::measure(self),
+            Row::Memory => memory::measure(self),
+            Row::Size => size(self),
+            Row::Disk => disk::measure(self),
+            Row::Layers => layers::measure(self),
+            Row::Net => net::measure(self),
+            Row::Vsock => vsock::measure(self),
+            Row::Fs => fs::measure(self),
+            Row::Fleet => fleet::measure(self),
+            Row::Guest => guest::measure(self),
+            Row::Matrix => matrix::measure(self),
+            Row::Snapshot => snapshot::measure(self),
+        }
     }
 
     fn guest(&self, name: &str) -> PathBuf {

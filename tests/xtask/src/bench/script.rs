@@ -26,11 +26,19 @@ pub enum Where {
 /// # Errors
 /// When it fails.
 pub fn run(place: Where, script: &str) -> Result<String> {
+    run_within(place, script, BOX_TIME)
+}
+
+/// As [`run`], in a box that has `time`.
+///
+/// # Errors
+/// When it fails.
+pub fn run_within(place: Where, script: &str, time: Duration) -> Result<String> {
     let icount = matches!(place, Where::Icount);
     if !icount && matches!(Place::of_machine(), Place::Host(_)) {
         return tool::capture(Command::new("sh").args(["-c", script]));
     }
-    let options = Options { icount, timeout: BOX_TIME, ..Options::default() };
+    let options = Options { icount, timeout: time, ..Options::default() };
     let words = ["sh", "-c", script].map(OsString::from);
     let run = || kvmbox::run(&options, Io { input: false, show: false, keep: true }, &words);
     let mut outcome = run()?;
