@@ -139,18 +139,9 @@ impl Dir {
         tree::remove(&self.fd, Path::new(name))
     }
 
-    /// The names in it.
+    /// The names in it, in no order.
     pub fn names(&self) -> io::Result<Vec<std::ffi::OsString>> {
-        use std::os::unix::ffi::OsStrExt as _;
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.fd)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if !matches!(name, b"." | b"..") {
-                names.push(OsStr::from_bytes(name).to_owned());
-            }
-        }
-        Ok(names)
+        Ok(tree::names(&self.fd)?)
     }
 }
 

@@ -17,7 +17,7 @@ mod unpack;
 pub use look::{list, open};
 pub use overlay::Overlay;
 pub use pack::{Packed, Packing, pack};
-pub use remove::remove;
+pub use remove::{names, remove};
 pub use unpack::unpack;
 
 pub(crate) use tar::{Entry, Kind, Writer};

@@ -1,7 +1,7 @@
 //! [`pack`].
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -87,7 +87,7 @@ struct Level {
     dir: OwnedFd,
     path: Vec<u8>,
     /// What is still to be packed of it, from the last name to the first.
-    names: Vec<std::ffi::CString>,
+    names: Vec<OsString>,
 }
 
 impl<W: Write> Work<W> {
@@ -102,10 +102,9 @@ impl<W: Write> Work<W> {
                 levels.pop();
                 continue;
             };
-            let name = OsStr::from_bytes(name.as_bytes());
             let path = join(&level_now.path, name.as_bytes());
             let dir = level_now.dir.try_clone().map_err(|source| host_failed("open", &path, source))?;
-            let Some(below) = self.one(&dir, name, &path)? else {
+            let Some(below) = self.one(&dir, &name, &path)? else {
                 continue;
             };
             if levels.len() > limit {

@@ -1,9 +1,9 @@
 //! [`remove`].
 
 use std::collections::HashSet;
-use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
@@ -40,11 +40,10 @@ pub fn empty(dir: impl AsFd, kept: &HashSet<u64>) -> Result<(), Error> {
     })?];
     while let Some(dir) = rest.pop() {
         for name in names(&dir).map_err(|errno| failed(OsStr::new("."), errno))? {
-            let name = OsStr::from_bytes(name.as_bytes());
-            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW);
-            if !kept.contains(&stat.map_err(|errno| failed(name, errno))?.st_ino) {
-                remove(&dir, Path::new(name))?;
-            } else if let Ok(below) = open(dir.as_fd(), name) {
+            let stat = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW);
+            if !kept.contains(&stat.map_err(|errno| failed(&name, errno))?.st_ino) {
+                remove(&dir, Path::new(&name))?;
+            } else if let Ok(below) = open(dir.as_fd(), &name) {
                 rest.push(below);
             }
         }
@@ -139,7 +138,7 @@ fn fill(here: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     for name in names(here)? {
         match rustix::fs::unlinkat(here, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::ISDIR | Errno::PERM) => directories.push(name.into_bytes()),
+            Err(Errno::ISDIR | Errno::PERM) => directories.push(name.into_vec()),
             Err(errno) => return Err(errno),
         }
     }
@@ -152,7 +151,7 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     let opened = rustix::fs::openat(dir, name, flags, Mode::empty());
     let opened = match opened {
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            let_in(dir, name)?;
             rustix::fs::openat(dir, name, flags, Mode::empty())?
         }
         opened => opened?,
@@ -165,14 +164,25 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     Ok(opened)
 }
 
+/// Lets its owner into the directory `name`: by a descriptor of it, since the name may be a link to elsewhere a moment later.
+fn let_in(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    // fchmod(2) takes no such descriptor.
+    rustix::fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), Mode::RWXU)
+}
+
 /// The names in a directory, in no order.
-pub fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
+///
+/// # Errors
+/// If it cannot be read.
+pub fn names(dir: impl AsFd) -> Result<Vec<OsString>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
-        let name: &CStr = entry.file_name();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name.to_owned());
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(OsStr::from_bytes(name).to_owned());
         }
     }
     Ok(names)
