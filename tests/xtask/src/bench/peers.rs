@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::place::Place;
 use crate::{paths, tool};
 
 /// A monitor, or a kind of machine of one.
@@ -72,7 +73,8 @@ fn words(text: &str) -> impl Iterator<Item = OsString> + '_ {
 }
 
 fn qemu(machine: &str, work: &Work<'_>) -> Vec<OsString> {
-    let mut list: Vec<OsString> = words("-accel kvm -cpu host -smp 1 -nodefaults -no-user-config").collect();
+    let mut list: Vec<OsString> = words("-accel kvm -smp 1 -nodefaults -no-user-config -cpu").collect();
+    list.push(qemu_cpu().into());
     list.extend(words("-display none -serial stdio -no-reboot -M"));
     list.push(machine.into());
     list.extend(["-m".into(), format!("{}M", work.mebibytes).into()]);
@@ -82,6 +84,15 @@ fn qemu(machine: &str, work: &Work<'_>) -> Vec<OsString> {
     }
     list.extend(["-append".into(), work.cmdline.into()]);
     list
+}
+
+/// The processor that QEMU shows its guest: the host's. A KVM that works in software may refuse a register of that one
+/// (`IA32_ARCH_CAPABILITIES`), at which QEMU ends.
+pub fn qemu_cpu() -> &'static str {
+    match Place::of_machine() {
+        Place::Host(_) => "host",
+        Place::Kvmbox(_) => "host,-arch-capabilities",
+    }
 }
 
 fn cloud_hypervisor(work: &Work<'_>) -> Vec<OsString> {
