@@ -18,7 +18,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use super::wire::{Frame, Job, Size};
-use super::{signals, wait};
+use super::{look, signals, wait};
 
 const CHUNK: usize = 32 * 1024;
 /// Input that the command has not taken yet; beyond this the port is left alone.
@@ -199,6 +199,7 @@ fn serve(port: &mut File, mut received: Vec<u8>, mut child: Child) -> Result<u8>
                 Frame::Input(bytes) => input.extend(bytes),
                 Frame::InputEnd => input_ends = true,
                 Frame::Size(size) => child.terminal.iter().for_each(|terminal| resize(terminal, size)),
+                Frame::Look => send(port, &Frame::Error(look::programs().into_bytes()))?,
                 _ => {}
             }
         }

@@ -24,6 +24,12 @@ use crate::progress::Step;
 
 /// Bytes kept for the box or for our own output before their source is left alone.
 const PENDING: usize = 256 * 1024;
+/// How often a box that runs its command is interrupted. When its processor enters a guest, the emulator changes the word of pending interrupts
+/// without a lock (QEMU 7.2, `helper_vmrun`), and one that comes just then can be lost until the next one comes, whichever that is. If it was the
+/// timer's, the box itself would never bring another.
+const BEAT: Duration = Duration::from_secs(1);
+/// What a box whose time is up has to say what its programs do.
+const LOOK: Duration = Duration::from_secs(10);
 /// A pipe that polls writable takes this much without blocking (PIPE_BUF).
 const WRITE: usize = 4096;
 
@@ -45,6 +51,7 @@ pub struct Session<'a> {
     error: Vec<u8>,
     kept: Vec<u8>,
     interrupts: Interrupts,
+    last_beat: Instant,
 }
 
 /// What a turn of the loop may end with.
@@ -68,6 +75,7 @@ impl<'a> Session<'a> {
             error: Vec::new(),
             kept: Vec::new(),
             interrupts: Interrupts::default(),
+            last_beat: Instant::now(),
         }
     }
 
@@ -78,25 +86,47 @@ impl<'a> Session<'a> {
     pub fn run(mut self) -> Result<Outcome> {
         let deadline = Instant::now() + self.options.timeout;
         let code = loop {
-            if let Some(code) = self.turn(deadline)? {
+            let until = deadline.min(Instant::now() + BEAT);
+            if let Some(code) = self.turn(until)? {
                 break code;
             }
             if Instant::now() >= deadline {
-                self.booting = None;
-                self.terminal = None;
-                let seconds = self.options.timeout.as_secs();
-                eprintln!(
-                    "kvmbox: not done after {seconds} s, so ended. The end of its kernel's log:{}",
-                    self.qemu.last_words()
-                );
-                break TIMED_OUT;
+                break self.give_up()?;
             }
+            self.beat();
         };
         self.qemu.kill();
         // A reader that has gone away is none of our failures.
         let _ = io::stdout().write_all(&self.output).and_then(|()| io::stdout().flush());
         let _ = io::stderr().write_all(&self.error);
         Ok(Outcome { code, output: self.kept })
+    }
+
+    /// Interrupts a box that runs its command, unless one of our interrupts is on its way.
+    fn beat(&mut self) {
+        if self.job.is_none() && self.to_box.is_empty() && self.last_beat.elapsed() >= BEAT {
+            Frame::Beat.encode(&mut self.to_box);
+            self.last_beat = Instant::now();
+        }
+    }
+
+    /// The time is up: says what the box was doing, if it can tell. It may yet end by itself.
+    fn give_up(&mut self) -> Result<u8> {
+        self.booting = None;
+        self.terminal = None;
+        let seconds = self.options.timeout.as_secs();
+        eprintln!(
+            "kvmbox: not done after {seconds} s, so ended. The end of its kernel's log:{}",
+            self.qemu.last_words()
+        );
+        Frame::Look.encode(&mut self.to_box);
+        let until = Instant::now() + LOOK;
+        while Instant::now() < until {
+            if let Some(code) = self.turn(until)? {
+                return Ok(code);
+            }
+        }
+        Ok(TIMED_OUT)
     }
 
     fn turn(&mut self, deadline: Instant) -> Result<Done> {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 mod agent;
 mod host;
 mod image;
+mod look;
 mod qemu;
 mod signals;
 mod terminal;

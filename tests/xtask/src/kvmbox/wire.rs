@@ -21,6 +21,10 @@ pub enum Frame {
     InputEnd,
     /// Host to box: the terminal's new size.
     Size(Size),
+    /// Host to box, every now and then: nothing, with an interrupt.
+    Beat,
+    /// Host to box: say what every program does.
+    Look,
     /// Box to host: the agent is there and waits for its job.
     Hello,
     /// Box to host: the command wrote this.
@@ -64,6 +68,8 @@ impl Frame {
             Frame::Input(bytes) => put(b'I', bytes),
             Frame::InputEnd => put(b'N', &[]),
             Frame::Size(size) => put(b'S', &size.encode()),
+            Frame::Beat => put(b'B', &[]),
+            Frame::Look => put(b'L', &[]),
             Frame::Hello => put(b'H', &[]),
             Frame::Output(bytes) => put(b'O', bytes),
             Frame::Error(bytes) => put(b'E', bytes),
@@ -90,6 +96,8 @@ impl Frame {
             b'I' => Frame::Input(body.to_vec()),
             b'N' => Frame::InputEnd,
             b'S' => Frame::Size(Size::decode(body)?),
+            b'B' => Frame::Beat,
+            b'L' => Frame::Look,
             b'H' => Frame::Hello,
             b'O' => Frame::Output(body.to_vec()),
             b'E' => Frame::Error(body.to_vec()),
@@ -173,6 +181,8 @@ mod tests {
             Frame::Input(vec![0, 1, 255]),
             Frame::InputEnd,
             Frame::Size(size),
+            Frame::Beat,
+            Frame::Look,
             Frame::Exit(7),
         ];
         let mut bytes = Vec::new();
