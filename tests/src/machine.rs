@@ -26,6 +26,14 @@ pub enum Transport {
     Mmio,
 }
 
+/// Whether guests on this machine see the CPUID of the host's processor: a KVM in software cannot intercept the instruction on a processor
+/// that has no CPUID faulting.
+#[must_use]
+pub fn cpuid_is_the_hosts() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    Path::new("/sys/module/kvm_pvm").exists() && !cpuinfo.contains(" cpuid_fault")
+}
+
 /// A machine that has not been started.
 #[derive(Clone, Debug)]
 pub struct Machine {

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use skiff_tests::machine::{Machine, Transport};
+use skiff_tests::machine::{Machine, Transport, cpuid_is_the_hosts};
 
 use crate::on_both;
 
@@ -92,7 +92,12 @@ fn the_bus_is_as_configured(transport: Transport) {
 
 fn every_processor_starts(transport: Transport) {
     for cpus in [1, 2, 5, 16] {
-        let ended = Machine::guest("smp").transport(transport).cpus(cpus).run();
+        let mut machine = Machine::guest("smp").transport(transport).cpus(cpus);
+        if cpuid_is_the_hosts() {
+            eprintln!("skipped: what CPUID says, which is the host's here");
+            machine = machine.cmdline("cpuid=host");
+        }
+        let ended = machine.run();
         ended.passed(&["smp"]);
         let wanted = format!("{cpus} ");
         assert!(ended.said("processors-up").starts_with(&wanted), "{ended:#?}");
