@@ -1,4 +1,4 @@
-//! Bytes to store and send, and their hashes.
+//! Hashes of bytes.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -6,18 +6,6 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-
-/// Bytes without a pattern, the same every time (xorshift).
-pub fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(&mut next).flatten().take(length).collect()
-}
 
 /// The SHA-256 of the first `length` bytes of a file, by coreutils.
 ///

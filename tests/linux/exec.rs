@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use skiff_tests::pattern::random;
 
-use crate::bytes::noise;
 use crate::cli::Cli;
 use crate::systems::BOOT;
 use crate::vm::Kernel;
@@ -173,7 +173,7 @@ fn streams(cli: &Cli<'_>, dir: &Path) -> Result<()> {
 /// So many bytes to the guest, which hashes them, and as many there and back.
 fn through_pipes(cli: &Cli<'_>, dir: &Path, bytes: usize) -> Result<()> {
     let path = dir.join("noise");
-    fs::write(&path, noise(bytes))?;
+    fs::write(&path, random(0, bytes))?;
     let wanted = sum(Stdio::from(File::open(&path)?))?;
     let start = Instant::now();
     let output = cli.command(["exec", "-i", "worker", "sha256sum"]).stdin(File::open(&path)?).output()?;

@@ -7,9 +7,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use skiff_tests::tree;
+use skiff_tests::{pattern::random, tree};
 
-use crate::bytes::noise;
 use crate::cli::Cli;
 use crate::exec::{shell, with_agent};
 use crate::vm::Kernel;
@@ -136,7 +135,7 @@ fn trees(cli: &Cli<'_>, shared: &Path) -> Result<()> {
         fs::write(below.join(number.to_string()), format!("{number}\n").repeat(number % 50))?;
     }
     symlink("0/0/0", tree.join("link"))?;
-    fs::write(tree.join("large"), noise(24 << 20))?;
+    fs::write(tree.join("large"), random(0, 24 << 20))?;
     let here = Command::new("sh").args(["-c", SUMS]).current_dir(&tree).output()?;
     let here = String::from_utf8_lossy(&here.stdout).trim_end().to_owned();
     ensure!(shell(cli, &format!("cd '/srv/a b/tree' && {SUMS}"))? == here, "the guest reads other files");

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use skiff_tests::pattern::random;
 
-use crate::bytes::{hash_of, noise};
+use crate::bytes::hash_of;
 use crate::cli::Cli;
 use crate::host::{self, Devices};
 use crate::vm::Kernel;
@@ -18,7 +19,7 @@ const MIB: usize = 1 << 20;
 /// Two guests and the host on a bridge: ping, HTTP, iperf3 both ways.
 pub fn bridge(skiff: &Path, first: &Kernel, second: &Kernel, dir: &Path) -> Result<()> {
     let _devices = Devices::bridge("skbr0", "10.9.0.1/24", &["sktap0", "sktap1"])?;
-    let content = noise(8 * MIB);
+    let content = random(0, 8 * MIB);
     host::serve_http(8765, content.clone())?;
     let cli = Cli::new(skiff, dir)?;
     let initrds = (first.initrd(dir)?, second.initrd(dir)?);
@@ -110,7 +111,7 @@ pub fn user(skiff: &Path, kernel: &Kernel, dir: &Path) -> Result<()> {
     // passt takes addresses and routes from the host's first interface that leads anywhere.
     let _devices = Devices::bridge("skbr1", "192.0.2.2/24", &["sktap2"])?;
     host::ip("route add default via 192.0.2.1 dev skbr1")?;
-    let content = noise(2 * MIB);
+    let content = random(0, 2 * MIB);
     host::serve_http(8766, content.clone())?;
     let initrd = kernel.initrd(dir)?;
     let cli = Cli::new(skiff, dir)?.of_nobody(dir)?;

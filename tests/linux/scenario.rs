@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use skiff_tests::pattern::random;
 
-use crate::bytes::{hash, noise};
+use crate::bytes::hash;
 use crate::facts::Facts;
 use crate::vm::{Ended, Kernel, Vm};
 use crate::{
@@ -294,7 +295,7 @@ fn boot(vm: Vm<'_>) -> Result<()> {
     let (first, second) = (vm.dir.join("a.img"), vm.dir.join("b.img"));
     let file = File::create(&first).context("cannot make a disk")?;
     file.set_len(16 * MIB as u64).context("cannot make a disk")?;
-    fs::write(&second, noise(2 * MIB)).context("cannot make a disk")?;
+    fs::write(&second, random(0, 2 * MIB)).context("cannot make a disk")?;
     let before = hash(&second, 2 * MIB)?;
     let vm = Vm {
         actions: "console,rng,write,readonly,reboot-once,check,poweroff",

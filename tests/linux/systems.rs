@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use skiff_tests::pattern::random;
 
-use crate::bytes::noise;
 use crate::cli::Cli;
 
 /// How long a guest with systemd may take to be ready, in seconds: it is emulated on a machine that may be busy.
@@ -121,7 +121,7 @@ fn checks(cli: &Cli<'_>, release: u32, dir: &Path) -> Result<()> {
     let output = cli.output(&["exec", "guest", "sh", "-c", "kill -TERM $$"])?;
     ensure!(output.status.code() == Some(143), "a command that was killed came as {output:?}");
     let (file, back) = (dir.join("file"), dir.join("back"));
-    fs::write(&file, noise(1 << 20)).context("cannot write a file")?;
+    fs::write(&file, random(0, 1 << 20)).context("cannot write a file")?;
     cli.run([Path::new("cp"), &file, Path::new("guest:/root/copy")])?;
     cli.run([Path::new("cp"), Path::new("guest:/root/copy"), &back])?;
     ensure!(fs::read(&back)? == fs::read(&file)?, "a file came back as another");
